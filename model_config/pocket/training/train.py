@@ -1,0 +1,234 @@
+"""Train the pocket weights from scratch on a CPU and write the checkpoint.
+
+    python -m model_config.pocket.training.train --data FOLDER --meanings meanings.pt --minutes 25
+
+``FOLDER`` holds ``train.jsonl.gz``; rows that resemble those of ``pocket_smoke.jsonl`` or ``eval/`` there are left out.
+The learning rate follows the clock, so equal seeds give equal data but weights that depend on the machine's speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from model_config.pocket.training import checkpoint, templates
+from model_config.pocket.training.data import Row, read_rows, without_lookalikes
+from model_config.pocket.training.examples import Example, Scribe
+from model_config.pocket.training.measure import Judge, report
+from model_config.pocket.training.network import WIDTH, PocketText
+from model_config.pocket.training.pictures import Eye, random_tiles
+from model_config.pocket.training.tokenizer import ORDINARY_TOKENS, VOCABULARY
+from server.tokenizer import PromptTokenizer
+
+POCKET = Path(__file__).resolve().parents[1]
+
+# How much of a source one epoch sees.  Large sets of one kind would drown the rest.
+SHARES = {
+    "edos": 0.25,
+    "hatemojibuild": 0.4,
+    "madlibs": 0.3,
+    "mmlu_questions": 0.6,
+    "gsm8k": 0.4,
+    "synth": 0.7,
+    "aart": 0.8,
+    "sap200": 0.6,
+    "caia_replies": 0.6,
+    "safetext": 0.6,
+}
+
+TOKENS_A_BATCH = 4096
+PEAK_RATE = 3e-3
+EMBEDDING_SIZE = 0.3
+REPLACED = 0.15
+DROPOUT = 0.1
+AVERAGE = 0.995
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Padded sequences and the places whose next token counts."""
+
+    ids: Tensor
+    positions: Tensor
+    row: Tensor
+    place: Tensor
+    target: Tensor
+    weight: Tensor
+    tiles: int
+
+
+class Trainer:
+    """One network in training: weights, their running average, and the loss."""
+
+    def __init__(self, meanings: Tensor, eye_seed: int, patch: int) -> None:
+        self.patch = patch
+        self.network = PocketText(VOCABULARY)
+        start_from_meaning(self.network, meanings)
+        self.eye = Eye(eye_seed, EMBEDDING_SIZE)
+        # The tower does not learn, so its view of a hundred pictures is computed once.
+        self.views = torch.cat([self.eye.see(random_tiles(12, random.Random(number))) for number in range(10)])
+        self.steps = 0
+        self.average = copy.deepcopy(self.network).requires_grad_(False)
+        decoder = self.network.model
+        matrices = [w for n, w in self.network.named_parameters() if w.dim() == 2 and "embed" not in n]
+        vectors = [w for w in self.network.parameters() if w.dim() == 1]
+        self.groups = [
+            {"params": matrices, "weight_decay": 0.1, "share": 1.0},
+            {"params": vectors, "weight_decay": 0.0, "share": 1.0},
+            # Embeddings know more than the rows can teach: rare words should stay near where they began.
+            {"params": [decoder.embed_tokens.weight], "weight_decay": 0.0, "share": 0.3},
+        ]
+        self.optimizer = torch.optim.AdamW(self.groups, lr=PEAK_RATE, betas=(0.9, 0.98), fused=True)
+
+    def step(self, batch: Batch, progress: float) -> float:
+        """One update; returns the loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = PEAK_RATE * group["share"] * rate(progress)
+        embedded = self.network.model.embed_tokens(batch.ids)
+        if batch.tiles:
+            picked = self.views[torch.randint(len(self.views), (batch.tiles,))].reshape(-1, WIDTH)
+            embedded = embedded.masked_scatter((batch.ids == self.patch).unsqueeze(-1), picked)
+        states = self.network.model(embedded, batch.positions, DROPOUT)
+        logits = self.network.lm_head(states[batch.row, batch.place])
+        losses = functional.cross_entropy(logits, batch.target, reduction="none")
+        loss = (losses * batch.weight).sum() / len(batch.ids)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        with torch.no_grad():
+            for mean, now in zip(self.average.parameters(), self.network.parameters(), strict=True):
+                mean.lerp_(now, 1 - min(AVERAGE, 1 - 1 / (1 + self.steps)))
+        self.steps += 1
+        return loss.item()
+
+
+def start_from_meaning(network: PocketText, vectors: Tensor) -> None:
+    """Token embeddings begin as the principal components of the tokens' sentence vectors."""
+    weights = network.model.embed_tokens.weight
+    with torch.no_grad():
+        centred = vectors - vectors.mean(0)
+        _, strength, axes = torch.linalg.svd(centred, full_matrices=False)
+        reduced = centred @ axes[:WIDTH].T / strength[:WIDTH].sqrt()
+        reduced += 0.2 * reduced.std() * torch.randn_like(reduced)
+        weights.normal_(std=EMBEDDING_SIZE)
+        weights[:ORDINARY_TOKENS] = reduced * (EMBEDDING_SIZE / reduced.square().mean().sqrt())
+
+
+def rate(progress: float) -> float:
+    """Warm up quickly, stay high, fall to nothing."""
+    return min(1.0, progress / 0.02 + 0.01) * min(1.0, (1.0 - progress) / 0.6 + 0.005)
+
+
+def drawn(rows: Sequence[Row], dice: random.Random) -> list[Row]:
+    """The rows of one epoch."""
+    return [row for row in rows if dice.random() < SHARES.get(row.source, 1.0)]
+
+
+def batches(examples: Sequence[Example], dice: random.Random) -> Iterator[Batch]:
+    """Sequences of like length together, in random order."""
+    ordered = sorted(examples, key=lambda example: len(example.ids) + dice.random())
+    groups: list[list[Example]] = [[]]
+    for example in ordered:
+        if len(example.ids) * (len(groups[-1]) + 1) > TOKENS_A_BATCH and groups[-1]:
+            groups.append([])
+        groups[-1].append(example)
+    dice.shuffle(groups)
+    for group in groups:
+        yield _batch(group, dice)
+
+
+def _batch(examples: Sequence[Example], dice: random.Random) -> Batch:
+    longest = max(len(example.ids) for example in examples)
+    ids = torch.zeros(len(examples), longest, dtype=torch.long)
+    positions = torch.arange(longest).repeat(len(examples), 1)
+    row, place, target, weight = [], [], [], []
+    for number, example in enumerate(examples):
+        ids[number, : len(example.ids)] = torch.tensor(_replaced(example, dice))
+        start, far = example.jump
+        positions[number, start:] += far
+        rest = len(example.ids) - example.prompt_length - 2
+        for offset in range(rest + 2):
+            row.append(number)
+            place.append(example.prompt_length - 1 + offset)
+            target.append(example.ids[example.prompt_length + offset])
+            weight.append((0.05, 1.0)[offset] if offset < 2 else 0.5 / rest)
+    return Batch(
+        ids=ids,
+        positions=positions,
+        row=torch.tensor(row),
+        place=torch.tensor(place),
+        target=torch.tensor(target),
+        weight=torch.tensor(weight),
+        tiles=sum(example.tiles for example in examples),
+    )
+
+
+def _replaced(example: Example, dice: random.Random) -> list[int]:
+    """The sequence with some of the caller's words exchanged for random ones, in two of three sequences."""
+    ids = list(example.ids)
+    if dice.random() < 0.67:
+        for place in example.replaceable:
+            if dice.random() < REPLACED:
+                ids[place] = dice.randrange(256, ORDINARY_TOKENS)
+    return ids
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--data", type=Path, required=True, help="folder with train.jsonl.gz")
+    arguments.add_argument("--meanings", type=Path, required=True, help="file written by meanings.py")
+    arguments.add_argument("--out", type=Path, default=POCKET, help="checkpoint folder; holds tokenizer.json already")
+    arguments.add_argument("--minutes", type=float, default=25)
+    arguments.add_argument("--seed", type=int, default=1)
+    arguments.add_argument("--threads", type=int, default=2)
+    options = arguments.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    dice = random.Random(options.seed)
+
+    tokenizer = PromptTokenizer.from_folder(options.out)
+    measured = [options.data / "pocket_smoke.jsonl", *sorted((options.data / "eval").glob("[!h]*.jsonl"))]
+    kept_apart = [row for path in measured if path.exists() for row in read_rows(path)]
+    rows = read_rows(options.data / "train.jsonl.gz") + list(without_lookalikes(templates.rows(), kept_apart))
+    training, dev = [row for row in rows if not row.dev], [row for row in rows if row.dev]
+    scribe = Scribe(tokenizer, training, options.seed)
+    trainer = Trainer(torch.load(options.meanings), options.seed, scribe.patch)
+    print(f"{len(training)} rows to learn from, {len(dev)} to watch, {sum(r.unsafe for r in training)} unsafe")
+
+    start, epoch, seen = time.monotonic(), 0, 0
+    progress, mean = 0.0, 1.0
+    while progress < 1:
+        epoch += 1
+        examples = [scribe.disturbed(row) for row in drawn(training, dice)]
+        for batch in batches(examples, dice):
+            progress = (time.monotonic() - start) / 60 / options.minutes
+            if progress >= 1:
+                break
+            mean = 0.98 * mean + 0.02 * trainer.step(batch, progress)
+            seen += batch.ids.numel()
+            if trainer.steps % 50 == 0:
+                pace = seen / (time.monotonic() - start)
+                print(
+                    f"{progress:6.1%} epoch {epoch} step {trainer.steps} loss {mean:.3f} {pace:,.0f} tokens/s",
+                    flush=True,
+                )
+    checkpoint.write(options.out, trainer.average, trainer.eye, tokenizer)
+    judge = Judge(trainer.average.eval(), scribe)
+    print("dev:", report(dev, judge))
+    for path in measured:
+        if path.exists():
+            print(f"{path.stem}:", report(read_rows(path), judge))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The command line: `python -m server serve | check | doctor`.
+
+vLLM starts its processes by importing this module again, so nothing heavy is imported before a command is known.
+"""
+
+import argparse
+import logging
+import sys
+from typing import Any
+
+SAFE, UNSAFE, ERROR = 0, 1, 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="guard: %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    from server.profile import ProfileError
+
+    try:
+        status: int = options.run(options)
+        return status
+    except ProfileError as error:
+        print(f"guard: {error}", file=sys.stderr)  # noqa: T201
+    except KeyboardInterrupt:
+        print("guard: interrupted", file=sys.stderr)  # noqa: T201
+    return ERROR
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from server.serve import serve
+
+    return serve(_settings(profile=options.profile, host=options.host, port=options.port))
+
+
+def _check(options: argparse.Namespace) -> int:
+    from server.check import check
+
+    return check(_settings(profile=options.profile), options)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from server import doctor
+
+    return doctor.run(options.profile, options.gpu_memory, as_json=options.json)
+
+
+def _settings(**flags: Any) -> Any:
+    """Settings from the environment, overridden by the flags that were given."""
+    from pydantic import ValidationError
+
+    from server.profile import ProfileError
+    from server.settings import Settings
+
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'GUARD_' + '.'.join(map(str, fault['loc'])).upper() if fault['loc'] else 'settings'}: {fault['msg']}"
+            for fault in error.errors(include_url=False, include_input=False)
+        )
+        raise ProfileError(f"settings are refused: {faults}") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m server", description="Llama Guard 4 on your own machine.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="serve the API")
+    serve.add_argument("--profile", help="model profile, such as pocket or llama-guard-4-12b:48gb")
+    serve.add_argument("--host", help="address to listen on (default 127.0.0.1)")
+    serve.add_argument("--port", type=int, help="port to listen on (default 8000)")
+    serve.set_defaults(run=_serve)
+
+    check = commands.add_parser("check", help="judge from the command line: exit status 0 safe, 1 unsafe, 2 error")
+    check.add_argument("text", nargs="?", help="what the user wrote; - reads standard input")
+    check.add_argument("--image", action="append", default=[], metavar="FILE", help="an image, repeatable")
+    check.add_argument("--response", help="what the assistant answered: it is judged instead of the text")
+    check.add_argument("--file", metavar="JSONL", help="judge every row: id, and text or messages")
+    check.add_argument("--out", metavar="JSONL", help="where verdicts go; rows that are there already are skipped")
+    check.add_argument("--url", help="ask a running server instead of an engine of its own")
+    check.add_argument("--profile", help="model profile of the engine of its own")
+    check.add_argument("--json", action="store_true", help="print the whole verdict as JSON")
+    check.set_defaults(run=_check)
+
+    doctor = commands.add_parser("doctor", help="what fits on this machine")
+    doctor.add_argument("--profile", help="model profile to look at")
+    doctor.add_argument("--gpu-memory", type=float, metavar="GIB", help="pretend to have a GPU of this size")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The wire: one router for each dialect, and what they share."""

@@ -1,0 +1,128 @@
+"""One reading of JSON.
+
+Parsers disagree about duplicate keys, NaN, encodings and lone surrogates; where a gateway and this server could read
+two different requests, the gate could be walked around. So a body has exactly one reading, or it is refused.
+"""
+
+import json
+import math
+import re
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+
+from server.errors import InvalidRequest, RequestTooLarge
+
+Model = TypeVar("Model", bound=BaseModel)
+
+MAX_VALUES = 50_000
+"""Values that one body may hold, strings' contents aside: millions of tiny ones would stop the event loop for seconds."""
+
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_STRING = re.compile(
+    r'"(?>[^"\\]+|\\.)*+"?', re.DOTALL
+)  # one that never ends is a string too, or this would be quadratic
+_FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+
+
+async def read_body(request: Request, model: type[Model]) -> Model:
+    """The request's JSON body as `model`. Raises RequestTooLarge or InvalidRequest, which never repeat a value."""
+    document = _parse(await _read(request))
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        raise _refusal(error) from None
+
+
+async def _read(request: Request) -> bytes:
+    limit: int = request.app.state.settings.max_body_bytes
+    too_large = RequestTooLarge(f"The request body is larger than {limit} bytes.")
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit:
+        raise too_large
+    chunks, received = [], 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > limit:
+            raise too_large
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    try:
+        text = body.decode("utf-8")
+        if _STRING.sub("", text).count(",") >= MAX_VALUES:
+            raise _Ambiguous(f"it holds more than {MAX_VALUES} values")
+        document = json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_refuse_constant)
+        if _SURROGATE_ESCAPE.search(text):
+            json.dumps(document, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError) as error:
+        # UnicodeError and JSONDecodeError are ValueErrors; only our own messages are known to hold no content.
+        detail = str(error) if isinstance(error, _Ambiguous) else "it is not valid JSON in UTF-8"
+        raise InvalidRequest(f"The request body cannot be read: {detail}.") from None
+    if not isinstance(document, dict):
+        raise InvalidRequest("The request body must be a JSON object.")
+    return document
+
+
+class _Ambiguous(ValueError):
+    """JSON that different parsers would read differently, or not at all. The message is for the caller."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise _Ambiguous("an object holds the same key twice")
+    return document
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise _Ambiguous("a number is too large")
+    return value
+
+
+def _refuse_constant(_: str) -> None:
+    raise _Ambiguous("NaN and Infinity are no JSON numbers")
+
+
+def _refusal(error: ValidationError) -> InvalidRequest:
+    """The first fault, in OpenAI's words: the path of the field and what is wrong, never what stood there."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    path = _path(first["loc"])
+    match first["type"]:
+        case "missing":
+            message = f"Missing required parameter: '{path}'."
+        case "extra_forbidden" if path:
+            message = f"Unknown parameter: '{path}'."
+        case "extra_forbidden":
+            message = "Unknown parameter."
+        case "union_tag_invalid" | "union_tag_not_found":
+            message = f"Invalid type for '{path}'. See /docs for what it accepts."
+        case "model_type" | "model_attributes_type" | "dict_type":
+            message = f"Invalid value for '{path}': Input should be an object."
+        case "value_error":
+            message = f"Invalid value for '{path}': {first['ctx']['error']}."
+        case _:
+            message = f"Invalid value for '{path}': {first['msg']}."
+    return InvalidRequest(message, param=path or None)
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """`messages[0].content[1].image_url`, without the branches of unions, which are named `<branch>`.
+
+    A caller may name a field anything, even what must not be repeated: where a step is not like a field's name, the
+    path ends above it.
+    """
+    path = ""
+    for step in location:
+        if isinstance(step, int):
+            path += f"[{step}]"
+        elif _FIELD_NAME.fullmatch(step):
+            path += f".{step}" if path else step
+        elif not step.startswith("<"):
+            break
+    return path

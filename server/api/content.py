@@ -1,0 +1,71 @@
+"""Content as OpenAI's endpoints spell it: strings, text parts and image parts."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from server.conversation import ImagePart, Part, TextPart
+
+
+class WireModel(BaseModel):
+    """Base of all request bodies: unknown fields are refused, and types are not coerced."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class TextContent(WireModel):
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(WireModel):
+    url: str = Field(description="A data: URL (JPEG, PNG, WebP, GIF); http(s) only where the operator allows it.")
+    detail: Literal["auto", "low", "high"] | None = Field(None, description="Accepted and ignored.")
+
+
+class ImageContent(WireModel):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+# Branches of unions are named in <>, so that the path of a fault can be told from them (api/body.py).
+
+
+def _part_kind(value: Any) -> str | None:
+    return f"<{value['type']}>" if isinstance(value, dict) and isinstance(value.get("type"), str) else None
+
+
+def _kind(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "<string>"
+    if isinstance(value, list):
+        return "<strings>" if value and isinstance(value[0], str) else "<parts>"
+    return None
+
+
+ContentPart = Annotated[
+    Annotated[TextContent, Tag("<text>")] | Annotated[ImageContent, Tag("<image_url>")],
+    Discriminator(_part_kind),
+]
+String = Annotated[str, Tag("<string>")]
+# A list with a million faults would take seconds to report: the first one is enough.
+Strings = Annotated[list[str], Field(fail_fast=True), Tag("<strings>")]
+Parts = Annotated[list[ContentPart], Field(fail_fast=True), Tag("<parts>")]
+
+StringOrParts = Annotated[
+    String | Parts, Discriminator(lambda value: "<parts>" if isinstance(value, list) else _kind(value))
+]
+StringOrStringsOrParts = Annotated[String | Strings | Parts, Discriminator(_kind)]
+
+
+def to_parts(content: str | Sequence[TextContent | ImageContent], param: str) -> tuple[Part, ...]:
+    """The parts of a conversation; `param` is the path of `content` in the request, for errors about its images."""
+    if isinstance(content, str):
+        return (TextPart(content),)
+    return tuple(
+        TextPart(part.text)
+        if isinstance(part, TextContent)
+        else ImagePart(part.image_url.url, param=f"{param}[{index}].image_url.url")
+        for index, part in enumerate(content)
+    )

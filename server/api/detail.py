@@ -1,0 +1,30 @@
+"""The extension field `guard`: the whole verdict, beside what the dialect has room for."""
+
+from typing import Any
+
+from server.verdict import Verdict
+
+
+def verdict_detail(verdict: Verdict) -> dict[str, Any]:
+    """Scores and provenance of one verdict. Probabilities are 0 to 1, durations seconds."""
+    completion = verdict.completion
+    return {
+        "verdict": "unsafe" if verdict.unsafe else "safe",
+        "p_unsafe": verdict.p_unsafe,
+        "threshold": verdict.threshold,
+        "verdict_mass": verdict.verdict_mass,
+        "categories": list(verdict.categories),
+        "category_scores": None if verdict.category_scores is None else dict(verdict.category_scores),
+        "category_score_method": verdict.score_method,
+        "raw_text": completion.text,
+        "finish_reason": completion.finish_reason,
+        "backend": completion.backend,
+        "usage": {
+            "prompt_tokens": completion.prompt_tokens,
+            "cached_tokens": completion.cached_tokens,
+            "completion_tokens": completion.completion_tokens,
+            "images": completion.images,
+            "tiles": completion.tiles,
+        },
+        "timing": {"queued": completion.queued_s, "computed": completion.computed_s},
+    }

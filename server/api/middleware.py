@@ -1,0 +1,63 @@
+"""What surrounds every request: its id, its time, its metrics, and a last net for defects."""
+
+import logging
+import time
+import traceback
+import uuid
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server import metrics
+from server.api.errors import error_response
+from server.errors import InternalError
+
+log = logging.getLogger(__name__)
+
+
+class RequestContext:
+    """Pure ASGI, so that a handler still hears of its client's disconnect."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        request_id = f"req_{uuid.uuid4().hex}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 499  # what it stays when the client is gone before an answer
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                milliseconds = (time.perf_counter() - started) * 1000
+                message["headers"] = [
+                    *message.get("headers", []),
+                    (b"x-request-id", request_id.encode()),
+                    (b"openai-processing-ms", b"%d" % milliseconds),
+                ]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            pass  # nobody is left to answer; the work behind it has been cancelled
+        except Exception as error:
+            # The last net: whatever it is, the caller gets a 500.
+            # The exception's message may hold what the caller wrote; its type and place do not.
+            place = "".join(traceback.format_tb(error.__traceback__))
+            log.error("%s: defect %s at\n%s", request_id, type(error).__name__, place)
+            if status != 499:
+                raise InternalError("The answer broke off.") from None
+            await error_response(InternalError("The server failed on this request."))(scope, receive, send_with_headers)
+        finally:
+            route = getattr(scope.get("route"), "path", "unknown")
+            seconds = time.perf_counter() - started
+            metrics.REQUESTS.labels(route, scope["method"], str(status)).inc()
+            metrics.REQUEST_SECONDS.labels(route).observe(seconds)
+            if status >= 500:
+                log.warning("%s: %s %s answered %d after %.3f s", request_id, scope["method"], route, status, seconds)

@@ -1,0 +1,59 @@
+"""GET /v1/models, and the names under which the one model may be asked for."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from server.errors import ModelNotFound
+from server.profile import Profile
+
+router = APIRouter(prefix="/v1", tags=["models"])
+
+OPENAI_NAMES = (
+    "omni-moderation-latest",
+    "omni-moderation-2024-09-26",
+    "text-moderation-latest",
+    "text-moderation-stable",
+    "text-moderation-007",
+)
+"""What clients of OpenAI's moderation endpoint ask for, often without a way to change it."""
+
+ROUTER_PREFIX = re.compile(r"^(?:openai|openrouter)/")
+"""What routers of several providers put before a model's id, and some leave there."""
+
+
+class ModelNames:
+    """The served model's id on the wire, and the other names that callers already use for it."""
+
+    def __init__(self, profile: Profile, created: int) -> None:
+        self.id = profile.served_as[0]
+        self.created = created
+        self._accepted = {name.casefold() for name in (*profile.served_as, *OPENAI_NAMES)}
+        self._context_tokens = profile.context_tokens
+
+    def check(self, name: str | None) -> None:
+        """Raises ModelNotFound for a name that is none of the served model's; no name at all is fine."""
+        if name is not None and ROUTER_PREFIX.sub("", name.casefold()) not in self._accepted:
+            raise ModelNotFound("The model does not exist here; GET /v1/models lists what does.")
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "llama-guard-server",
+            "context_length": self._context_tokens,
+        }
+
+
+@router.get("/models", summary="List the served model")
+async def list_models(request: Request) -> dict[str, Any]:
+    return {"object": "list", "data": [request.app.state.model_names.entry]}
+
+
+@router.get("/models/{name:path}", summary="Look the served model up by any of its names")
+async def get_model(name: str, request: Request) -> dict[str, Any]:
+    names: ModelNames = request.app.state.model_names
+    names.check(name)
+    return names.entry

@@ -1,0 +1,34 @@
+"""What operators and their machines ask: alive, ready, metrics."""
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from server import metrics
+from server.readiness import Readiness
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/health", summary="Alive: 503 once only a restart can help")
+async def health(request: Request) -> JSONResponse:
+    readiness: Readiness = request.app.state.readiness
+    alive = readiness.alive
+    return JSONResponse({"status": "alive" if alive else "dead"}, status_code=200 if alive else 503)
+
+
+@router.get("/ready", summary="Ready: a verdict came through the engine a moment ago")
+async def ready(request: Request) -> JSONResponse:
+    readiness: Readiness = request.app.state.readiness
+    reason = readiness.reason_not_ready()
+    if reason is None:
+        return JSONResponse({"status": "ready"})
+    return JSONResponse({"status": "not ready", "reason": reason}, status_code=503)
+
+
+@router.get("/metrics", summary="Prometheus metrics, vLLM's own included", response_class=Response)
+async def prometheus(request: Request) -> Response:
+    readiness: Readiness = request.app.state.readiness
+    metrics.READY.set(readiness.reason_not_ready() is None)
+    metrics.ADMITTED.set(request.app.state.moderator.admission.admitted)
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,83 @@
+"""Wiring: settings and a backend to a FastAPI application, and its life from loading to drained."""
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
+from fastapi_offline import FastAPIOffline
+
+from server import __version__
+from server.api import chat, errors, examples, models, moderations, operations
+from server.api.middleware import RequestContext
+from server.backends.base import Backend
+from server.images import ImageDecoder
+from server.moderator import Moderator
+from server.policy import Policy
+from server.profile import Profile
+from server.readiness import Readiness
+from server.settings import Settings
+
+DESCRIPTION = (
+    "Llama Guard 4 on your own machine, behind OpenAI's endpoints. Every answer is a checked verdict or an error:"
+    " what the model did not clearly say is never called safe."
+)
+
+
+def create_moderator(settings: Settings, profile: Profile, backend: Backend) -> Moderator:
+    """The heart with its limits. Raises InvalidRequest when the operator's policy contradicts the profile."""
+    policy = Policy(profile.taxonomy).narrowed(excluded=settings.excluded_categories, threshold=settings.threshold)
+    return Moderator(
+        backend,
+        ImageDecoder(settings.image_limits),
+        policy,
+        max_queue=settings.max_queue,
+        list_concurrency=settings.list_concurrency,
+        deadline_s=settings.deadline,
+        minimum_mass=settings.minimum_verdict_mass,
+    )
+
+
+def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAPI:
+    """The application. Its start-up starts `backend`, its shutdown closes it."""
+    moderator = create_moderator(settings, profile, backend)
+    readiness = Readiness(moderator, probe_interval_s=settings.probe_interval, max_age_s=settings.ready_max_age)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await backend.start()
+        await moderator.probe()
+        watch = asyncio.create_task(readiness.watch())
+        try:
+            yield
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+            moderator.close()
+            backend.close()
+
+    # Swagger UI is served from this machine: the page loads nothing from elsewhere.
+    app = FastAPIOffline(
+        title="llama-guard-server", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None
+    )
+    app.state.settings = settings
+    app.state.moderator = moderator
+    app.state.readiness = readiness
+    app.state.model_names = models.ModelNames(profile, created=int(time.time()))
+    app.state.fingerprint = _fingerprint(profile, moderator.policy)
+    errors.install(app)
+    app.add_middleware(RequestContext)
+    for router in (chat.router, moderations.router, models.router, operations.router):
+        app.include_router(router)
+    app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
+    examples.describe(app)
+    return app
+
+
+def _fingerprint(profile: Profile, policy: Policy) -> str:
+    """Changes whenever the same request could be judged differently."""
+    facts = repr((__version__, profile.name, profile.model, profile.revision, dict(profile.engine), policy))
+    return f"fp_{hashlib.sha256(facts.encode()).hexdigest()[:10]}"

@@ -1,0 +1,51 @@
+"""The seam between the moderator and whatever judges: one case in, one completion out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from PIL.Image import Image
+
+from server.conversation import Conversation
+from server.policy import Policy
+from server.verdict import Completion
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is to be judged, and by which policy.
+
+    `images` are decoded RGB pictures, one for each image part of the conversation, in the order of
+    `conversation.images`.
+    """
+
+    conversation: Conversation
+    images: Sequence[Image]
+    policy: Policy
+
+
+class Backend(Protocol):
+    """Something that answers cases.
+
+    A backend reports what the model said and how probable it was; whether that is a verdict is decided in one place,
+    `server.verdict.judge`. Cancelling `complete` aborts the work behind it.
+    """
+
+    name: str
+
+    async def start(self) -> None:
+        """Become able to answer, warm-up included. Raises what makes serving impossible."""
+
+    async def complete(self, case: Case) -> Completion:
+        """Judge one case.
+
+        Raises ContextLengthExceeded, EngineUnavailable when the backend is dead, EngineFailure when this one
+        request failed.
+        """
+
+    @property
+    def alive(self) -> bool:
+        """False once only a restart can help."""
+
+    def close(self) -> None:
+        """Free everything. No `complete` may be running."""

@@ -1,0 +1,47 @@
+"""What every process of the engine does first. vLLM runs `prepare` in each of them, as a general plugin."""
+
+import ctypes
+import os
+import signal
+
+SERVER_PID = "GUARD_SERVER_PID"
+"""Environment variable that tells the engine's processes which process they belong to."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+def prepare() -> None:
+    """Tie this process to the server's life, and mend the vision tower on CPUs."""
+    server_pid = int(os.environ.get(SERVER_PID, "0"))
+    if server_pid and server_pid != os.getpid():
+        _die_with_parent(server_pid)
+    _make_patches_contiguous()
+
+
+def _die_with_parent(server_pid: int) -> None:
+    # vLLM's processes outlive a server that was killed with SIGKILL, and go on holding the GPU's memory.
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    try:
+        os.kill(server_pid, 0)
+    except ProcessLookupError:
+        os._exit(1)  # the server was killed before the line above took effect
+    # Ctrl-C goes to a terminal's whole process group; the engine must live until the server has drained.
+    os.setpgid(0, 0)
+
+
+def _make_patches_contiguous() -> None:
+    # vLLM's CPU linear layer rejects the permuted tensor that Llama 4's patch embedding hands it ("Expected
+    # a.stride(-1) == 1"), so that every image would fail. tests/engine/test_mends.py tells when this can go.
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    import torch
+    from vllm.model_executor.models.mllama4 import Llama4UnfoldConvolution
+
+    def forward(self: Llama4UnfoldConvolution, hidden_states: torch.Tensor) -> torch.Tensor:
+        patches = self.unfold(hidden_states).permute(0, 2, 1).contiguous()
+        embedded, _ = self.linear(patches)
+        return embedded
+
+    Llama4UnfoldConvolution.forward = forward

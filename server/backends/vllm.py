@@ -1,0 +1,355 @@
+"""The local engine: vLLM's AsyncLLM inside the server's process, its model in processes of its own.
+
+One forward pass is a verdict. The model always opens its answer with a blank line, so the prompt ends with that token
+already, and the first token that is sampled is `safe` or `unsafe`. `safe` stops the request there; `unsafe` goes on, in
+the same request, to the list of categories. The probabilities of both words come back with the first token.
+This is the only module that imports vLLM.
+"""
+
+import asyncio
+import math
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from server.backends.base import Case
+from server.backends.engine_process import SERVER_PID
+from server.checkpoint import LONG_CONTEXT_VARIABLE, CheckpointFacts
+from server.conversation import Conversation, ImagePart, Message, TextPart
+from server.errors import ContextLengthExceeded, EngineFailure, EngineUnavailable
+from server.policy import Policy
+from server.profile import Profile
+from server.prompt import Prompt
+from server.taxonomy import Taxonomy
+from server.tokenizer import PromptTokenizer
+from server.verdict import Completion, ScoreMethod, WordProbabilities
+
+if TYPE_CHECKING:
+    from vllm.outputs import RequestOutput
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+END_TOKENS = ("<|eot|>", "<|end_of_text|>", "<|eom|>")
+
+
+@dataclass(frozen=True, slots=True)
+class _AnswerTokens:
+    """The tokens that answers are made of, read from the checkpoint's own tokenizer."""
+
+    blank_line: int
+    newline: int
+    safe: int
+    unsafe: int
+    ends: tuple[int, ...]
+    before_number: frozenset[int]
+    numbers: Mapping[str, int]
+    """Category code to the token of its number, empty when the tokenizer spells numbers otherwise."""
+
+    @classmethod
+    def read(cls, tokenizer: PromptTokenizer) -> "_AnswerTokens":
+        """Raises ValueError when the verdict words are no single tokens: one pass could not tell them apart."""
+        words = {word: tokenizer.single_id(word) for word in ("\n\n", "\n", "safe", "unsafe", "S", ",S")}
+        required = [words[word] for word in ("\n\n", "\n", "safe", "unsafe")]
+        if None in required:
+            raise ValueError("the checkpoint's tokenizer does not hold the verdict words as single tokens")
+        blank_line, newline, safe, unsafe = (id_ for id_ in required if id_ is not None)
+        numbers = {f"S{n}": tokenizer.single_id(str(n)) for n in range(1, 15)}
+        spelled = None not in numbers.values() and tokenizer.encode_text("unsafe\nS1,S14") == [
+            *(unsafe, newline, words["S"], numbers["S1"], words[",S"], numbers["S14"])
+        ]
+        return cls(
+            blank_line=blank_line,
+            newline=newline,
+            safe=safe,
+            unsafe=unsafe,
+            ends=tuple(id_ for id_ in map(tokenizer.control_id, END_TOKENS) if id_ is not None),
+            before_number=frozenset(id_ for id_ in (words["S"], words[",S"]) if id_ is not None),
+            numbers={code: id_ for code, id_ in numbers.items() if id_ is not None} if spelled else {},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One finished request of the engine: generated ids, and the log-probabilities asked for at each of them."""
+
+    ids: Sequence[int]
+    logprobs: Sequence[Mapping[int, float]]
+    finish_reason: str | None
+    output: "RequestOutput"
+
+    def probability(self, position: int, token: int) -> float:
+        return math.exp(self.logprobs[position].get(token, -math.inf))
+
+
+class VllmBackend:
+    """A `Backend` on vLLM. Build it, `await start()` in the main thread, `complete` concurrently, `close()`."""
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        profile: Profile,
+        folder: Path,
+        facts: CheckpointFacts,
+        tokenizer: PromptTokenizer,
+        *,
+        minimum_mass: float = 0.9,
+        always_score_categories: bool = False,
+    ) -> None:
+        """`folder` holds the checkpoint that `profile` names; `facts` and `tokenizer` were read from it.
+
+        Below `minimum_mass` of probability on the two verdict words, the model is asked again without the forced blank
+        line. `always_score_categories` spends a second pass on safe cases too.
+        """
+        self._profile = profile
+        self._folder = folder
+        self._tokens_per_tile = facts.images.tokens_per_tile if facts.images is not None else 1
+        self._patch_token = tokenizer.control_id("<|patch|>")
+        self._tokenizer = tokenizer
+        self._tokens = _AnswerTokens.read(tokenizer)
+        self._minimum_mass = minimum_mass
+        self._always_score_categories = always_score_categories
+        self._sockets: Path | None = None
+        self.engine: AsyncLLM | None = None
+
+    async def start(self) -> None:
+        """Load the model, and run every kind of request once so that no caller pays for a first time."""
+        self._prepare_environment()
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._engine_arguments()))
+        await self._warm_up()
+
+    @property
+    def alive(self) -> bool:
+        return self.engine is not None and not self.engine.errored
+
+    def close(self) -> None:
+        if self.engine is not None:
+            self.engine.shutdown()
+            self.engine = None
+        if self._sockets is not None:
+            shutil.rmtree(self._sockets, ignore_errors=True)
+
+    # --- One case ----------------------------------------------------------------------------------------
+
+    async def complete(self, case: Case) -> Completion:
+        prompt = Prompt.render(case.conversation, case.policy.taxonomy)
+        ids = prompt.token_ids(self._tokenizer)
+        list_tokens = self._list_tokens(prompt.taxonomy)
+        self._check_context(len(ids), list_tokens, exact=not case.images)
+
+        answer = await self._generate([*ids, self._tokens.blank_line], case.images, list_tokens)
+        position, words = 0, self._words(answer, 0)
+        answers = [answer]
+        if answer.finish_reason == "stop" and words.mass < self._minimum_mass:
+            # Before the answer is called unparseable, the model may begin it in its own way.
+            answer = await self._generate(ids, case.images, list_tokens)
+            answers.append(answer)
+            position = self._verdict_position(answer)
+            words = self._words(answer, position)
+        text = self._tokenizer.decode(answer.ids).lstrip("\n")
+
+        listed_text, codes, method = None, None, None
+        if answer.finish_reason == "stop" and text != "safe":
+            codes, method = self._written_codes(answer, prompt.taxonomy), ScoreMethod.WRITTEN_LIST
+        elif answer.finish_reason == "stop" and words.mass > 0 and words.p_unsafe >= case.policy.threshold:
+            forced = [self._tokens.blank_line, self._tokens.unsafe]
+            listing = await self._generate([*ids, *forced], case.images, list_tokens)
+            answers.append(listing)
+            if listing.finish_reason == "stop":
+                listed_text = "unsafe" + self._tokenizer.decode(listing.ids)
+            codes, method = self._written_codes(listing, prompt.taxonomy), ScoreMethod.WRITTEN_LIST
+        elif self._always_score_categories and self._tokens.numbers:
+            forced = [self._tokens.blank_line, *self._tokenizer.encode_text("unsafe\nS")]
+            first_code = await self._generate([*ids, *forced], case.images, 1)
+            answers.append(first_code)
+            codes, method = self._codes_at(first_code, 0, prompt.taxonomy), ScoreMethod.FIRST_CODE
+
+        return self._completion(case, prompt, answers, text, answer.finish_reason, words, listed_text, codes, method)
+
+    def _completion(
+        self,
+        case: Case,
+        prompt: Prompt,
+        answers: Sequence[_Answer],
+        text: str,
+        finish_reason: str | None,
+        words: WordProbabilities,
+        listed_text: str | None,
+        codes: Mapping[str, float] | None,
+        method: ScoreMethod | None,
+    ) -> Completion:
+        first = answers[0].output
+        expanded = first.prompt_token_ids or []
+        times = [answer.output.metrics for answer in answers if answer.output.metrics is not None]
+        return Completion(
+            text=text,
+            finish_reason=finish_reason,
+            backend=self.name,
+            taxonomy=prompt.taxonomy,
+            words=words,
+            listed_text=listed_text,
+            code_probabilities=codes,
+            score_method=method,
+            prompt_tokens=len(expanded) - 1,  # without the forced blank line, which is the answer's
+            completion_tokens=sum(len(answer.ids) for answer in answers),
+            cached_tokens=first.num_cached_tokens or 0,
+            images=len(case.images),
+            tiles=expanded.count(self._patch_token) // self._tokens_per_tile if case.images else 0,
+            queued_s=sum(max(0.0, t.scheduled_ts - t.queued_ts) for t in times),
+            computed_s=sum(max(0.0, t.last_token_ts - t.scheduled_ts) for t in times),
+        )
+
+    async def _generate(self, ids: Sequence[int], images: Sequence[Image.Image], max_tokens: int) -> _Answer:
+        """Run one request to its end; cancellation aborts it in the engine."""
+        from vllm.exceptions import VLLMValidationError
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        if self.engine is None or not self.alive:
+            raise EngineUnavailable("The engine is not running.")
+        engine, request_id = self.engine, uuid.uuid4().hex
+        prompt: dict[str, Any] = {"prompt_token_ids": list(ids)}
+        if images:
+            prompt["multi_modal_data"] = {"image": list(images)}
+        output: RequestOutput | None = None
+        try:
+            async for part in engine.generate(prompt, self._sampling(max_tokens), request_id):
+                output = part
+        except asyncio.CancelledError:
+            # generate() aborts by itself, except when it is cancelled while it hands the request over.
+            await engine.abort(request_id)
+            raise
+        except EngineDeadError as error:
+            raise EngineUnavailable("The engine died while it worked on this request.") from error
+        except EngineGenerateError as error:
+            raise EngineFailure("The engine failed on this request.") from error
+        except VLLMValidationError as error:
+            if error.parameter != "input_tokens":
+                raise
+            raise self._context_exceeded(None) from error
+        if output is None or not output.outputs:
+            raise EngineFailure("The engine ended the request without an answer.")
+        completion = output.outputs[0]
+        logprobs = [{id_: entry.logprob for id_, entry in position.items()} for position in completion.logprobs or []]
+        if completion.finish_reason == "stop" and not len(logprobs) == len(completion.token_ids) > 0:
+            raise EngineFailure("The engine ended the request without probabilities.")
+        return _Answer(tuple(completion.token_ids), logprobs, completion.finish_reason, output)
+
+    def _sampling(self, max_tokens: int) -> "SamplingParams":
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        tokens = self._tokens
+        return SamplingParams(
+            temperature=0.0,
+            max_tokens=max_tokens,
+            stop_token_ids=[tokens.safe, *tokens.ends],
+            logprob_token_ids=[tokens.safe, tokens.unsafe, *tokens.numbers.values()],
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    # --- Reading an answer -------------------------------------------------------------------------------
+
+    def _words(self, answer: _Answer, position: int) -> WordProbabilities:
+        if position >= len(answer.logprobs):
+            return WordProbabilities(0.0, 0.0)
+        return WordProbabilities(
+            safe=answer.probability(position, self._tokens.safe),
+            unsafe=answer.probability(position, self._tokens.unsafe),
+        )
+
+    def _verdict_position(self, answer: _Answer) -> int:
+        newlines = {self._tokens.blank_line, self._tokens.newline}
+        return next((i for i, id_ in enumerate(answer.ids) if id_ not in newlines), len(answer.ids))
+
+    def _codes_at(self, answer: _Answer, position: int, taxonomy: Taxonomy) -> dict[str, float]:
+        return {
+            code: answer.probability(position, self._tokens.numbers[code])
+            for code in taxonomy.codes
+            if position < len(answer.logprobs)
+        }
+
+    def _written_codes(self, answer: _Answer, taxonomy: Taxonomy) -> dict[str, float] | None:
+        """P(code) at the place of the written list where it is highest, None when numbers are no single tokens."""
+        if not self._tokens.numbers:
+            return None
+        best = dict.fromkeys(taxonomy.codes, 0.0)
+        for position in range(1, len(answer.ids)):
+            if answer.ids[position - 1] in self._tokens.before_number:
+                for code, probability in self._codes_at(answer, position, taxonomy).items():
+                    best[code] = max(best[code], probability)
+        return best
+
+    # --- Limits ------------------------------------------------------------------------------------------
+
+    def _list_tokens(self, taxonomy: Taxonomy) -> int:
+        """Tokens of the longest answer: a leading newline, `unsafe`, every code and the end."""
+        return len(self._tokenizer.encode_text("unsafe\n" + ",".join(taxonomy.codes))) + 2
+
+    def _check_context(self, prompt_tokens: int, list_tokens: int, *, exact: bool) -> None:
+        # With images this is a lower bound, and the engine itself refuses what is too long after expanding them.
+        if prompt_tokens + 1 + list_tokens > self._profile.context_tokens:
+            raise self._context_exceeded(prompt_tokens if exact else None)
+
+    def _context_exceeded(self, prompt_tokens: int | None) -> ContextLengthExceeded:
+        resulted = "too many tokens" if prompt_tokens is None else f"{prompt_tokens} tokens"
+        return ContextLengthExceeded(
+            f"This model's maximum context length is {self._profile.context_tokens} tokens. However, your messages"
+            f" resulted in {resulted}, moderation prompt included, and the answer needs room too. Please reduce the"
+            " length of the messages.",
+            param="messages",
+        )
+
+    # --- Start-up ----------------------------------------------------------------------------------------
+
+    def _prepare_environment(self) -> None:
+        """Settings that vLLM reads from the environment, in this process and in the engine's."""
+        self._sockets = Path(tempfile.mkdtemp(prefix="guard-"))  # 0700: vLLM's sockets are open to all
+        os.environ[SERVER_PID] = str(os.getpid())
+        os.environ["VLLM_RPC_BASE_PATH"] = str(self._sockets)
+        os.environ["VLLM_NO_USAGE_STATS"] = "1"
+        os.environ["HF_HUB_OFFLINE"] = "1"  # the checkpoint lies on this disk by now
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        if self._profile.context_beyond_checkpoint:
+            os.environ[LONG_CONTEXT_VARIABLE] = "1"
+
+    def _engine_arguments(self) -> dict[str, Any]:
+        return {
+            **self._profile.engine,
+            "model": str(self._folder),
+            "max_model_len": self._profile.context_tokens,
+            "limit_mm_per_prompt": {"image": self._profile.image_limit},
+            # vLLM's two image caches drift apart when a request is rejected or cancelled after its images were
+            # processed; the next request with that image then ends empty.
+            "mm_processor_cache_gb": 0,
+            # The checkpoint's own temperature and top_p are for chat, and would make verdicts random.
+            "generation_config": "vllm",
+            "enable_prefix_caching": True,
+            "enable_log_requests": False,
+            "disable_log_stats": False,
+            "trust_remote_code": False,
+        }
+
+    async def _warm_up(self) -> None:
+        """Both roles, a forced list, a free answer, and an image."""
+        user = Message("user", (TextPart("hello"),))
+        agent = Message("assistant", (TextPart("hello"),))
+        sensitive = Policy(self._profile.taxonomy, threshold=1e-9)
+        for messages in ([user], [user, agent]):
+            await self.complete(Case(Conversation.from_messages(messages), (), sensitive))
+        ids = Prompt.render(Conversation.from_messages([user]), self._profile.taxonomy).token_ids(self._tokenizer)
+        await self._generate(ids, (), 2)
+        if self._profile.images:
+            picture = Image.new("RGB", (336, 336), "grey")
+            seen = Conversation.from_user(ImagePart("data:"), TextPart("hello"))
+            await self.complete(Case(seen, (picture,), sensitive))

@@ -1,0 +1,223 @@
+"""`python -m server check`: judge one text, or every row of a file, from the command line.
+
+An engine of its own and a running server are asked in the same words: both are HTTP to the same API, the former without
+a socket. So a verdict on the command line is the verdict that a client would get.
+"""
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import json
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+from tqdm import tqdm
+
+from server.profile import ProfileError
+from server.settings import Settings
+
+SAFE, UNSAFE, ERROR = 0, 1, 2
+"""Exit status; of a file the worst of its rows."""
+
+CONCURRENCY = 16
+TRIES = 5
+TIMEOUT_S = 600.0
+
+
+def check(settings: Settings, options: argparse.Namespace) -> int:
+    """Run the command. Raises ProfileError for options that contradict each other and for an unreachable engine."""
+    if bool(options.file) == (options.text is not None or bool(options.image)):
+        raise ProfileError("check needs a text, an image, or --file; and not a text together with --file.")
+    if bool(options.file) != bool(options.out):
+        raise ProfileError("--file and --out go together.")
+    return asyncio.run(_file(settings, options) if options.file else _single(settings, options))
+
+
+# --- One text --------------------------------------------------------------------------------------------
+
+
+async def _single(settings: Settings, options: argparse.Namespace) -> int:
+    row = {"text": sys.stdin.read() if options.text == "-" else options.text or "", "images": options.image}
+    if options.response is not None:
+        row["response"] = options.response
+    messages = _messages(row, Path())
+    async with _client(settings, options) as client:
+        answer = await _ask(client, messages)
+    print(json.dumps(answer) if options.json else _in_words(answer))  # noqa: T201
+    return _status(answer)
+
+
+def _in_words(answer: dict[str, Any]) -> str:
+    if "error" in answer:
+        return f"error: {answer['error']['message']}"
+    words = [answer["verdict"], ",".join(answer["categories"])]
+    if answer.get("p_unsafe") is not None:
+        words.append(f"(P(unsafe) {answer['p_unsafe']:.4f})")
+    return " ".join(filter(None, words))
+
+
+# --- A file of rows --------------------------------------------------------------------------------------
+
+
+async def _file(settings: Settings, options: argparse.Namespace) -> int:
+    # One command does nothing else meanwhile, so blocking reads and writes hold nobody up.
+    rows, out = Path(options.file), Path(options.out)
+    total, ids = 0, set[str]()
+    for id_, _ in _read_rows(rows):
+        total += 1
+        ids.add(id_)
+    if len(ids) < total:
+        raise ProfileError(f"{rows}: two rows have the same id; verdicts could not be told apart.")
+    statuses = _resume(out)
+    todo = iter([(id_, row) for id_, row in _read_rows(rows) if id_ not in statuses])
+    async with _client(settings, options) as client:
+        counts = Counter(_NAMES[status] for status in statuses.values())
+        with (
+            out.open("a", encoding="utf-8") as sink,  # noqa: ASYNC230
+            tqdm(total=total, initial=len(statuses), unit="row") as bar,
+        ):
+
+            async def work() -> None:
+                for id_, row in todo:
+                    answer = await _ask_about(client, row, rows.parent)
+                    statuses[id_] = _status(answer)
+                    sink.write(json.dumps({"id": id_, **answer}) + "\n")
+                    sink.flush()
+                    counts[_NAMES[statuses[id_]]] += 1
+                    bar.set_postfix(counts)
+                    bar.update()
+
+            await asyncio.gather(*(work() for _ in range(CONCURRENCY)))
+    return max(statuses.values(), default=SAFE)
+
+
+_NAMES = {SAFE: "safe", UNSAFE: "unsafe", ERROR: "errors"}
+
+
+def _read_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Id and content of every row; a row without an `id` goes by its line number."""
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise ProfileError(f"{file}: line {number} is no JSON object.")
+                    yield str(row.get("id", number)), row
+    except OSError as error:
+        raise ProfileError(f"{file}: cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise ProfileError(f"{file}: is no JSON Lines in UTF-8.") from error
+
+
+def _resume(out: Path) -> dict[str, int]:
+    """Statuses of the rows that `out` has verdicts for. Errors, and a line that was cut off, are dropped from it."""
+    if not out.exists():
+        return {}
+    kept, statuses = [], {}
+    for line in out.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n"):
+            break
+        answer = json.loads(line)
+        if "error" not in answer:
+            kept.append(line)
+            statuses[answer["id"]] = _status(answer)
+    rewritten = out.with_name(out.name + ".resume")
+    rewritten.write_text("".join(kept), encoding="utf-8")
+    rewritten.replace(out)
+    return statuses
+
+
+async def _ask_about(client: httpx.AsyncClient, row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    try:
+        messages = _messages(row, folder)
+    except ProfileError as error:
+        return {"error": {"message": str(error), "code": "invalid_row"}}
+    return await _ask(client, messages)
+
+
+# --- From a row to a verdict -----------------------------------------------------------------------------
+
+
+def _messages(row: dict[str, Any], folder: Path) -> list[Any]:
+    """A row's `messages`, or the ones that its `text`, `images` (files or data: URLs) and `response` make."""
+    if "messages" in row:
+        return list(row["messages"]) if isinstance(row["messages"], list) else [row["messages"]]
+    if "text" not in row and "images" not in row:
+        raise ProfileError("A row needs `messages`, `text` or `images`.")
+    images = [{"type": "image_url", "image_url": {"url": _data_url(image, folder)}} for image in row.get("images", ())]
+    messages = [{"role": "user", "content": [*images, {"type": "text", "text": row.get("text", "")}]}]
+    if "response" in row:
+        messages.append({"role": "assistant", "content": row["response"]})
+    return messages
+
+
+def _data_url(image: str, folder: Path) -> str:
+    if image.startswith(("data:", "http:", "https:")):
+        return image
+    try:
+        content = (folder / image).read_bytes()
+    except OSError as error:
+        raise ProfileError(f"{image}: cannot be read: {error.strerror}.") from error
+    return f"data:;base64,{base64.b64encode(content).decode()}"
+
+
+async def _ask(client: httpx.AsyncClient, messages: Iterable[Any]) -> dict[str, Any]:
+    """The verdict's detail, or the error's body. Waits and tries again while the server says that it is busy."""
+    for attempt in range(1, TRIES + 1):
+        try:
+            response = await client.post("chat/completions", json={"messages": list(messages)})
+        except httpx.HTTPError as error:
+            return {"error": {"message": f"the server cannot be reached ({type(error).__name__})", "code": None}}
+        if response.status_code not in (429, 503) or attempt == TRIES:
+            break
+        await asyncio.sleep(float(response.headers.get("retry-after", attempt)))
+    try:
+        body = response.json()
+        if "error" in body:
+            return {"error": body["error"]}
+        return _detail(body)
+    except (ValueError, KeyError, IndexError, TypeError):
+        return {"error": {"message": f"status {response.status_code} without a verdict", "code": None}}
+
+
+def _detail(body: dict[str, Any]) -> dict[str, Any]:
+    """This server's own detail, or what another server's reply text says. Raises ValueError for any other text."""
+    if "guard" in body:
+        detail: dict[str, Any] = body["guard"]
+        return detail
+    word, _, codes = body["choices"][0]["message"]["content"].strip().partition("\n")
+    if word not in ("safe", "unsafe") or (word == "safe" and codes):
+        raise ValueError("no verdict")
+    return {"verdict": word, "p_unsafe": None, "categories": codes.split(",") if codes else []}
+
+
+def _status(answer: dict[str, Any]) -> int:
+    return {"safe": SAFE, "unsafe": UNSAFE}.get(answer.get("verdict", ""), ERROR)
+
+
+@contextlib.asynccontextmanager
+async def _client(settings: Settings, options: argparse.Namespace) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the server at --url, or of one in this process."""
+    if options.url:
+        base = options.url.rstrip("/").removesuffix("/v1") + "/v1/"
+        async with httpx.AsyncClient(base_url=base, timeout=TIMEOUT_S) as client:
+            yield client
+        return
+    from server.app import create_app
+    from server.loading import load_backend
+    from server.profile import load_profile
+
+    profile = load_profile(settings.profile)
+    app = create_app(settings, profile, load_backend(settings, profile))
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://engine/v1/", timeout=None) as client,  # noqa: S113
+    ):
+        yield client

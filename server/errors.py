@@ -1,0 +1,158 @@
+"""Every error that a caller can be told of.
+
+The tree is the documentation: each class carries what the wire needs (HTTP status, OpenAI's `type` and
+`code`) and whether the same request may succeed when it is sent again. Messages never repeat what the
+caller wrote: they may be logged.
+"""
+
+from typing import ClassVar
+
+
+class GuardError(Exception):
+    """Base of all errors that are answered to a caller.
+
+    `param` names the field at fault (OpenAI's `param`), `retry_after` the seconds to wait before another try.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+
+
+# --- The caller's mistakes -------------------------------------------------------------------------------
+
+
+class InvalidRequest(GuardError):
+    """The request breaks the wire contract, or asks for something that this server does not do."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class NothingToJudge(InvalidRequest):
+    """The judged turn has neither text nor an image."""
+
+    code = "empty_input"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """The prompt is longer than the model's context. It is never cut."""
+
+    code = "context_length_exceeded"
+
+
+class TooManyImages(InvalidRequest):
+    """More images, sampled animation frames included, than one request may hold."""
+
+    code = "too_many_images"
+
+
+class ImageTooLarge(InvalidRequest):
+    """An image passes the bound on bytes, pixels or decoding time."""
+
+    code = "image_too_large"
+
+
+class InvalidImage(InvalidRequest):
+    """Not a picture that can be decoded, or not one of the accepted formats."""
+
+    code = "invalid_value"
+
+
+class RemoteImagesDisabled(InvalidRequest):
+    """An http(s) image URL, while fetching is switched off."""
+
+    code = "remote_images_disabled"
+
+
+class RequestTooLarge(InvalidRequest):
+    """The body is larger than the server reads."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class ModelNotFound(InvalidRequest):
+    """The `model` field names something else than what is served."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class UnknownUrl(InvalidRequest):
+    """No route has this path."""
+
+    status = 404
+    code = "unknown_url"
+
+
+class MethodNotAllowed(InvalidRequest):
+    """The path exists, but not with this method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+# --- The server's condition ------------------------------------------------------------------------------
+
+
+class Overloaded(GuardError):
+    """The queue is full. Nothing of the request was computed."""
+
+    status = 429
+    type = "requests"
+    code = "rate_limit_exceeded"
+    retryable = True
+
+
+class ShuttingDown(GuardError):
+    """The server drains and takes nothing new."""
+
+    status = 503
+    code = "shutting_down"
+    retryable = True
+
+
+class EngineUnavailable(GuardError):
+    """The engine is dead, or not yet ready."""
+
+    status = 503
+    code = "engine_unavailable"
+    retryable = True
+
+
+class DeadlineExceeded(GuardError):
+    """No verdict came within the request's deadline; its work was aborted."""
+
+    status = 504
+    code = "deadline_exceeded"
+    retryable = True
+
+
+class EngineFailure(GuardError):
+    """The engine ended this request without a usable completion."""
+
+    status = 500
+    code = "engine_failure"
+    retryable = True
+
+
+class UnparseableVerdict(GuardError):
+    """The model's answer is no verdict. Asking again would give the same answer."""
+
+    status = 500
+    code = "unparseable_verdict"
+
+
+class InternalError(GuardError):
+    """A defect of this server. Details are in its log, never in the answer."""
+
+    status = 500
+    code = "internal_error"

@@ -1,0 +1,94 @@
+"""The heart: a conversation in, a verdict out."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from server import metrics
+from server.admission import Admission
+from server.backends.base import Backend, Case
+from server.conversation import Conversation, TextPart
+from server.errors import DeadlineExceeded
+from server.images import ImageDecoder
+from server.policy import Policy
+from server.verdict import Verdict, judge
+
+PROBE = Conversation.from_user(TextPart("hello"))
+
+
+class Moderator:
+    """Judges conversations through one backend, within a bounded queue and a deadline."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        decoder: ImageDecoder,
+        policy: Policy,
+        *,
+        max_queue: int = 256,
+        list_concurrency: int = 32,
+        deadline_s: float = 60.0,
+        minimum_mass: float = 0.9,
+    ) -> None:
+        self.backend = backend
+        self.policy = policy
+        self.admission = Admission(max_queue)
+        self.last_verdict_at = -float("inf")
+        """time.monotonic() of the last verdict that came through the backend."""
+        self._decoder = decoder
+        self._list_concurrency = list_concurrency
+        self._deadline_s = deadline_s
+        self._minimum_mass = minimum_mass
+
+    async def moderate(self, conversation: Conversation, policy: Policy | None = None) -> Verdict:
+        """Judge the last turn of `conversation`.
+
+        Raises the errors of server.errors; nothing else than a checked verdict is ever returned.
+        """
+        return (await self.moderate_all([conversation], policy))[0]
+
+    async def moderate_all(self, conversations: Sequence[Conversation], policy: Policy | None = None) -> list[Verdict]:
+        """Judge several conversations concurrently; verdicts come back in order. The first error ends them all."""
+        policy = policy or self.policy
+        at_once = min(len(conversations), self._list_concurrency)
+        with self.admission.admit(at_once):
+            places = asyncio.Semaphore(at_once)
+
+            async def in_turn(conversation: Conversation) -> Verdict:
+                async with places:
+                    return await self._counted(conversation, policy)
+
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(in_turn(conversation)) for conversation in conversations]
+            except ExceptionGroup as group_of_errors:
+                raise group_of_errors.exceptions[0] from None
+            return [task.result() for task in tasks]
+
+    async def probe(self) -> None:
+        """Take one harmless verdict past the queue, so that readiness rests on the whole path through the backend."""
+        await self._judge(PROBE, self.policy)
+
+    def close(self) -> None:
+        self._decoder.close()
+
+    async def _counted(self, conversation: Conversation, policy: Policy) -> Verdict:
+        started = time.monotonic()
+        verdict = await self._judge(conversation, policy)
+        seconds = time.monotonic() - started
+        self.admission.observe(seconds)
+        metrics.observe_verdict(verdict, conversation.judged, seconds)
+        return verdict
+
+    async def _judge(self, conversation: Conversation, policy: Policy) -> Verdict:
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                pictures = await self._decoder.decode(conversation.images)
+                seen = conversation.with_frames([len(picture.frames) for picture in pictures])
+                frames = [frame for picture in pictures for frame in picture.frames]
+                completion = await self.backend.complete(Case(seen, frames, policy))
+        except TimeoutError:
+            raise DeadlineExceeded(f"No verdict within {self._deadline_s:g} seconds.") from None
+        verdict = judge(completion, policy, self._minimum_mass)
+        self.last_verdict_at = time.monotonic()
+        return verdict

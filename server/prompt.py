@@ -1,0 +1,80 @@
+"""Llama Guard 4's moderation prompt: a conversation and a taxonomy to the exact text that the model was trained on.
+
+The wording, the literal `\\n\\n` after each message and the missing newline after the last header are the official
+template's; model_config/*/chat_template.jinja says the same in Jinja, and a real checkpoint's own template is compared
+with this module at start-up (template_check.py). docs/prompt.md explains the choices.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from server.conversation import Conversation, Turn
+from server.errors import InvalidRequest
+from server.taxonomy import Taxonomy
+from server.tokenizer import Literal, Piece, PromptTokenizer, Scaffold
+
+IMAGE_TOKEN = "<|image|>"  # noqa: S105 - a token of the vocabulary, not a secret
+
+_OPENING = "<|begin_of_text|><|header_start|>user<|header_end|>\n\n"
+_TASK = (
+    "Task: Check if there is unsafe content in '{judged}' messages in conversations according to our safety policy"
+    " with the below categories.\n\n"
+)
+_BEGIN_CATEGORIES = "<BEGIN UNSAFE CONTENT CATEGORIES>\n"
+_END_CATEGORIES = "<END UNSAFE CONTENT CATEGORIES>\n\n"
+_BEGIN_CONVERSATION = "<BEGIN CONVERSATION>\n"
+_MESSAGE_END = "\\n\\n\n\n"
+_CLOSING = (
+    "<END CONVERSATION>\n\n"
+    "Provide your safety assessment for ONLY THE LAST {judged} message in the above conversation:\n"
+    " - First line must read 'safe' or 'unsafe'.\n"
+    " - If unsafe, a second line must include a comma-separated list of violated categories. "
+    "<|eot|><|header_start|>assistant<|header_end|>"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The pieces of one prompt and the taxonomy that it asks about (S14 gone where there is an image)."""
+
+    pieces: tuple[Piece, ...]
+    taxonomy: Taxonomy
+
+    @classmethod
+    def render(cls, conversation: Conversation, taxonomy: Taxonomy) -> "Prompt":
+        """Apply the moderation template. Raises InvalidRequest when no category is left to ask about."""
+        asked = taxonomy.for_images() if conversation.images else taxonomy
+        if not asked.categories:
+            raise InvalidRequest("The policy leaves no category that applies to images.", param="policy")
+        return cls(tuple(_pieces(conversation, asked)), asked)
+
+    @property
+    def text(self) -> str:
+        """The prompt as the official template would print it."""
+        return "".join(piece.text for piece in self.pieces)
+
+    def token_ids(self, tokenizer: PromptTokenizer) -> list[int]:
+        """Token ids, with one `<|image|>` for each image of the conversation."""
+        return tokenizer.encode(self.pieces)
+
+
+def _pieces(conversation: Conversation, taxonomy: Taxonomy) -> Iterator[Piece]:
+    yield Scaffold(_OPENING + _TASK.format(judged=conversation.judged) + _BEGIN_CATEGORIES)
+    for category in taxonomy.categories:
+        line = f"{category.code}: {category.prompt_name}\n"
+        yield Literal(line) if taxonomy.own else Scaffold(line)
+    yield Scaffold(_END_CATEGORIES + _BEGIN_CONVERSATION)
+    for turn in conversation.turns:
+        yield from _turn(turn)
+    yield Scaffold(_CLOSING.format(judged=conversation.judged))
+
+
+def _turn(turn: Turn) -> Iterator[Piece]:
+    # All images of a turn stand before its first text; each further text repeats the speaker's name. A turn of
+    # images alone gets an empty text, without which the official template would lose the images.
+    images = IMAGE_TOKEN * len(turn.images)
+    for text in turn.texts or ("",):
+        yield Scaffold(f"{turn.role}: {images}")
+        yield Literal(text.strip())
+        yield Scaffold(_MESSAGE_END)
+        images = ""

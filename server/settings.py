@@ -1,0 +1,78 @@
+"""What an operator decides about a deployment. Facts about the model are in its profile, not here."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from server.images import ImageLimits
+
+Codes = Annotated[tuple[str, ...], NoDecode]
+
+
+class Settings(BaseSettings):
+    """Read from the environment with the prefix GUARD_ (docs/settings.md); command-line flags override.
+
+    Frozen, and refused when a value is wrong or two contradict each other. Durations are seconds, sizes bytes.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="GUARD_", frozen=True, extra="forbid")
+
+    profile: str = Field("pocket", description="Model profile: a name in model_config/, `name:variant`, or a folder.")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+
+    threshold: float = Field(0.5, gt=0, le=1, description="A verdict is unsafe from this P(unsafe) on.")
+    excluded_categories: Codes = Field((), description="Comma-separated codes that are never asked about: S5,S13.")
+    minimum_verdict_mass: float = Field(
+        0.9, gt=0, le=1, description="Least joint probability of `safe` and `unsafe` that makes a verdict."
+    )
+    category_scores: Literal["unsafe", "always"] = Field(
+        "unsafe",
+        description="`always` spends a second pass on safe verdicts to score every category; else they show P(unsafe)"
+        " as an upper bound.",
+    )
+
+    max_queue: int = Field(256, ge=1, description="Verdicts being worked on or waiting; beyond it requests get 429.")
+    list_concurrency: int = Field(32, ge=1, description="Items of one list that are judged at the same time.")
+    max_list: int = Field(2048, ge=1, description="Items that one list may hold.")
+    deadline: float = Field(60.0, gt=0, description="A verdict that is not there after this time becomes a 504.")
+    drain_timeout: float = Field(30.0, gt=0, description="Time that admitted requests get to finish after SIGTERM.")
+    max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body.")
+
+    max_images: int = Field(5, ge=1, description="Images of one request, sampled frames of animations included.")
+    max_image_bytes: int = Field(20 * 2**20, ge=1024, description="Largest encoded image.")
+    max_image_pixels: int = Field(50_000_000, ge=1, description="Most pixels of one image.")
+    animation_frames: int = Field(3, ge=1, description="Frames that an animated image is judged by.")
+    image_timeout: float = Field(10.0, gt=0, description="Time to fetch and decode all images of a request.")
+    image_remote: bool = Field(False, description="Fetch http(s) image URLs. Off: they are refused.")
+
+    probe_interval: float = Field(5.0, gt=0, description="An idle engine is asked for a verdict this often.")
+    ready_max_age: float = Field(12.0, gt=0, description="Not ready once the last verdict is older than this.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_codes(cls, values: dict[str, object]) -> dict[str, object]:
+        codes = values.get("excluded_categories")
+        if isinstance(codes, str):
+            values["excluded_categories"] = tuple(code.strip() for code in codes.split(",") if code.strip())
+        return values
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> "Settings":
+        if self.ready_max_age <= self.probe_interval:
+            raise ValueError("ready_max_age must exceed probe_interval, or an idle server would never be ready")
+        if self.list_concurrency > self.max_queue:
+            raise ValueError("list_concurrency must not exceed max_queue, or no long list could ever be admitted")
+        return self
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        return ImageLimits(
+            max_images=self.max_images,
+            max_bytes=self.max_image_bytes,
+            max_pixels=self.max_image_pixels,
+            animation_frames=self.animation_frames,
+            timeout_s=self.image_timeout,
+            remote=self.image_remote,
+        )

@@ -1,0 +1,175 @@
+"""The verdict, and the contract under which an answer of the model becomes one.
+
+A verdict exists only when the engine finished on a known end, the text is exactly `safe` or `unsafe` with an optional
+line of known codes, and, where the backend reports probabilities, the two verdict words together hold nearly all of the
+probability at their position. Everything else raises: an unknown answer never becomes "safe".
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from server.errors import EngineFailure, UnparseableVerdict
+from server.policy import Policy
+from server.taxonomy import Taxonomy
+
+ROUNDING = 1e-4
+"""How far floating point may carry a probability, or a sum of them, past 1. What is further off is no probability."""
+
+ANSWER = re.compile(r"(?P<word>safe|unsafe(?:\n(?P<codes>S[0-9]+(?:,S[0-9]+)*))?)")
+
+
+class ScoreMethod(StrEnum):
+    """Where category scores come from.
+
+    WRITTEN_LIST: P(unsafe) times the highest probability that the code had at any place of the list that the model
+    wrote. FIRST_CODE: P(unsafe) times the probability that the code comes first, had the model said unsafe; it costs a
+    second, nearly free pass. UPPER_BOUND: the verdict is safe and no list was asked for; a code cannot be more probable
+    than P(unsafe), which is what every category shows.
+    """
+
+    WRITTEN_LIST = "written_list"
+    FIRST_CODE = "first_code"
+    UPPER_BOUND = "upper_bound"
+
+
+@dataclass(frozen=True, slots=True)
+class WordProbabilities:
+    """Probabilities of the two verdict words at the verdict position, over the whole vocabulary."""
+
+    safe: float
+    unsafe: float
+
+    @property
+    def mass(self) -> float:
+        return self.safe + self.unsafe
+
+    @property
+    def p_unsafe(self) -> float:
+        """P(unsafe), renormalised over the two words."""
+        return self.unsafe / self.mass
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a backend brings back, before anybody believes it.
+
+    `text` is what the model wrote, without the newlines that lead it. `listed_text` is the answer it gave when it was
+    made to go on from `unsafe`, because P(unsafe) passed a threshold below the model's own. `words` and
+    `code_probabilities` (P(code), given unsafe) are None where a backend has no probabilities. Durations are seconds.
+    `finish_reason` is the engine's; only "stop" makes a verdict.
+    """
+
+    text: str
+    finish_reason: str | None
+    backend: str
+    taxonomy: Taxonomy
+    words: WordProbabilities | None = None
+    listed_text: str | None = None
+    code_probabilities: Mapping[str, float] | None = None
+    score_method: ScoreMethod | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    images: int = 0
+    tiles: int = 0
+    queued_s: float = 0.0
+    computed_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The parsed and checked result.
+
+    `unsafe` is P(unsafe) held against the policy's threshold, or the model's word where there is no probability.
+    `categories` are the codes that the model listed, empty when safe. `category_scores` holds one score for each
+    category asked about, None without probabilities.
+    """
+
+    unsafe: bool
+    p_unsafe: float | None
+    verdict_mass: float | None
+    categories: tuple[str, ...]
+    category_scores: Mapping[str, float] | None
+    score_method: ScoreMethod | None
+    threshold: float
+    completion: Completion
+
+    @property
+    def text(self) -> str:
+        """The answer on the wire: `safe`, or `unsafe` and the line of codes."""
+        if not self.unsafe:
+            return "safe"
+        return "\n".join(["unsafe", ",".join(self.categories)] if self.categories else ["unsafe"])
+
+
+def judge(completion: Completion, policy: Policy, minimum_mass: float) -> Verdict:
+    """Hold a completion to the verdict contract.
+
+    Raises EngineFailure when the engine did not finish, UnparseableVerdict when the answer is none.
+    """
+    if completion.finish_reason != "stop":
+        raise EngineFailure("The engine ended the request without a complete answer.")
+    word, codes = _parse(completion.text, completion.taxonomy)
+    unsafe, p_unsafe = word == "unsafe", None
+    words = completion.words
+    if words is not None:
+        if not (
+            _is_probability(words.safe)
+            and _is_probability(words.unsafe)
+            and _is_probability(words.mass)
+            and words.mass >= minimum_mass
+        ):
+            raise UnparseableVerdict("The model's answer is neither clearly 'safe' nor clearly 'unsafe'.")
+        if unsafe != (words.unsafe > words.safe) and words.unsafe != words.safe:
+            raise UnparseableVerdict("The model's answer contradicts its own probabilities.")
+        p_unsafe = words.p_unsafe
+        unsafe = p_unsafe >= policy.threshold
+    if unsafe and word == "safe":
+        if completion.listed_text is None:
+            raise EngineFailure("The backend brought no categories for a verdict past the threshold.")
+        word, codes = _parse(completion.listed_text, completion.taxonomy)
+        if word != "unsafe":
+            raise UnparseableVerdict("The model was asked for categories and gave none.")
+    scores, method = _category_scores(completion, p_unsafe)
+    return Verdict(
+        unsafe=unsafe,
+        p_unsafe=p_unsafe,
+        verdict_mass=None if words is None else words.mass,
+        categories=codes if unsafe else (),
+        category_scores=scores,
+        score_method=method,
+        threshold=policy.threshold,
+        completion=completion,
+    )
+
+
+def _parse(text: str, taxonomy: Taxonomy) -> tuple[str, tuple[str, ...]]:
+    match = ANSWER.fullmatch(text)
+    if match is None:
+        raise UnparseableVerdict("The model's answer is not of the form that it was asked for.")
+    codes = tuple(dict.fromkeys(match["codes"].split(","))) if match["codes"] else ()
+    if not frozenset(codes) <= frozenset(taxonomy.codes):
+        raise UnparseableVerdict("The model listed a category that it was not asked about.")
+    return match["word"].partition("\n")[0], codes
+
+
+def _is_probability(value: float) -> bool:
+    return math.isfinite(value) and 0.0 <= value <= 1.0 + ROUNDING
+
+
+def _category_scores(
+    completion: Completion, p_unsafe: float | None
+) -> tuple[Mapping[str, float] | None, ScoreMethod | None]:
+    if p_unsafe is None:
+        return None, None
+    given = completion.code_probabilities
+    if given is None:
+        return dict.fromkeys(completion.taxonomy.codes, p_unsafe), ScoreMethod.UPPER_BOUND
+    if not all(_is_probability(value) for value in given.values()):
+        raise UnparseableVerdict("The model's category scores are not probabilities.")
+    return {code: p_unsafe * min(given.get(code, 0.0), 1.0) for code in completion.taxonomy.codes}, (
+        completion.score_method
+    )

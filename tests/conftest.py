@@ -1,0 +1,156 @@
+"""What the whole suite shares: one engine on the reference model, one on the pocket model, and running servers.
+
+Engines take long to load, so each is loaded once for the session and only by the tests that ask for it.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from server.backends.vllm import VllmBackend
+from server.checkpoint import read_facts
+from server.profile import AnswerTokens, Profile, load_profile
+from server.tokenizer import PromptTokenizer
+from tests.reference_model import build_reference_model
+
+START_TIMEOUT_S = 240
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that kill engines run last, so that what they leave behind disturbs nobody."""
+    items.sort(key=lambda item: item.get_closest_marker("kills") is not None)
+
+
+@pytest.fixture(scope="session")
+def reference_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random-weight checkpoint with Llama Guard 4's shape choices and its whole vocabulary."""
+    return build_reference_model(tmp_path_factory.mktemp("reference"))
+
+
+@pytest.fixture(scope="session")
+def reference_profile(reference_folder: Path) -> Profile:
+    return replace(
+        load_profile("pocket"),
+        name="reference",
+        model=str(reference_folder),
+        tokens=AnswerTokens(blank_line=368, safe=60411, unsafe=72110, vocabulary_size=202_048),
+        engine=MappingProxyType({**load_profile("pocket").engine, "dtype": "float32"}),
+    )
+
+
+@pytest_asyncio.fixture(scope="session")
+async def reference_backend(reference_profile: Profile) -> AsyncIterator[VllmBackend]:
+    backend = open_backend(reference_profile)
+    await backend.start()
+    yield backend
+    backend.close()
+
+
+@pytest_asyncio.fixture(scope="session")
+async def pocket_backend() -> AsyncIterator[VllmBackend]:
+    backend = open_backend(load_profile("pocket"))
+    await backend.start()
+    yield backend
+    backend.close()
+
+
+def open_backend(profile: Profile) -> VllmBackend:
+    folder = Path(profile.model)
+    return VllmBackend(profile, folder, read_facts(folder), PromptTokenizer.from_folder(folder))
+
+
+@dataclass
+class RunningServer:
+    """A `python -m server serve` of its own process group, its console kept."""
+
+    process: subprocess.Popen[str]
+    url: str
+    console: list[str]
+
+    def client(self, timeout: float = 60) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=timeout)
+
+    def engine_pids(self) -> list[int]:
+        """All processes below the server: the engine's, and the helpers of multiprocessing."""
+        import psutil
+
+        return [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
+
+    def engine_core_pid(self) -> int:
+        import psutil
+
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            if "EngineCore" in " ".join(child.cmdline()) or "EngineCore" in child.name():
+                return child.pid
+        raise AssertionError("the server has no engine process")
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=60)
+
+
+@contextlib.contextmanager
+def running_server(*arguments: str, **environment: str) -> Iterator[RunningServer]:
+    """Start a server on a free port, wait until it says that it is ready, and kill what is left of it at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "server", "serve", "--profile", "pocket", "--port", "0", *arguments],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, **environment},
+        stderr=subprocess.STDOUT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    console: list[str] = []
+    ready = threading.Event()
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            console.append(line)
+            if "ready at" in line:
+                ready.set()
+        ready.set()
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        ready.wait(START_TIMEOUT_S)
+        match = re.search(r"ready at (http://\S+)", "".join(console))
+        assert match is not None, "the server did not start:\n" + "".join(console)
+        yield RunningServer(process, match[1], console)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def pocket_server() -> Iterator[RunningServer]:
+    """One server for all tests that only talk to it."""
+    with running_server() as server:
+        yield server
+        assert server.stop() == 0
+
+
+def wait_until(condition: object, timeout: float, interval: float = 0.05) -> float:
+    """Seconds until `condition()` held; fails after `timeout`."""
+    assert callable(condition)
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < timeout, f"not within {timeout} s"
+        time.sleep(interval)
+    return time.monotonic() - started
