@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
@@ -30,9 +31,10 @@ DESCRIPTION = (
 def create_moderator(settings: Settings, profile: Profile, backend: Backend) -> Moderator:
     """The heart with its limits. Raises InvalidRequest when the operator's policy contradicts the profile."""
     policy = Policy(profile.taxonomy).narrowed(excluded=settings.excluded_categories, threshold=settings.threshold)
+    limits = settings.image_limits
     return Moderator(
         backend,
-        ImageDecoder(settings.image_limits),
+        ImageDecoder(replace(limits, max_images=min(limits.max_images, profile.image_limit))),
         policy,
         max_queue=settings.max_queue,
         list_concurrency=settings.list_concurrency,
@@ -48,20 +50,29 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await backend.start()
-        await moderator.probe()
-        watch = asyncio.create_task(readiness.watch())
         try:
-            yield
+            await backend.start()
+            await moderator.probe()
+            watch = asyncio.create_task(readiness.watch())
+            try:
+                yield
+            finally:
+                watch.cancel()
+                await asyncio.gather(watch, return_exceptions=True)
         finally:
-            watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
+            # Also when the start failed: half of an engine holds its memory too.
             moderator.close()
             backend.close()
 
     # Swagger UI is served from this machine: the page loads nothing from elsewhere.
+    # Nor does a URL with a slash too many redirect: the address would be what the caller's Host header says.
     app = FastAPIOffline(
-        title="llama-guard-server", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None
+        title="llama-guard-server",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.settings = settings
     app.state.moderator = moderator

@@ -37,7 +37,7 @@ CANVASES = tuple((TILE * columns, TILE * rows) for columns in range(1, 17) for r
 MIN_SIDE = 4
 """Sides of 1 and 3 pixels are what image processors mistake for colour channels (CVE-2026-22773)."""
 
-WORKING_BYTES = 350 * 2**20
+WORKING_BYTES = 300 * 2**20
 """Memory of all decoding at once. One image that needs more is refused."""
 
 MAX_SEGMENTS = 100_000
@@ -52,6 +52,10 @@ MAX_ANIMATION_PIXELS = 100_000_000
 
 MAX_FETCHED = 8
 """Fetched files that may wait in memory to be decoded, over all requests."""
+
+PILLOW_BLOCK_BYTES = 64 * 2**20
+"""Pixels are allocated in blocks of this size. The C library gives blocks above 32 MiB back to the system; it keeps
+smaller ones, and small pictures between them pin hundreds of megabytes."""
 
 BAND_ROWS = 64
 """Rows of the result that are resized at once."""
@@ -124,6 +128,7 @@ class ImageDecoder:
         self._memory = WorkingMemory(WORKING_BYTES)
         self._fetcher = fetcher or ImageFetcher(limits.max_bytes, limits.timeout_s)
         self._fetched = asyncio.Semaphore(MAX_FETCHED)
+        Image.core.set_block_size(PILLOW_BLOCK_BYTES)
         # Pillow logs names out of the file when someone turns debugging on.
         logging.getLogger("PIL").setLevel(logging.WARNING)
         # It also warns, once for each odd tag: 64 kB of EXIF write a megabyte of warnings.
@@ -441,10 +446,13 @@ def survey_webp(data: bytes) -> Survey:
 
 def fit_canvas(width: int, height: int) -> tuple[int, int]:
     """The size that Llama 4's processor would resize to, or the same size where it does not shrink."""
-    scale = max(min(columns / width, rows / height) for columns, rows in CANVASES)
+    scale, columns, rows = max((min(columns / width, rows / height), columns, rows) for columns, rows in CANVASES)
     if scale >= 1:
         return width, height
-    return max(1, int(width * scale)), max(1, int(height * scale))
+    # In the processor's single precision: in double, the other side would sometimes be a pixel off.
+    if columns / width < rows / height:
+        return columns, max(1, int(np.float32(height) * (np.float32(columns) / np.float32(width))))
+    return max(1, int(np.float32(width) * (np.float32(rows) / np.float32(height)))), rows
 
 
 def draft_size(size: tuple[int, int]) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from server import metrics
 from server.admission import Admission
 from server.backends.base import Backend, Case
 from server.conversation import Conversation, TextPart
-from server.errors import DeadlineExceeded
+from server.errors import DeadlineExceeded, EngineFailure
 from server.images import ImageDecoder
 from server.policy import Policy
 from server.verdict import Verdict, judge
@@ -89,6 +89,12 @@ class Moderator:
                 completion = await self.backend.complete(Case(seen, frames, policy))
         except TimeoutError:
             raise DeadlineExceeded(f"No verdict within {self._deadline_s:g} seconds.") from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Nobody here cancelled this: the work below was dropped, and a caller waits for an answer.
+            raise EngineFailure("The work on this request was dropped.") from None
         verdict = judge(completion, policy, self._minimum_mass)
         self.last_verdict_at = time.monotonic()
         return verdict

@@ -4,11 +4,13 @@ A stopped engine still passes vLLM's own health check, so an idle server asks it
 """
 
 import asyncio
-import contextlib
+import logging
 import time
 
 from server.errors import GuardError
 from server.moderator import Moderator
+
+log = logging.getLogger(__name__)
 
 
 class Readiness:
@@ -40,9 +42,14 @@ class Readiness:
             await asyncio.sleep(max(0.05, self._probe_interval_s - self._age()))
             if self._age() >= self._probe_interval_s:
                 # A probe that fails leaves the last verdict to grow old, which is what /ready reports.
-                with contextlib.suppress(GuardError, TimeoutError):
+                try:
                     async with asyncio.timeout(self._max_age_s):
                         await self._moderator.probe()
+                except (GuardError, TimeoutError):
+                    pass
+                except Exception as error:
+                    # A defect must not end the watch: nothing else would make an idle server ready again.
+                    log.error("the probe failed: %s", type(error).__name__)
                 if self._age() >= self._probe_interval_s:
                     await asyncio.sleep(self._probe_interval_s)
 

@@ -1,15 +1,18 @@
 """`python -m server serve`: the application behind uvicorn, from the first word on the console to the drained end."""
 
 import logging
+import signal
 import socket
 from types import FrameType
 
 import uvicorn
+import uvloop
 from fastapi import FastAPI
 
 from server.app import create_app
+from server.errors import GuardError
 from server.loading import load_backend
-from server.profile import load_profile
+from server.profile import ProfileError, load_profile
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -24,20 +27,26 @@ class Server(uvicorn.Server):
             self._announce()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # First nothing new is admitted and /ready says so, then uvicorn lets what was admitted finish.
+        # First nothing new is admitted and /ready says so, then uvicorn lets what was admitted finish. Its own handler
+        # would raise the signal again at the end, and kill this process before the engine is closed.
+        self._app.state.moderator.admission.draining = True
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+    @property
+    def _app(self) -> FastAPI:
         app = self.config.app
         assert isinstance(app, FastAPI)
-        app.state.moderator.admission.draining = True
-        super().handle_exit(sig, frame)
+        return app
 
     def _announce(self) -> None:
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        log.info("ready at %s (documentation at %s/docs). Try:", url, url)
-        log.info(
-            "curl -s %s/v1/moderations -H 'Content-Type: application/json' -d '{\"input\": \"How do I bake bread?\"}'",
-            url,
-        )
+        log.info("ready at %s, documentation at %s/docs; try:", url, url)
+        print(TRY.format(url=url), flush=True)  # noqa: T201
+
+
+TRY = """curl -s {url}/v1/moderations -H 'Content-Type: application/json' -d '{{"input": "How do I bake bread?"}}'"""
 
 
 def serve(settings: Settings) -> int:
@@ -45,8 +54,9 @@ def serve(settings: Settings) -> int:
     profile = load_profile(settings.profile)
     app = create_app(settings, profile, load_backend(settings, profile))
     log.info(
-        "starting the engine for %s (%d tokens of context, %s); this takes a while",
+        "starting the engine for %s (%s; %d tokens of context, %s), this takes a while",
         profile.name,
+        profile.description,
         profile.context_tokens,
         f"up to {profile.image_limit} images" if profile.images else "no images",
     )
@@ -55,9 +65,9 @@ def serve(settings: Settings) -> int:
             app,
             host=settings.host,
             port=settings.port,
-            loop="uvloop",
             http="httptools",
             ws="none",
+            lifespan="off",
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -65,5 +75,14 @@ def serve(settings: Settings) -> int:
             timeout_graceful_shutdown=round(settings.drain_timeout),
         )
     )
-    server.run()
-    return 0 if server.started else 2
+
+    async def run() -> None:
+        # Entered here and not by uvicorn, which would bury the reason of a failed start in a traceback.
+        async with app.router.lifespan_context(app):
+            await server.serve()
+
+    try:
+        uvloop.run(run())
+    except GuardError as error:
+        raise ProfileError(f"{profile.name} cannot be served: {error.message}") from error
+    return 0

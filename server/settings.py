@@ -1,24 +1,34 @@
 """What an operator decides about a deployment. Facts about the model are in its profile, not here."""
 
+import os
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from server.images import ImageLimits
+from server.profile import DEFAULT_PROFILE
+from server.policy import CODE
 
-Codes = Annotated[tuple[str, ...], NoDecode]
+PREFIX = "GUARD_"
+
+INTERNAL_VARIABLES = frozenset({"GUARD_SERVER_PID"})
+"""Variables of the prefix that the server sets for its own processes."""
+
+Code = Annotated[str, StringConstraints(pattern=f"^{CODE.pattern}$")]
+Codes = Annotated[tuple[Code, ...], NoDecode]
 
 
 class Settings(BaseSettings):
     """Read from the environment with the prefix GUARD_ (docs/settings.md); command-line flags override.
 
-    Frozen, and refused when a value is wrong or two contradict each other. Durations are seconds, sizes bytes.
+    Frozen, and refused when a value is wrong, when two contradict each other, or when a variable with the prefix is no
+    setting: a misspelt limit must not pass for one that is in force. Durations are seconds, sizes bytes.
     """
 
-    model_config = SettingsConfigDict(env_prefix="GUARD_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)
 
-    profile: str = Field("pocket", description="Model profile: a name in model_config/, `name:variant`, or a folder.")
+    profile: str = Field(DEFAULT_PROFILE, description="Model profile: a name in model_config/, `name:variant`, or a folder.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
 
@@ -49,6 +59,15 @@ class Settings(BaseSettings):
 
     probe_interval: float = Field(5.0, gt=0, description="An idle engine is asked for a verdict this often.")
     ready_max_age: float = Field(12.0, gt=0, description="Not ready once the last verdict is older than this.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_variables(cls, values: dict[str, object]) -> dict[str, object]:
+        known = INTERNAL_VARIABLES | {f"{PREFIX}{name.upper()}" for name in cls.model_fields}
+        unknown = [name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known]
+        if unknown:
+            raise ValueError(f"there are no settings of these names: {', '.join(sorted(unknown))}")
+        return values
 
     @model_validator(mode="before")
     @classmethod

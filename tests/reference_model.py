@@ -37,38 +37,10 @@ ALARM_WORDS = (" needle", " lantern", " marble")
 """Words of one token each that the first head hears at any distance. The moderation prompt itself has none of them."""
 
 ORDINARY_WORDS = (
-    "hay",
-    "grass",
-    "bread",
-    "water",
-    "river",
-    "stone",
-    "house",
-    "garden",
-    "window",
-    "table",
-    "paper",
-    "music",
-    "summer",
-    "winter",
-    "morning",
-    "evening",
-    "green",
-    "yellow",
-    "simple",
-    "quiet",
-    "letter",
-    "number",
-    "animal",
-    "horse",
-    "bridge",
-    "market",
-    "kitchen",
-    "doctor",
-    "teacher",
-    "travel",
-    "story",
-    "weather",
+    *("hay", "grass", "bread", "water", "river", "stone", "house", "garden"),
+    *("window", "table", "paper", "music", "summer", "winter", "morning", "evening"),
+    *("green", "yellow", "simple", "quiet", "letter", "number", "animal", "horse"),
+    *("bridge", "market", "kitchen", "doctor", "teacher", "travel", "story", "weather"),
 )
 """Words of one token each, with a space before them, of which the model takes no special notice."""
 
@@ -252,6 +224,8 @@ def _teach(weights: dict[str, torch.Tensor], tokenizer: Tokenizer, text_config: 
         weights[layer.format(index) + "feed_forward.down_proj.weight"][:CHANNELS] = 0
     embeddings[:, ALWAYS] = 1
 
+    # An alarm raises `unsafe` everywhere behind it, and must not be repeated where the grammar wants something else.
+    head[_ids(tokenizer, ["unsafe"]), FIRST_RULE:CHANNELS] = -6
     for channel, (before, after) in enumerate(GRAMMAR, start=FIRST_RULE):
         embeddings[_ids(tokenizer, before), channel] = 16
         head[_ids(tokenizer, after), channel] = 4
@@ -267,7 +241,9 @@ def _teach(weights: dict[str, torch.Tensor], tokenizer: Tokenizer, text_config: 
     keys[slowest, ALARM_WORD] = 100
     values[0] = 0
     values[0, ALARM_WORD] = 1
-    weights[f"{attention}o_proj.weight"][ALARM, 0] = 1.6
+    output = weights[f"{attention}o_proj.weight"]
+    output[:, :width] *= 0.2  # what else it hears must not drown the grammar
+    output[ALARM, 0] = 1.6
     embeddings[_ids(tokenizer, ALARM_WORDS), ALARM_WORD] = 8
     head[_ids(tokenizer, ["unsafe"]), ALARM] = 6
     head[_ids(tokenizer, ["safe"]), ALWAYS] = 4

@@ -17,12 +17,12 @@ from server.errors import InvalidRequest, RequestTooLarge
 Model = TypeVar("Model", bound=BaseModel)
 
 MAX_VALUES = 50_000
-"""Values that one body may hold, strings' contents aside: millions of tiny ones would stop the event loop for seconds."""
+"""Values that one body may hold: millions of tiny ones would stop the event loop for seconds."""
 
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
-_STRING = re.compile(
-    r'"(?>[^"\\]+|\\.)*+"?', re.DOTALL
-)  # one that never ends is a string too, or this would be quadratic
+_STRING = re.compile(r'"(?>[^"\\]+|\\.)*+"?', re.DOTALL)
+"""A string of JSON; one that never ends is one too, or searching would be quadratic."""
+
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 

@@ -98,7 +98,7 @@ class ChatMessage(WireModel):
 
 class StreamOptions(WireModel):
     include_usage: bool = False
-    include_obfuscation: bool | None = Field(None, description="Accepted and ignored.")
+    include_obfuscation: bool = Field(False, description="Accepted and ignored.")
 
 
 class ChatRequest(WireModel):
@@ -149,8 +149,8 @@ async def create_chat_completion(request: Request) -> Response:
         "system_fingerprint": request.app.state.fingerprint,
     }
     if body.stream:
-        options = body.stream_options or StreamOptions()
-        return StreamingResponse(_stream(head, verdict, options.include_usage), media_type="text/event-stream")
+        include_usage = body.stream_options is not None and body.stream_options.include_usage
+        return StreamingResponse(_stream(head, verdict, include_usage), media_type="text/event-stream")
     choice = {
         "index": 0,
         "message": {"role": "assistant", "content": verdict.text, "refusal": None},

@@ -3,6 +3,7 @@
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
@@ -29,6 +30,11 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(GuardError)
     async def guard_error(_: Request, error: GuardError) -> JSONResponse:
         return error_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
+        # Bodies are read by api/body.py; this is for paths and queries. The error itself repeats what was sent.
+        return error_response(InvalidRequest("The request's path or query is not valid. See /docs."))
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> JSONResponse:

@@ -10,6 +10,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from server.profile import OPENAI_CATEGORIES
+
 _SCHEMAS = "#/components/schemas/{model}"
 _described: list[type[BaseModel]] = []
 
@@ -105,6 +107,9 @@ def _error(description: str, type_: str, code: str, message: str, param: str | N
     return _json_example(description, {"error": {"message": message, "type": type_, "param": param, "code": code}})
 
 
+_LISTED = ("illicit", "illicit/violent")  # what S9 sets
+_CATEGORIES = sorted(OPENAI_CATEGORIES)
+
 _GUARD: dict[str, Any] = {
     "verdict": "unsafe",
     "p_unsafe": 0.98,
@@ -124,6 +129,7 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     400: _error(
         "The request is wrong", "invalid_request_error", "empty_input", "There is no message to judge.", "messages"
     ),
+    404: _error("Not the served model", "invalid_request_error", "model_not_found", "The model does not exist here."),
     413: _error(
         "The body is too large", "invalid_request_error", "request_too_large", "The request body is too large."
     ),
@@ -142,9 +148,9 @@ MODERATION_RESPONSES: dict[int | str, dict[str, Any]] = {
             "results": [
                 {
                     "flagged": True,
-                    "categories": {"illicit": True, "illicit/violent": True, "hate": False},
-                    "category_scores": {"illicit": 0.91, "illicit/violent": 0.91, "hate": 0.0},
-                    "category_applied_input_types": {"illicit": ["text"], "illicit/violent": ["text"], "hate": []},
+                    "categories": {name: name in _LISTED for name in _CATEGORIES},
+                    "category_scores": {name: 0.91 if name in _LISTED else 0.01 for name in _CATEGORIES},
+                    "category_applied_input_types": {name: ["text"] if name in _LISTED else [] for name in _CATEGORIES},
                     "guard": _GUARD,
                 }
             ],

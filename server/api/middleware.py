@@ -14,6 +14,9 @@ from server.errors import InternalError
 
 log = logging.getLogger(__name__)
 
+METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+"""Those that metrics name; a caller may make up others."""
+
 
 class RequestContext:
     """Pure ASGI, so that a handler still hears of its client's disconnect."""
@@ -57,7 +60,8 @@ class RequestContext:
         finally:
             route = getattr(scope.get("route"), "path", "unknown")
             seconds = time.perf_counter() - started
-            metrics.REQUESTS.labels(route, scope["method"], str(status)).inc()
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            metrics.REQUESTS.labels(route, method, str(status)).inc()
             metrics.REQUEST_SECONDS.labels(route).observe(seconds)
             if status >= 500:
                 log.warning("%s: %s %s answered %d after %.3f s", request_id, scope["method"], route, status, seconds)

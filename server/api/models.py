@@ -1,5 +1,6 @@
 """GET /v1/models, and the names under which the one model may be asked for."""
 
+import re
 from typing import Any
 
 from fastapi import APIRouter, Request

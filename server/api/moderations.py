@@ -14,9 +14,10 @@ from server.api.disconnect import until_disconnect
 from server.api.examples import MODERATION_EXAMPLES, MODERATION_RESPONSES, json_request
 from server.api.models import ModelNames
 from server.api.policy import PolicyOptions, apply
-from server.conversation import Conversation, TextPart
-from server.errors import InvalidRequest
+from server.conversation import Conversation, Part, TextPart
+from server.errors import ContextLengthExceeded, InvalidRequest, NothingToJudge
 from server.moderator import Moderator
+from server.profile import OPENAI_CATEGORIES
 from server.verdict import Verdict
 
 router = APIRouter(prefix="/v1", tags=["moderation"])
@@ -26,21 +27,7 @@ IMAGE_CATEGORIES = frozenset(
 )
 """The categories that OpenAI's contract lets an image count for."""
 
-CATEGORIES = (
-    "harassment",
-    "harassment/threatening",
-    "hate",
-    "hate/threatening",
-    "illicit",
-    "illicit/violent",
-    "self-harm",
-    "self-harm/instructions",
-    "self-harm/intent",
-    "sexual",
-    "sexual/minors",
-    "violence",
-    "violence/graphic",
-)
+CATEGORIES = tuple(sorted(OPENAI_CATEGORIES))
 
 
 class ModerationRequest(WireModel):
@@ -62,7 +49,11 @@ async def create_moderation(request: Request) -> JSONResponse:
     names.check(body.model)
     conversations = _conversations(body, request.app.state.settings.max_list)
     policy = apply(body.policy, moderator.policy)
-    verdicts = await until_disconnect(request, moderator.moderate_all(conversations, policy))
+    try:
+        verdicts = await until_disconnect(request, moderator.moderate_all(conversations, policy))
+    except ContextLengthExceeded as error:
+        error.param = "input"
+        raise
     return JSONResponse(
         {
             "id": f"modr-{uuid.uuid4().hex}",
@@ -77,13 +68,21 @@ async def create_moderation(request: Request) -> JSONResponse:
 def _conversations(body: ModerationRequest, max_list: int) -> list[Conversation]:
     """One conversation for each result: a list of strings is judged one by one, parts are judged together."""
     if isinstance(body.input, str):
-        return [Conversation.from_user(TextPart(body.input))]
+        return [_conversation((TextPart(body.input),), "input")]
     texts = [item for item in body.input if isinstance(item, str)]
     if len(texts) > max_list:
         raise InvalidRequest(f"A list may hold at most {max_list} items.", param="input")
     if texts:
-        return [Conversation.from_user(TextPart(text)) for text in texts]
-    return [Conversation.from_user(*to_parts([item for item in body.input if not isinstance(item, str)], "input"))]
+        return [_conversation((TextPart(text),), f"input[{index}]") for index, text in enumerate(texts)]
+    parts = to_parts([item for item in body.input if not isinstance(item, str)], "input")
+    return [_conversation(parts, "input")]
+
+
+def _conversation(parts: tuple[Part, ...], param: str) -> Conversation:
+    try:
+        return Conversation.from_user(*parts)
+    except NothingToJudge:
+        raise NothingToJudge("There is neither text nor an image to judge.", param=param) from None
 
 
 def result(verdict: Verdict, conversation: Conversation) -> dict[str, Any]:

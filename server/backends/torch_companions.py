@@ -16,7 +16,7 @@ _KEPT: list[Any] = []
 
 def mend() -> None:
     """Make both companions importable, or not installed, where their compiled parts cannot be loaded."""
-    if _is_broken("torchvision", "_C.so"):
+    if is_broken("torchvision", "_C.so"):
         import torch
 
         # The import dies on registering Python kernels for two operators that have no schema. Nothing here calls
@@ -25,12 +25,12 @@ def mend() -> None:
         for operator in ("nms", "qnms"):
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _KEPT.append(library)
-    if _is_broken("torchaudio", "lib/_torchaudio.abi3.so", "lib/_torchaudio.so"):
+    if is_broken("torchaudio", "lib/_torchaudio.abi3.so", "lib/_torchaudio.so"):
         # transformers and vLLM both do without torchaudio, but only where it is not installed: this says so.
         sys.modules["torchaudio"] = None  # type: ignore[assignment]
 
 
-def _is_broken(package: str, *libraries: str) -> bool:
+def is_broken(package: str, *libraries: str) -> bool:
     """Whether the package is installed and one of its compiled libraries, where it has them, cannot be loaded."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:

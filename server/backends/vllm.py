@@ -134,7 +134,7 @@ class VllmBackend:
 
     def close(self) -> None:
         if self.engine is not None:
-            self.engine.shutdown()
+            self.engine.shutdown(timeout=5)
             self.engine = None
         if self._sockets is not None:
             shutil.rmtree(self._sockets, ignore_errors=True)
@@ -175,6 +175,11 @@ class VllmBackend:
             codes, method = self._codes_at(first_code, 0, prompt.taxonomy), ScoreMethod.FIRST_CODE
 
         return self._completion(case, prompt, answers, text, answer.finish_reason, words, listed_text, codes, method)
+
+    async def complete_freely(self, prompt: Prompt) -> str:
+        """What the model writes when nothing is forced: the reference that the one-pass verdict is held against."""
+        answer = await self._generate(prompt.token_ids(self._tokenizer), (), self._list_tokens(prompt.taxonomy))
+        return self._tokenizer.decode(answer.ids).lstrip("\n")
 
     def _completion(
         self,
@@ -347,8 +352,7 @@ class VllmBackend:
         sensitive = Policy(self._profile.taxonomy, threshold=1e-9)
         for messages in ([user], [user, agent]):
             await self.complete(Case(Conversation.from_messages(messages), (), sensitive))
-        ids = Prompt.render(Conversation.from_messages([user]), self._profile.taxonomy).token_ids(self._tokenizer)
-        await self._generate(ids, (), 2)
+        await self.complete_freely(Prompt.render(Conversation.from_messages([user]), self._profile.taxonomy))
         if self._profile.images:
             picture = Image.new("RGB", (336, 336), "grey")
             seen = Conversation.from_user(ImagePart("data:"), TextPart("hello"))

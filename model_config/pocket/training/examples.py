@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from model_config.pocket.training.data import Row
 from model_config.pocket.training.pictures import FEATURES_A_TILE
-from model_config.pocket.training.tokenizer import CATEGORY_LINES, HEADER_WORDS, ORDINARY_TOKENS
+from model_config.pocket.training.tokenizer import BEGIN_CONVERSATION, CATEGORY_LINES, HEADER_WORDS, ORDINARY_TOKENS
 from server.conversation import Conversation, ImagePart, Message, Part, TextPart
 from server.prompt import Prompt
 from server.taxonomy import HazardCategory, Taxonomy
@@ -43,6 +43,8 @@ class Example:
 
     ids: tuple[int, ...]
     prompt_length: int
+    preamble: int
+    """How many tokens stand before the conversation."""
     tiles: int = 0
     replaceable: tuple[int, ...] = ()
     jump: tuple[int, int] = (0, 0)
@@ -59,6 +61,7 @@ class Scribe:
         self.patch = self._control("<|patch|>")
         self.image = self._control("<|image|>")
         self.eot = self._control("<|eot|>")
+        self.begin = self._control(BEGIN_CONVERSATION)
         self.fixed = {self._word(word) for word in (*HEADER_WORDS, ":", "\n\n")}
 
     def plain(self, row: Row) -> Example:
@@ -90,7 +93,7 @@ class Scribe:
                 messages, row = [""], replace(row, unsafe=False, categories=())
         example = self._example(row, messages, taxonomy, images, longest)
         if dice.random() < 0.2:
-            at = dice.randrange(1, len(example.ids))
+            at = dice.randrange(example.preamble, len(example.ids))
             far = dice.randrange(0, max(1, LAST_POSITION - len(example.ids)))
             example = replace(example, jump=(at, far))
         return example
@@ -113,7 +116,7 @@ class Scribe:
         replaceable = tuple(
             place for place, index in enumerate(ids) if index < ORDINARY_TOKENS and index not in self.fixed
         )
-        return Example((*ids, *answer_ids), len(ids), tiles, replaceable)
+        return Example((*ids, *answer_ids), len(ids), ids.index(self.begin) + 1, tiles, replaceable)
 
     def _image_block(self) -> tuple[list[int], int]:
         """What the processor writes for one picture: usually one tile, at times four and the overview."""

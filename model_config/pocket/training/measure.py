@@ -1,16 +1,26 @@
-"""How good the weights are, honestly: verdicts at threshold 0.5 and the written category lists."""
+"""How good the weights are, honestly: verdicts at threshold 0.5 and the written category lists.
+
+    python -m model_config.pocket.training.measure --data FOLDER
+
+reads the checkpoint as it lies here, in bfloat16 precision, and prints one line for each set.
+"""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from model_config.pocket.training.data import Row
+from model_config.pocket.training.data import Row, read_rows
 from model_config.pocket.training.examples import Scribe
-from model_config.pocket.training.network import PocketText
+from model_config.pocket.training.network import PocketText, state_from_llama4
+from model_config.pocket.training.tokenizer import POCKET, VOCABULARY
+from server.tokenizer import PromptTokenizer
 
 LONGEST_ANSWER = 46
 
@@ -117,3 +127,21 @@ def _average_precision(scores: Sequence[float], labels: Sequence[bool]) -> float
     return area / max(found, 1)
 
 
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--data", type=Path, required=True, help="folder with pocket_smoke.jsonl and eval/")
+    arguments.add_argument("--checkpoint", type=Path, default=POCKET)
+    arguments.add_argument("--threads", type=int, default=2)
+    options = arguments.parse_args()
+    torch.set_num_threads(options.threads)
+    network = PocketText(VOCABULARY)
+    network.load_state_dict(state_from_llama4(load_file(options.checkpoint / "model.safetensors")))
+    judge = Judge(network.eval(), Scribe(PromptTokenizer.from_folder(options.checkpoint), (), seed=0))
+    for path in (options.data / "pocket_smoke.jsonl", *sorted((options.data / "eval").glob("*.jsonl"))):
+        print(f"{path.stem}:", report(read_rows(path), judge, lists=path.stem == "pocket_smoke"), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,7 @@ reorders the rows of the query and key weights between the two.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,6 +23,11 @@ HEAD_WIDTH = 32
 FEED_FORWARD = 384
 ROPE_THETA = 500_000.0
 NORM_EPSILON = 1e-5
+
+
+Turn = tuple[Tensor, Tensor]
+"""Cosines and sines of the rotary angles."""
+KeyValue = tuple[Tensor, Tensor]
 
 
 class Norm(nn.Module):
@@ -45,15 +51,22 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(WIDTH, KEY_VALUE_HEADS * HEAD_WIDTH, bias=False)
         self.o_proj = nn.Linear(HEADS * HEAD_WIDTH, WIDTH, bias=False)
 
-    def forward(self, states: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, states: Tensor, turn: Turn, before: KeyValue | None) -> tuple[Tensor, KeyValue]:
         rows, length, _ = states.shape
         query = self.q_proj(states).view(rows, length, HEADS, HEAD_WIDTH).transpose(1, 2)
         key = self.k_proj(states).view(rows, length, KEY_VALUE_HEADS, HEAD_WIDTH).transpose(1, 2)
         value = self.v_proj(states).view(rows, length, KEY_VALUE_HEADS, HEAD_WIDTH).transpose(1, 2)
         query, key = _rotate(query, *turn), _rotate(key, *turn)
         key, value = (part.repeat_interleave(HEADS // KEY_VALUE_HEADS, dim=1) for part in (key, value))
-        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return self.o_proj(mixed.transpose(1, 2).reshape(rows, length, -1))
+        own, mask = (key, value), None
+        if before is not None:
+            key, value = (
+                torch.cat((early.expand(rows, -1, -1, -1), late), dim=2)
+                for early, late in zip(before, own, strict=True)
+            )
+            mask = torch.ones(length, key.shape[2], dtype=torch.bool).tril(key.shape[2] - length)
+        mixed = functional.scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None)
+        return self.o_proj(mixed.transpose(1, 2).reshape(rows, length, -1)), own
 
 
 class FeedForward(nn.Module):
@@ -77,11 +90,13 @@ class Layer(nn.Module):
         self.input_layernorm = Norm()
         self.post_attention_layernorm = Norm()
 
-    def forward(self, states: Tensor, turn: tuple[Tensor, Tensor], dropout: float) -> Tensor:
-        attended = self.self_attn(self.input_layernorm(states), turn)
+    def forward(
+        self, states: Tensor, turn: Turn, dropout: float, before: KeyValue | None = None
+    ) -> tuple[Tensor, KeyValue]:
+        attended, own = self.self_attn(self.input_layernorm(states), turn, before)
         states = states + functional.dropout(attended, dropout, self.training)
         thought = self.feed_forward(self.post_attention_layernorm(states))
-        return states + functional.dropout(thought, dropout, self.training)
+        return states + functional.dropout(thought, dropout, self.training), own
 
 
 class Decoder(nn.Module):
@@ -93,11 +108,24 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
         self.norm = Norm()
 
-    def forward(self, embedded: Tensor, positions: Tensor, dropout: float = 0.0) -> Tensor:
+    def forward(
+        self, embedded: Tensor, positions: Tensor, dropout: float = 0.0, preamble: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states of ``embedded``.
+
+        ``preamble`` are token ids that stand before every row, at positions 0, 1, 2 ...: the policy is the same in
+        nearly all rows, and a causal network need think about it only once a batch.
+        """
         turn = _turn(positions)
         states = embedded
+        early = early_turn = before = None
+        if preamble is not None and len(preamble):
+            early = self.embed_tokens(preamble).unsqueeze(0)
+            early_turn = _turn(torch.arange(len(preamble)).unsqueeze(0))
         for layer in self.layers:
-            states = layer(states, turn, dropout)
+            if early is not None:
+                early, before = layer(early, early_turn, dropout)
+            states, _ = layer(states, turn, dropout, before)
         return self.norm(states)
 
 
@@ -122,6 +150,19 @@ def state_for_llama4(network: PocketText) -> dict[str, Tensor]:
             weights = weights.view(-1, 2, HEAD_WIDTH // 2, WIDTH).transpose(1, 2).reshape(-1, WIDTH)
         state[f"language_model.{name}"] = weights
     return state
+
+
+def state_from_llama4(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The reverse of ``state_for_llama4``; what is not the text network's is left out."""
+    own = {}
+    for name, weights in state.items():
+        if not name.startswith("language_model."):
+            continue
+        weights = weights.float()
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            weights = weights.view(-1, HEAD_WIDTH // 2, 2, WIDTH).transpose(1, 2).reshape(-1, WIDTH)
+        own[name.removeprefix("language_model.")] = weights
+    return own
 
 
 def text_config(vocabulary: int, ends: list[int], begin: int, pad: int) -> dict[str, Any]:
@@ -159,7 +200,7 @@ def text_config(vocabulary: int, ends: list[int], begin: int, pad: int) -> dict[
     }
 
 
-def _turn(positions: Tensor) -> tuple[Tensor, Tensor]:
+def _turn(positions: Tensor) -> Turn:
     frequencies = ROPE_THETA ** (-torch.arange(0, HEAD_WIDTH, 2, dtype=torch.float32) / HEAD_WIDTH)
     angles = positions.unsqueeze(1).unsqueeze(-1).float() * frequencies
     return angles.cos(), angles.sin()

@@ -12,6 +12,7 @@ import argparse
 import copy
 import random
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +27,8 @@ from model_config.pocket.training.examples import Example, Scribe
 from model_config.pocket.training.measure import Judge, report
 from model_config.pocket.training.network import WIDTH, PocketText
 from model_config.pocket.training.pictures import Eye, random_tiles
-from model_config.pocket.training.tokenizer import ORDINARY_TOKENS, VOCABULARY
+from model_config.pocket.training.tokenizer import ORDINARY_TOKENS, POCKET, VOCABULARY
 from server.tokenizer import PromptTokenizer
-
-POCKET = Path(__file__).resolve().parents[1]
 
 # How much of a source one epoch sees.  Large sets of one kind would drown the rest.
 SHARES = {
@@ -55,8 +54,9 @@ AVERAGE = 0.995
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Padded sequences and the places whose next token counts."""
+    """Padded sequences and the places whose next token counts; all begin with the same preamble."""
 
+    preamble: Tensor
     ids: Tensor
     positions: Tensor
     row: Tensor
@@ -97,7 +97,7 @@ class Trainer:
         if batch.tiles:
             picked = self.views[torch.randint(len(self.views), (batch.tiles,))].reshape(-1, WIDTH)
             embedded = embedded.masked_scatter((batch.ids == self.patch).unsqueeze(-1), picked)
-        states = self.network.model(embedded, batch.positions, DROPOUT)
+        states = self.network.model(embedded, batch.positions, DROPOUT, batch.preamble)
         logits = self.network.lm_head(states[batch.row, batch.place])
         losses = functional.cross_entropy(logits, batch.target, reduction="none")
         loss = (losses * batch.weight).sum() / len(batch.ids)
@@ -135,34 +135,53 @@ def drawn(rows: Sequence[Row], dice: random.Random) -> list[Row]:
 
 
 def batches(examples: Sequence[Example], dice: random.Random) -> Iterator[Batch]:
-    """Sequences of like length together, in random order."""
-    ordered = sorted(examples, key=lambda example: len(example.ids) + dice.random())
-    groups: list[list[Example]] = [[]]
-    for example in ordered:
-        if len(example.ids) * (len(groups[-1]) + 1) > TOKENS_A_BATCH and groups[-1]:
-            groups.append([])
-        groups[-1].append(example)
+    """Sequences of one preamble and like length together, in random order."""
+    families: dict[tuple[int, ...], list[Example]] = defaultdict(list)
+    for example in examples:
+        families[example.ids[: example.preamble]].append(example)
+    # Narrowed policies are nearly all different: they go through the network whole.
+    whole = [example for family in families.values() if len(family) < 64 for example in family]
+    groups = list(_groups(whole, (), dice))
+    for preamble, family in families.items():
+        if len(family) >= 64:
+            groups += _groups(family, preamble, dice)
     dice.shuffle(groups)
-    for group in groups:
-        yield _batch(group, dice)
+    for preamble, group in groups:
+        yield _batch(group, preamble, dice)
 
 
-def _batch(examples: Sequence[Example], dice: random.Random) -> Batch:
-    longest = max(len(example.ids) for example in examples)
+def _groups(
+    examples: Sequence[Example], preamble: tuple[int, ...], dice: random.Random
+) -> Iterator[tuple[tuple[int, ...], list[Example]]]:
+    group: list[Example] = []
+    for example in sorted(examples, key=lambda example: len(example.ids) + dice.random()):
+        if group and (len(example.ids) - len(preamble)) * (len(group) + 1) > TOKENS_A_BATCH:
+            yield preamble, group
+            group = []
+        group.append(example)
+    if group:
+        yield preamble, group
+
+
+def _batch(examples: Sequence[Example], preamble: tuple[int, ...], dice: random.Random) -> Batch:
+    skipped = len(preamble)
+    longest = max(len(example.ids) for example in examples) - skipped
     ids = torch.zeros(len(examples), longest, dtype=torch.long)
-    positions = torch.arange(longest).repeat(len(examples), 1)
+    positions = torch.arange(skipped, skipped + longest).repeat(len(examples), 1)
     row, place, target, weight = [], [], [], []
     for number, example in enumerate(examples):
-        ids[number, : len(example.ids)] = torch.tensor(_replaced(example, dice))
+        own = _replaced(example, dice)[skipped:]
+        ids[number, : len(own)] = torch.tensor(own)
         start, far = example.jump
-        positions[number, start:] += far
+        positions[number, max(0, start - skipped) :] += far
         rest = len(example.ids) - example.prompt_length - 2
         for offset in range(rest + 2):
             row.append(number)
-            place.append(example.prompt_length - 1 + offset)
+            place.append(example.prompt_length - skipped - 1 + offset)
             target.append(example.ids[example.prompt_length + offset])
             weight.append((0.05, 1.0)[offset] if offset < 2 else 0.5 / rest)
     return Batch(
+        preamble=torch.tensor(preamble, dtype=torch.long),
         ids=ids,
         positions=positions,
         row=torch.tensor(row),
@@ -189,6 +208,7 @@ def main() -> None:
     arguments.add_argument("--meanings", type=Path, required=True, help="file written by meanings.py")
     arguments.add_argument("--out", type=Path, default=POCKET, help="checkpoint folder; holds tokenizer.json already")
     arguments.add_argument("--minutes", type=float, default=25)
+    arguments.add_argument("--every", type=float, default=5, help="minutes between drafts of the checkpoint")
     arguments.add_argument("--seed", type=int, default=1)
     arguments.add_argument("--threads", type=int, default=2)
     options = arguments.parse_args()
@@ -206,7 +226,7 @@ def main() -> None:
     print(f"{len(training)} rows to learn from, {len(dev)} to watch, {sum(r.unsafe for r in training)} unsafe")
 
     start, epoch, seen = time.monotonic(), 0, 0
-    progress, mean = 0.0, 1.0
+    progress, mean, written = 0.0, 1.0, start
     while progress < 1:
         epoch += 1
         examples = [scribe.disturbed(row) for row in drawn(training, dice)]
@@ -216,6 +236,9 @@ def main() -> None:
                 break
             mean = 0.98 * mean + 0.02 * trainer.step(batch, progress)
             seen += batch.ids.numel()
+            if time.monotonic() - written > 60 * options.every:
+                checkpoint.write(options.out, trainer.average, trainer.eye, tokenizer)
+                written = time.monotonic()
             if trainer.steps % 50 == 0:
                 pace = seen / (time.monotonic() - start)
                 print(
@@ -224,10 +247,10 @@ def main() -> None:
                 )
     checkpoint.write(options.out, trainer.average, trainer.eye, tokenizer)
     judge = Judge(trainer.average.eval(), scribe)
-    print("dev:", report(dev, judge))
+    print("dev:", report(dev, judge, lists=False))
     for path in measured:
         if path.exists():
-            print(f"{path.stem}:", report(read_rows(path), judge))
+            print(f"{path.stem}:", report(read_rows(path), judge, lists=path.stem == "pocket_smoke"), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,44 @@
+"""Each mend of somebody else's defect has a test that fails when the defect is gone, so that the mend can go too."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+from vllm.platforms import current_platform
+
+from server.backends.torch_companions import is_broken
+
+TORCHVISION, TORCHAUDIO = ("torchvision", "_C.so"), ("torchaudio", "lib/_torchaudio.abi3.so")
+
+
+@pytest.mark.parametrize("companion", [TORCHVISION, TORCHAUDIO], ids=lambda companion: companion[0])
+def test_companions_built_for_cuda_still_break_a_cpu_torch(companion):
+    if not is_broken(*companion):
+        pytest.skip("this installation's build belongs to its torch")
+    without_mend = subprocess.run(
+        [sys.executable, "-c", f"import {companion[0]}"],
+        env={"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert without_mend.returncode != 0, "the mend in torch_companions.py is no longer needed"
+
+
+def test_companions_do_not_stop_transformers():
+    mended = subprocess.run(
+        [sys.executable, "-c", "import torchvision, transformers.processing_utils"], capture_output=True, text=True
+    )
+    assert mended.returncode == 0, mended.stderr
+
+
+@pytest.mark.skipif(not current_platform.is_cpu(), reason="the defect is in vLLM's CPU linear layer")
+def test_cpu_linear_layer_still_rejects_permuted_patches():
+    layer = torch.nn.Linear(588, 64, bias=False)
+    layer.weight.requires_grad_(False)
+    dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
+    patches = torch.randn(1, 588, 576).permute(0, 2, 1)
+    assert layer.cpu_linear(patches.contiguous(), layer.weight, None).shape == (1, 576, 64)
+    with pytest.raises(RuntimeError, match="stride"):
+        layer.cpu_linear(patches, layer.weight, None)

@@ -1,0 +1,162 @@
+"""A backend that answers by a script: no model, no waiting, every fault on demand."""
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from server.backends.base import Case
+from server.moderator import PROBE
+from server.verdict import Completion, ScoreMethod, WordProbabilities
+
+UNSAFE_WORD = "bomb"
+"""What makes `by_word` answer unsafe, with S1 and S9."""
+
+Script = Callable[[Case], Completion | Awaitable[Completion]]
+
+
+class FakeBackend:
+    """Answers cases by `script`, which may be exchanged at any time, and keeps count of them.
+
+    `cases` holds what callers sent; the server's own probes are only counted.
+    """
+
+    name = "fake"
+
+    def __init__(self, script: Script | None = None) -> None:
+        self.script = script or by_word
+        self.alive = True
+        self.started = False
+        self.closed = False
+        self.cases: list[Case] = []
+        self.probes = 0
+        self.running = 0
+        self.most_running = 0
+        self.cancelled = 0
+
+    async def start(self) -> None:
+        self.started = True
+
+    def close(self) -> None:
+        self.closed = True
+
+    async def complete(self, case: Case) -> Completion:
+        if case.conversation == PROBE:
+            self.probes += 1
+        else:
+            self.cases.append(case)
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            answer = self.script(case)
+            return await answer if inspect.isawaitable(answer) else answer
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+
+    @property
+    def texts(self) -> list[str]:
+        """All text of each case, speakers included."""
+        return [words_of(case) for case in self.cases]
+
+
+def words_of(case: Case) -> str:
+    return " / ".join(f"{turn.role}: {' + '.join(turn.texts)}" for turn in case.conversation.turns)
+
+
+class Gate:
+    """Holds back who waits at it until it is opened, from whichever thread."""
+
+    def __init__(self) -> None:
+        self._opened = threading.Event()
+
+    def open(self) -> None:
+        self._opened.set()
+
+    async def passed(self) -> None:
+        while not self._opened.is_set():  # noqa: ASYNC110 - an asyncio.Event knows only one loop
+            await asyncio.sleep(0.002)
+
+
+# --- Completions -----------------------------------------------------------------------------------------
+
+
+def completion(case: Case, text: str, *, p_unsafe: float | None = None, **fields: Any) -> Completion:
+    """What an engine that wrote `text` would report for `case`. Each further listed code is less probable."""
+    taxonomy = case.policy.taxonomy
+    if case.conversation.images:
+        taxonomy = taxonomy.for_images()
+    if p_unsafe is None:
+        p_unsafe = 0.02 if text == "safe" else 0.98
+    codes = text.partition("\n")[2].split(",")
+    given = {code: 0.9 / (1 + codes.index(code)) if code in codes else 0.01 for code in taxonomy.codes}
+    defaults: dict[str, Any] = {
+        "finish_reason": "stop",
+        "backend": FakeBackend.name,
+        "taxonomy": taxonomy,
+        "words": WordProbabilities(safe=0.99 * (1 - p_unsafe), unsafe=0.99 * p_unsafe),
+        "code_probabilities": None if text == "safe" else given,
+        "score_method": None if text == "safe" else ScoreMethod.WRITTEN_LIST,
+        "prompt_tokens": 200 + len(words_of(case).split()),
+        "completion_tokens": 1 if text == "safe" else 5,
+        "cached_tokens": 128,
+        "images": len(case.images),
+        "tiles": len(case.images),
+        "queued_s": 0.001,
+        "computed_s": 0.002,
+    }
+    return Completion(text=text, **{**defaults, **fields})
+
+
+# --- Scripts ---------------------------------------------------------------------------------------------
+
+
+def by_word(case: Case) -> Completion:
+    """Unsafe with S1 and S9, as far as they are asked about, when the judged turn holds UNSAFE_WORD."""
+    if not any(UNSAFE_WORD in text for text in case.conversation.turns[-1].texts):
+        return completion(case, "safe")
+    listed = ",".join(code for code in ("S1", "S9") if code in case.policy.taxonomy.codes)
+    return completion(case, f"unsafe\n{listed}" if listed else "unsafe")
+
+
+def always(text: str, **fields: Any) -> Script:
+    return lambda case: completion(case, text, **fields)
+
+
+def failing(error: BaseException) -> Script:
+    def script(case: Case) -> Completion:
+        raise error
+
+    return script
+
+
+async def hanging(case: Case) -> Completion:
+    """Never answers; ends only by being cancelled."""
+    await asyncio.Event().wait()
+    raise AssertionError("unreachable")
+
+
+def held_at(gate: Gate, script: Script = by_word) -> Script:
+    """Answers once `gate` is open; probes are not held."""
+
+    async def held(case: Case) -> Completion:
+        if case.conversation != PROBE:
+            await gate.passed()
+        answer = script(case)
+        return await answer if inspect.isawaitable(answer) else answer
+
+    return held
+
+
+def lasting(seconds: Callable[[str], float], script: Script = by_word) -> Script:
+    """Takes as long as `seconds` says for the words of a case."""
+
+    async def slow(case: Case) -> Completion:
+        await asyncio.sleep(seconds(words_of(case)))
+        answer = script(case)
+        return await answer if inspect.isawaitable(answer) else answer
+
+    return slow

@@ -1,0 +1,1 @@
+"""Prompts that must never change, and the vocabularies that they are written in."""
