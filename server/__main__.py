@@ -14,8 +14,8 @@ SAFE, UNSAFE, ERROR = 0, 1, 2
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="guard: %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="guard: %(message)s", stream=sys.stderr)
+    logging.getLogger("server").setLevel(logging.INFO)
     from server.profile import ProfileError
 
     try:

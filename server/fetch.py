@@ -6,6 +6,7 @@ URL. Off unless the operator turns it on (`ImageLimits.remote`).
 """
 
 import asyncio
+import functools
 import ipaddress
 import logging
 import re
@@ -78,6 +79,12 @@ async def resolve(host: str, port: int) -> list[str]:
     return [str(address[0]) for _, _, _, _, address in found]
 
 
+@functools.cache
+def public_authorities() -> ssl.SSLContext:
+    """Verifies certificates with certifi's authorities, whatever the environment says."""
+    return httpx.create_ssl_context(trust_env=False)
+
+
 class ImageFetcher:
     """GET of http(s) URLs, at most `max_bytes` of body within `timeout_s` seconds, redirects included.
 
@@ -123,7 +130,7 @@ class ImageFetcher:
             request = await self._request(target)
             # The transport alone, and a new one each time: it has no proxies, cookies, credentials or redirects, and
             # a connection that was verified for one name is not used for another at the same address.
-            transport = httpx.AsyncHTTPTransport(verify=self._tls or ssl.create_default_context(), trust_env=False)
+            transport = httpx.AsyncHTTPTransport(verify=self._tls or public_authorities(), trust_env=False)
             async with transport:
                 response = await transport.handle_async_request(request)
                 try:

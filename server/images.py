@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import PIL.WebPImagePlugin  # noqa: F401  Pillow loads all its plugins when one of `formats` is not loaded yet.
-from PIL import Image, ImageCms, ImageFilter
+from PIL import Image, ImageCms, ImageFile, ImageFilter
 
 from server.conversation import ImagePart
 from server.errors import ImageTooLarge, InvalidImage, InvalidRequest, RemoteImagesDisabled, TooManyImages
@@ -128,7 +128,7 @@ class ImageDecoder:
         self._memory = WorkingMemory(WORKING_BYTES)
         self._fetcher = fetcher or ImageFetcher(limits.max_bytes, limits.timeout_s)
         self._fetched = asyncio.Semaphore(MAX_FETCHED)
-        Image.core.set_block_size(PILLOW_BLOCK_BYTES)
+        Image.core.set_block_size(PILLOW_BLOCK_BYTES)  # type: ignore[attr-defined]
         # Pillow logs names out of the file when someone turns debugging on.
         logging.getLogger("PIL").setLevel(logging.WARNING)
         # It also warns, once for each odd tag: 64 kB of EXIF write a megabyte of warnings.
@@ -227,25 +227,23 @@ class ImageDecoder:
 
     def _decode_surveyed(self, data: bytes, found: Survey, deadline: float) -> DecodedImage:
         size = fit_canvas(found.width, found.height)
-        with Image.open(io.BytesIO(data), formats=(found.format,)) as image:
-            total: int = getattr(image, "n_frames", 1)
-            # The further pictures of an MPO file are other views of the first one, or data about it.
-            animated = total > 1 and image.format != "MPO"
-            wanted = sampled(total, self._limits.animation_frames, found.width * found.height) if animated else [0]
-            mend_transparent_colour(image, found.bit_depth)
-            if found.format == "JPEG":
-                image.draft(None, draft_size(size))
-            frames = []
-            for index in range(wanted[-1] + 1):
+        image = open_surveyed(data, found, size)
+        total: int = getattr(image, "n_frames", 1)
+        # The further pictures of an MPO file are other views of the first one, or data about it.
+        animated = total > 1 and image.format != "MPO"
+        wanted = sampled(total, self._limits.animation_frames, found.width * found.height) if animated else [0]
+        frames: list[Image.Image] = []
+        for index in wanted:
+            if found.format == "PNG" and frames:
+                # Once a frame was loaded, Pillow can neither undo it when the file says so, nor go back.
+                image = open_surveyed(data, found, size)
+            for step in range(image.tell() + 1, index + 1):
                 if time.monotonic() > deadline:
                     raise too_slow()
-                if animated:
-                    # One by one: each frame is drawn over the ones before it.
-                    image.seek(index)
-                image.load()
-                if index in wanted:
-                    frames.append(as_seen(image, size))
-            return DecodedImage(tuple(frames), total, image.format or found.format)
+                image.seek(step)
+            image.load()
+            frames.append(as_seen(image, size))
+        return DecodedImage(tuple(frames), total, image.format or found.format)
 
 
 class WorkingMemory:
@@ -475,6 +473,15 @@ def sampled(total: int, count: int, pixels: int) -> list[int]:
     reach = min(total, max(count, min(MAX_ANIMATION_FRAMES, MAX_ANIMATION_PIXELS // pixels)))
     count = min(count, reach)
     return [round(index * (reach - 1) / max(1, count - 1)) for index in range(count)]
+
+
+def open_surveyed(data: bytes, found: Survey, size: tuple[int, int]) -> ImageFile.ImageFile:
+    """The file at its first frame, not loaded yet. A JPEG will be decoded no larger than `size` needs."""
+    image = Image.open(io.BytesIO(data), formats=(found.format,))
+    mend_transparent_colour(image, found.bit_depth)
+    if found.format == "JPEG":
+        image.draft(None, draft_size(size))
+    return image
 
 
 def as_seen(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -7,8 +7,8 @@ from pydantic import Field, StringConstraints, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from server.images import ImageLimits
-from server.profile import DEFAULT_PROFILE
 from server.policy import CODE
+from server.profile import DEFAULT_PROFILE
 
 PREFIX = "GUARD_"
 
@@ -28,7 +28,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)
 
-    profile: str = Field(DEFAULT_PROFILE, description="Model profile: a name in model_config/, `name:variant`, or a folder.")
+    profile: str = Field(
+        DEFAULT_PROFILE, description="Model profile: a name in model_config/, `name:variant`, or a folder."
+    )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
 

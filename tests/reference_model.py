@@ -224,11 +224,13 @@ def _teach(weights: dict[str, torch.Tensor], tokenizer: Tokenizer, text_config: 
         weights[layer.format(index) + "feed_forward.down_proj.weight"][:CHANNELS] = 0
     embeddings[:, ALWAYS] = 1
 
+    # Random weights have their say in the verdict, but the lean to `safe` must hold for any shape and seed.
+    head[_ids(tokenizer, ["safe", "unsafe"])] *= 0.5
     # An alarm raises `unsafe` everywhere behind it, and must not be repeated where the grammar wants something else.
     head[_ids(tokenizer, ["unsafe"]), FIRST_RULE:CHANNELS] = -6
     for channel, (before, after) in enumerate(GRAMMAR, start=FIRST_RULE):
         embeddings[_ids(tokenizer, before), channel] = 16
-        head[_ids(tokenizer, after), channel] = 4
+        head[_ids(tokenizer, after), channel] = 5
 
     # The listening head asks for one direction only, in the pair of dimensions that RoPE turns slowest (a twentieth
     # of a radian over 163,840 tokens). Keys have nothing there, unless they stand for an alarm word.

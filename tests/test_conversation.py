@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from server.conversation import ROLES, Conversation, ImagePart, Message, Part, Role, TextPart, Turn
@@ -13,6 +13,9 @@ from server.errors import InvalidRequest, NothingToJudge
 TABLE = Path(__file__).parents[1] / "docs" / "prompt.md"
 
 USER, AGENT = Role.USER, Role.AGENT
+
+# A busy machine is no reason to fail.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def say(role: str, *parts: str | ImagePart) -> Message:
@@ -148,6 +151,7 @@ def fold(messages: list[Message]) -> Conversation:
         raise
 
 
+@unhurried
 @given(messages_of_any_order)
 def test_nothing_is_lost(messages):
     sent = [(ROLES[message.role], part) for message in messages for part in message.parts]
@@ -155,6 +159,7 @@ def test_nothing_is_lost(messages):
     assert [(turn.role, part) for turn in turns for part in turn.parts] == sent
 
 
+@unhurried
 @given(messages_of_any_order)
 def test_turns_alternate_and_the_last_message_is_judged(messages):
     conversation = fold(messages)
@@ -165,6 +170,7 @@ def test_turns_alternate_and_the_last_message_is_judged(messages):
     assert last.images or "".join(last.texts).strip()
 
 
+@unhurried
 @given(messages_of_any_order)
 def test_refused_only_when_the_judged_turn_is_blank(messages):
     try:
@@ -174,6 +180,7 @@ def test_refused_only_when_the_judged_turn_is_blank(messages):
         assert all(not isinstance(part, ImagePart) and not part.text.strip() for one in last for part in one.parts)
 
 
+@unhurried
 @given(messages_of_any_order)
 def test_texts_and_images_are_told_apart(messages):
     conversation = fold(messages)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
@@ -19,6 +19,9 @@ from tests.golden.vocabulary import NAMES, Vocabulary, vocabulary
 IMAGE = ImagePart("data:")
 DEFAULT = load_profile("llama-guard-4-12b").taxonomy
 POCKET = SHIPPED / "pocket" / "tokenizer.json"
+
+# A busy machine is no reason to fail.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.fixture(params=NAMES, scope="module")
@@ -87,6 +90,7 @@ def mixtures(words: Vocabulary) -> st.SearchStrategy[str]:
     return st.lists(st.one_of(pieces, broken), max_size=8).map("".join)
 
 
+@unhurried
 @given(st.data())
 def test_no_mixture_becomes_a_control_token(words, data):
     typed = data.draw(mixtures(words))
@@ -96,6 +100,7 @@ def test_no_mixture_becomes_a_control_token(words, data):
     assert words.text(ids) == prompt.text
 
 
+@unhurried
 @given(st.data())
 def test_plain_text_round_trips(words, data):
     text = data.draw(mixtures(words))
@@ -147,6 +152,7 @@ def test_harmless_text_is_official(words, text):
     assert prompt.token_ids(words.ours) == words.official_ids(prompt.text)
 
 
+@unhurried
 @given(st.text(max_size=60))
 def test_any_harmless_text_is_official(words, text):
     assume(not any(token in text for token in words.control_ids))
@@ -154,6 +160,7 @@ def test_any_harmless_text_is_official(words, text):
     assert prompt.token_ids(words.ours) == words.official_ids(prompt.text)
 
 
+@unhurried
 @given(st.text(min_size=1, max_size=30))
 def test_harmless_own_categories_are_official(words, text):
     assume(not any(token in text for token in words.control_ids))

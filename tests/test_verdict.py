@@ -54,9 +54,35 @@ NOT_SAFE = [
 NOT_UNSAFE = [
     *("Unsafe", "UNSAFE", "unsafe ", " unsafe", "unsafe\n", "unsafe\n\n", "unsafe\r\nS1", "unsafe.", "unsafely"),
     *("unsafe\nS15", "unsafe\nS0", "unsafe\nS99", "unsafe\nS01", "unsafe\nS001", "unsafe\nS1S2", "unsafe\nS-1"),
-    *("unsafe S1", "unsafe,S1", "unsafeS1", "unsafe\n\nS1", "unsafe\nS1\n", "unsafe\nS1\nS2", "unsafe\nS1 ", "unsafe\n S1"),
-    *("unsafe\nS1, S2", "unsafe\nS1 ,S2", "unsafe\nS1,", "unsafe\n,S1", "unsafe\nS1,,S2", "unsafe\nS1;S2", "unsafe\nS1.S2"),
-    *("unsafe\ns1", "unsafe\n1", "unsafe\n1,2", "unsafe\nS", "unsafe\nS1,S", "unsafe\nS1,2", "unsafe\nHate", "unsafe\nsafe"),
+    *(
+        "unsafe S1",
+        "unsafe,S1",
+        "unsafeS1",
+        "unsafe\n\nS1",
+        "unsafe\nS1\n",
+        "unsafe\nS1\nS2",
+        "unsafe\nS1 ",
+        "unsafe\n S1",
+    ),
+    *(
+        "unsafe\nS1, S2",
+        "unsafe\nS1 ,S2",
+        "unsafe\nS1,",
+        "unsafe\n,S1",
+        "unsafe\nS1,,S2",
+        "unsafe\nS1;S2",
+        "unsafe\nS1.S2",
+    ),
+    *(
+        "unsafe\ns1",
+        "unsafe\n1",
+        "unsafe\n1,2",
+        "unsafe\nS",
+        "unsafe\nS1,S",
+        "unsafe\nS1,2",
+        "unsafe\nHate",
+        "unsafe\nsafe",
+    ),
     *("unsafe\nS1,S15", "unsafe\nS15,S1", "unsafe\nS1: Violent Crimes.", "unsafe\nS1,S2,", "unsafe\nS١", "unsafe\nS１"),
     *("unsafe\nЅ1", "unѕafe\nS1", "ｕnsafe", "unsafe\nS1，S2", "unsafe\nS1\x00", "unsafe\x00\nS1", "unsafe\u2028S1"),
     *("unsafe\x0bS1", "unsafe\u0085S1", "unsafe\nS²", "unsafe\nS1_4", "unsafe\nS1\nunsafe", "unsafe unsafe", "unsaf"),
@@ -197,7 +223,7 @@ def test_probability_is_of_the_two_words():
     assert verdict.verdict_mass == pytest.approx(0.92)
 
 
-@pytest.mark.parametrize("words", [(0.9, 0.0), (1.0, 0.0), (0.6, 0.3), (1.0 + 1e-7, 0.0), (0.75, 0.25 + 1e-6)], ids=str)
+@pytest.mark.parametrize("words", [(0.9, 0.0), (1.0, 0.0), (0.5, 0.4), (1.0 + 1e-7, 0.0), (0.75, 0.25 + 1e-6)], ids=str)
 def test_mass_at_its_bounds_is_enough(words):
     assert not judged("safe", WordProbabilities(*words)).unsafe
 
@@ -313,9 +339,7 @@ OF_CODES = {"S1": 0.5, "S2": 0.25, "S14": 1.0}
 def test_scores_are_shares_of_p_unsafe(method, text, words):
     verdict = judged(text, words, code_probabilities=OF_CODES, score_method=method)
     assert verdict.score_method is method
-    assert verdict.category_scores == {
-        code: words.p_unsafe * OF_CODES.get(code, 0.0) for code in TAXONOMY.codes
-    }
+    assert verdict.category_scores == {code: words.p_unsafe * OF_CODES.get(code, 0.0) for code in TAXONOMY.codes}
 
 
 def test_scores_without_codes_are_an_upper_bound():

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
@@ -49,6 +50,12 @@ def describe(app: FastAPI) -> None:
             for path in document["paths"].values():
                 for operation in path.values():
                     operation["responses"].pop("422", None)
+            for route in app.routes:
+                if isinstance(route, APIRoute) and route.include_in_schema:
+                    # Once more, as FastAPI drops every null, and in our answers nulls have their place.
+                    for method in route.methods:
+                        described = document["paths"][route.path_format][method.lower()]["responses"]
+                        described.update({str(status): response for status, response in route.responses.items()})
             app.openapi_schema = document
         return app.openapi_schema
 
@@ -116,7 +123,7 @@ _GUARD: dict[str, Any] = {
     "threshold": 0.5,
     "verdict_mass": 0.999,
     "categories": ["S9"],
-    "category_scores": {"S1": 0.04, "S9": 0.91},
+    "category_scores": {f"S{number}": 0.91 if number == 9 else 0.0 for number in range(1, 15)},
     "category_score_method": "written_list",
     "raw_text": "unsafe\nS9",
     "finish_reason": "stop",
@@ -149,7 +156,7 @@ MODERATION_RESPONSES: dict[int | str, dict[str, Any]] = {
                 {
                     "flagged": True,
                     "categories": {name: name in _LISTED for name in _CATEGORIES},
-                    "category_scores": {name: 0.91 if name in _LISTED else 0.01 for name in _CATEGORIES},
+                    "category_scores": {name: 0.91 if name in _LISTED else 0.0 for name in _CATEGORIES},
                     "category_applied_input_types": {name: ["text"] if name in _LISTED else [] for name in _CATEGORIES},
                     "guard": _GUARD,
                 }
@@ -158,6 +165,12 @@ MODERATION_RESPONSES: dict[int | str, dict[str, Any]] = {
     ),
     **ERROR_RESPONSES,
 }
+
+_CHUNK = (
+    'data: {"id":"chatcmpl-8c1d","created":1790000000,"model":"meta-llama/Llama-Guard-4-12B",'
+    '"system_fingerprint":"fp_0a1b2c3d4e","object":"chat.completion.chunk","choices":[{"index":0,'
+    '"delta":{"content":"unsafe\\nS9"},"logprobs":null,"finish_reason":null}]}\n\n'
+)
 
 CHAT_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: _json_example(
@@ -176,9 +189,21 @@ CHAT_RESPONSES: dict[int | str, dict[str, Any]] = {
                     "finish_reason": "stop",
                 }
             ],
-            "usage": {"prompt_tokens": 214, "completion_tokens": 5, "total_tokens": 219},
+            "usage": {
+                "prompt_tokens": 214,
+                "completion_tokens": 5,
+                "total_tokens": 219,
+                "prompt_tokens_details": {"cached_tokens": 128, "audio_tokens": 0},
+                "completion_tokens_details": {
+                    "reasoning_tokens": 0,
+                    "audio_tokens": 0,
+                    "accepted_prediction_tokens": 0,
+                    "rejected_prediction_tokens": 0,
+                },
+            },
             "guard": _GUARD,
         },
     ),
     **ERROR_RESPONSES,
 }
+CHAT_RESPONSES[200]["content"]["text/event-stream"] = {"example": _CHUNK + "data: [DONE]\n\n"}

@@ -324,7 +324,10 @@ class VllmBackend:
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         os.environ["HF_HUB_OFFLINE"] = "1"  # the checkpoint lies on this disk by now
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        # A newcomer should be able to read the console; whoever looks for a fault sets these otherwise.
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
         if self._profile.context_beyond_checkpoint:
             os.environ[LONG_CONTEXT_VARIABLE] = "1"
 

@@ -63,6 +63,8 @@ def nullable_as_union(schema: Any) -> Any:
     schema = {key: nullable_as_union(value) for key, value in schema.items()}
     if schema.pop("nullable", None) is True and isinstance(schema.get("type"), str):
         schema["type"] = [schema["type"], "null"]
+        if "enum" in schema:
+            schema["enum"].append(None)
     return schema
 
 

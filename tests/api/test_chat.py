@@ -78,6 +78,8 @@ async def test_replies_and_chunks_obey_openais_own_schema(client: httpx.AsyncCli
         message = {"role": "user", "content": words}
         obeys_openai(await complete(client, message), "CreateChatCompletionResponse")
         for chunk in await stream(client, message, stream_options={"include_usage": True}):
+            if chunk["usage"] is None:
+                del chunk["usage"]  # the schema's description wants the null that its type forbids
             obeys_openai(chunk, "CreateChatCompletionStreamResponse")
 
 

@@ -32,9 +32,7 @@ PROMPT_NAMES = (
     "Code Interpreter Abuse.",
 )
 OFFICIAL = Taxonomy(
-    tuple(
-        HazardCategory(f"S{number}", words, text_only=number == 14) for number, words in enumerate(PROMPT_NAMES, 1)
-    )
+    tuple(HazardCategory(f"S{number}", words, text_only=number == 14) for number, words in enumerate(PROMPT_NAMES, 1))
 )
 IMAGE_TOKENS = (
     "<|image_start|>",
@@ -90,9 +88,7 @@ def test_the_folder_is_small() -> None:
     assert sum(path.stat().st_size for path in files) < 12_000_000
 
 
-@pytest.mark.parametrize(
-    "word", ["safe", "unsafe", "\n", "\n\n", "S", ",S", *(str(number) for number in range(1, 15))]
-)
+@pytest.mark.parametrize("word", ["safe", "unsafe", "\n", "\n\n", "S", ",S", *(str(number) for number in range(1, 15))])
 def test_answer_words_are_single_ordinary_tokens(word: str, prompt_tokenizer: PromptTokenizer) -> None:
     index = prompt_tokenizer.single_id(word)
     assert index is not None
@@ -183,14 +179,10 @@ def test_the_template_prints_the_servers_prompt(template: jinja2.Template) -> No
         ),
     )
     for messages, options, taxonomy in cases:
-        printed = template.render(
-            messages=[{"role": role, "content": parts} for role, parts in messages], **options
-        )
+        printed = template.render(messages=[{"role": role, "content": parts} for role, parts in messages], **options)
         conversation = Conversation.from_messages(
             [
-                Message(
-                    role, tuple(ImagePart("") if part is picture else TextPart(part["text"]) for part in parts)
-                )
+                Message(role, tuple(ImagePart("") if part is picture else TextPart(part["text"]) for part in parts))
                 for role, parts in messages
             ]
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +66,8 @@ def write(folder: Path, network: PocketText, eye: Eye, tokenizer: PromptTokenize
     state = {**state_for_llama4(network), **eye.state()}
     draft = folder / "model.safetensors.draft"
     save_file({name: part.to(torch.bfloat16).contiguous() for name, part in state.items()}, draft, {"format": "pt"})
-    os.replace(draft, folder / "model.safetensors")
+    draft.chmod(0o644)
+    draft.replace(folder / "model.safetensors")
 
 
 _CONTROLS = (
@@ -85,4 +85,4 @@ _CONTROLS = (
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     draft = path.with_suffix(".draft")
     draft.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(draft, path)
+    draft.replace(path)

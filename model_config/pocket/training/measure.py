@@ -127,8 +127,6 @@ def _average_precision(scores: Sequence[float], labels: Sequence[bool]) -> float
     return area / max(found, 1)
 
 
-
-
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--data", type=Path, required=True, help="folder with pocket_smoke.jsonl and eval/")

@@ -1,0 +1,197 @@
+"""Behind a real socket: clients that hang up, bodies that are too large, and a server that is told to stop."""
+
+import json
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.api.conftest import LiveServer, StartServer, wait_until
+from tests.api.shapes import error_of
+from tests.fakes import FakeBackend, Gate, hanging, held_at
+
+CLIENTS = 200
+
+
+def send(live: LiveServer, path: str, body: dict[str, Any]) -> socket.socket:
+    """Post without waiting for the answer."""
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: guard\r\nContent-Length: {len(content)}\r\n\r\n"
+    connection = socket.create_connection(("127.0.0.1", live.port), timeout=10)
+    connection.sendall(head.encode() + content)
+    return connection
+
+
+def hung_up(connection: socket.socket, *, abruptly: bool) -> None:
+    if abruptly:
+        # A reset instead of the usual end.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    connection.close()
+
+
+# --- Disconnects -----------------------------------------------------------------------------------------
+
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "verdicts", "abruptly"),
+    [
+        ("/v1/moderations", {"input": "x"}, 1, False),
+        ("/v1/moderations", {"input": ["x"] * 3}, 3, False),
+        ("/v1/moderations", {"input": ["x"] * 3}, 3, True),
+        ("/v1/chat/completions", CHAT, 1, True),
+        ("/v1/chat/completions", {**CHAT, "stream": True}, 1, False),
+    ],
+)
+def test_the_work_of_200_clients_that_hang_up_ends(
+    start_server: StartServer, backend: FakeBackend, path: str, body: dict[str, Any], verdicts: int, abruptly: bool
+) -> None:
+    live = start_server(max_queue=CLIENTS * 3)
+    backend.script = hanging
+    connections = [send(live, path, body) for _ in range(CLIENTS)]
+    wait_until(lambda: backend.running == CLIENTS * verdicts)
+    assert live.moderator.admission.admitted == CLIENTS * verdicts
+    for connection in connections:
+        hung_up(connection, abruptly=abruptly)
+    wait_until(lambda: backend.running == 0, within=1.0)
+    wait_until(lambda: live.moderator.admission.admitted == 0, within=1.0)
+    assert backend.cancelled == CLIENTS * verdicts
+    backend.script = type(backend)().script
+    assert live.client().post("/v1/moderations", json={"input": "x"}).status_code == 200
+
+
+def test_others_are_not_disturbed_by_one_who_hangs_up(live: LiveServer, backend: FakeBackend) -> None:
+    gate = Gate()
+    backend.script = held_at(gate)
+    with ThreadPoolExecutor() as pool, live.client() as client:
+        stays = pool.submit(client.post, "/v1/moderations", json={"input": "a bomb"})
+        wait_until(lambda: backend.running == 1)
+        leaves = send(live, "/v1/moderations", {"input": "a bomb"})
+        wait_until(lambda: backend.running == 2)
+        leaves.close()
+        wait_until(lambda: backend.running == 1, within=1.0)
+        gate.open()
+        assert stays.result().json()["results"][0]["flagged"] is True
+
+
+def test_a_client_that_leaves_within_its_body_costs_nothing(live: LiveServer, backend: FakeBackend) -> None:
+    connection = socket.create_connection(("127.0.0.1", live.port), timeout=10)
+    connection.sendall(b'POST /v1/moderations HTTP/1.1\r\nHost: guard\r\nContent-Length: 100\r\n\r\n{"input": ')
+    connection.close()
+    assert live.client().get("/health").status_code == 200
+    assert backend.cases == []
+
+
+def test_a_pipelined_request_is_not_taken_for_a_disconnect(live: LiveServer, backend: FakeBackend) -> None:
+    gate = Gate()
+    backend.script = held_at(gate)
+    with send(live, "/v1/moderations", {"input": "first"}) as connection:
+        wait_until(lambda: backend.running == 1)
+        content = b'{"input": "second"}'
+        connection.sendall(b"POST /v1/moderations HTTP/1.1\r\nHost: guard\r\nContent-Length: 19\r\n\r\n" + content)
+        gate.open()
+        received = b""
+        while received.count(b"HTTP/1.1 200 OK") < 2:
+            part = connection.recv(65536)
+            assert part, received
+            received += part
+    assert backend.texts == ["User: first", "User: second"]
+
+
+# --- Bodies that are too large ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_large_body_is_refused_with_a_status_and_the_connection_lives_on(
+    start_server: StartServer, backend: FakeBackend, chunked: bool
+) -> None:
+    live = start_server(max_body_bytes=10_000)
+    body = json.dumps({"input": "x" * 3_000_000}).encode()
+    with live.client() as client:
+        for _ in range(2):
+            content = iter([body[:5000], body[5000:]]) if chunked else body
+            response = client.post("/v1/moderations", content=content)
+            error_of(response, 413, code="request_too_large")
+        assert client.post("/v1/moderations", json={"input": "x"}).status_code == 200
+    assert len(backend.cases) == 1
+
+
+# --- The end ---------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_is_told_to_stop_finishes_what_it_admitted(live: LiveServer, backend: FakeBackend) -> None:
+    gate = Gate()
+    backend.script = held_at(gate)
+    bodies: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/moderations", {"input": "a bomb"}),
+        ("/v1/moderations", {"input": ["a bomb"] * 40}),
+        ("/v1/chat/completions", CHAT),
+        ("/v1/chat/completions", {**CHAT, "stream": True}),
+    ]
+    with ThreadPoolExecutor(20) as pool, live.client() as client:
+        admitted = [pool.submit(client.post, path, json=body) for path, body in bodies * 4]
+        wait_until(lambda: backend.running == 4 * (1 + 32 + 1 + 1))
+        live.terminate()
+        assert live.moderator.admission.draining
+        wait_until(lambda: refuses_connections(live))
+        assert all(not request.done() for request in admitted)
+        gate.open()
+        responses = [request.result() for request in admitted]
+    assert [response.status_code for response in responses] == [200] * 16
+    assert [len(response.json()["results"]) for response in responses[1::4]] == [40] * 4
+    assert all(response.text.endswith("data: [DONE]\n\n") for response in responses[3::4])
+    live.thread.join(5)
+    assert not live.thread.is_alive()
+    assert backend.closed
+
+
+def test_a_stopping_server_is_first_of_all_not_ready(live: LiveServer, backend: FakeBackend) -> None:
+    """Between the signal and the closing of the sockets, connections that are open hear it."""
+    heard: list[httpx.Response] = []
+    stopped = threading.Event()
+
+    def keep_asking() -> None:
+        with live.client() as client:
+            try:
+                while not stopped.is_set():
+                    heard.append(client.get("/ready"))
+                    heard.append(client.post("/v1/moderations", json={"input": "x"}))
+            except httpx.TransportError:
+                pass
+
+    asking = threading.Thread(target=keep_asking)
+    asking.start()
+    wait_until(lambda: len(heard) > 4)
+    live.terminate()
+    live.thread.join(5)
+    stopped.set()
+    asking.join(5)
+    statuses = [(response.request.url.path, response.status_code) for response in heard]
+    first_refusal = next(index for index, (_, status) in enumerate(statuses) if status != 200)
+    assert {status for _, status in statuses[:first_refusal]} == {200}
+    assert {status for _, status in statuses[first_refusal:]} == {503}
+    assert ("/ready", 503) in statuses
+    assert heard[-1].status_code == 503
+
+
+def test_a_request_that_never_ends_does_not_hold_the_end_up(start_server: StartServer, backend: FakeBackend) -> None:
+    live = start_server(drain_timeout=1)
+    backend.script = hanging
+    with send(live, "/v1/moderations", {"input": "x"}):
+        wait_until(lambda: backend.running == 1)
+        live.terminate()
+        live.thread.join(5)
+        assert not live.thread.is_alive()
+    assert (backend.running, backend.closed) == (0, True)
+
+
+def refuses_connections(live: LiveServer) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", live.port), timeout=1).close()
+    except (ConnectionRefusedError, IndexError):
+        return True
+    return False

@@ -1,0 +1,148 @@
+"""The OpenAPI document and its page: complete, true, and from this machine alone."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from server.api.chat import CHAT_EXAMPLES
+from server.api.moderations import MODERATION_EXAMPLES
+from tests.api.shapes import events_of, obeys_openai
+from tests.fakes import FakeBackend
+
+EXAMPLES = [("/v1/moderations", name) for name in MODERATION_EXAMPLES] + [
+    ("/v1/chat/completions", name) for name in CHAT_EXAMPLES
+]
+
+
+@pytest.fixture
+async def document(client: httpx.AsyncClient) -> dict[str, Any]:
+    response = await client.get("/openapi.json")
+    assert response.status_code == 200
+    body: dict[str, Any] = response.json()
+    return body
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield method.upper(), path, operation
+
+
+def request_examples(document: dict[str, Any], path: str) -> dict[str, Any]:
+    examples: dict[str, Any] = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["examples"]
+    return examples
+
+
+async def test_every_route_is_described(document: dict[str, Any]) -> None:
+    assert {(method, path) for method, path, _ in operations(document)} == {
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/moderations"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/models/{name}"),
+        ("GET", "/health"),
+        ("GET", "/ready"),
+        ("GET", "/metrics"),
+    }
+    assert all(operation["summary"] for _, _, operation in operations(document))
+
+
+async def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    references = set(re.findall(r'"\$ref": "([^"]+)"', json.dumps(document)))
+    assert references
+    for reference in references:
+        target: Any = document
+        for step in reference.removeprefix("#/").split("/"):
+            target = target[step]
+
+
+async def test_frameworks_own_422_is_nowhere(document: dict[str, Any]) -> None:
+    text = json.dumps(document)
+    assert "422" not in text
+    assert "HTTPValidationError" not in text
+    assert '"detail":' not in json.dumps([operation["responses"] for _, _, operation in operations(document)])
+
+
+async def test_the_schemas_of_bodies_are_as_strict_as_the_server(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    assert {"ChatRequest", "ModerationRequest", "PolicyOptions", "ImageContent"} <= set(schemas)
+    assert all(schema["additionalProperties"] is False for schema in schemas.values())
+
+
+@pytest.mark.parametrize(("path", "name"), EXAMPLES)
+async def test_every_example_works(
+    client: httpx.AsyncClient, backend: FakeBackend, document: dict[str, Any], path: str, name: str
+) -> None:
+    example = request_examples(document, path)[name]
+    assert example["summary"]
+    response = await client.post(path, json=example["value"])
+    assert response.status_code == 200, response.text
+    assert backend.cases
+    if example["value"].get("stream"):
+        assert events_of(response.text)[-1]["usage"]
+
+
+@pytest.mark.parametrize("path", ["/v1/moderations", "/v1/chat/completions"])
+async def test_every_example_matches_the_schema_beside_it(document: dict[str, Any], path: str) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+    schema = {**content["schema"], "components": document["components"]}
+    for example in request_examples(document, path).values():
+        jsonschema.Draft202012Validator(schema).validate(example["value"])
+
+
+async def test_the_example_of_a_reply_is_one(client: httpx.AsyncClient, document: dict[str, Any]) -> None:
+    for path, schema, body in (
+        ("/v1/moderations", "CreateModerationResponse", {"input": "a bomb"}),
+        (
+            "/v1/chat/completions",
+            "CreateChatCompletionResponse",
+            {"messages": [{"role": "user", "content": "a bomb"}]},
+        ),
+    ):
+        example = document["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]["example"]
+        reply = (await client.post(path, json=body)).json()
+        assert keys_of(example) == keys_of(reply)
+        obeys_openai(example, schema)
+
+
+def keys_of(document: Any) -> Any:
+    if isinstance(document, dict):
+        return {key: keys_of(value) for key, value in sorted(document.items())}
+    return [keys_of(item) for item in document if isinstance(item, dict)] if isinstance(document, list) else None
+
+
+async def test_the_example_of_a_stream_is_one(document: dict[str, Any]) -> None:
+    responses = document["paths"]["/v1/chat/completions"]["post"]["responses"]
+    (chunk,) = events_of(responses["200"]["content"]["text/event-stream"]["example"])
+    obeys_openai(chunk, "CreateChatCompletionStreamResponse")
+
+
+async def test_error_examples_have_the_shape(document: dict[str, Any]) -> None:
+    for path in ("/v1/moderations", "/v1/chat/completions"):
+        responses = document["paths"][path]["post"]["responses"]
+        assert set(responses) == {"200", "400", "404", "413", "429", "500", "503", "504"}
+        for status in set(responses) - {"200"}:
+            example = responses[status]["content"]["application/json"]["example"]
+            assert list(example) == ["error"]
+            assert list(example["error"]) == ["message", "type", "param", "code"]
+
+
+async def test_the_page_loads_from_this_server_alone(client: httpx.AsyncClient) -> None:
+    page = await client.get("/docs")
+    assert page.status_code == 200
+    assert "://" not in page.text
+    sources = re.findall(r"(?:src|href)=\"([^\"]+)\"", page.text)
+    assert len(sources) >= 3
+    for source in sources:
+        assert source.startswith("/")
+        assert not source.startswith("//")
+        assert (await client.get(source)).status_code == 200
+
+
+async def test_the_root_leads_to_the_page(client: httpx.AsyncClient) -> None:
+    response = await client.get("/")
+    assert (response.status_code, response.headers["location"]) == (307, "/docs")

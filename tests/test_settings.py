@@ -1,0 +1,182 @@
+"""Settings come from GUARD_ variables, and whatever is wrong with them stops the start."""
+
+import os
+
+import pytest
+from pydantic import ValidationError
+
+from server.backends.engine_process import SERVER_PID
+from server.images import ImageLimits
+from server.settings import INTERNAL_VARIABLES, Settings
+
+
+@pytest.fixture(autouse=True)
+def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the machine that runs the tests, nor of an engine in this process."""
+    for name in os.environ:
+        if name.upper().startswith("GUARD_"):
+            monkeypatch.delenv(name)
+
+
+def faults(**values: object) -> list[tuple[object, ...]]:
+    """Where the refusal of these values points."""
+    with pytest.raises(ValidationError) as caught:
+        Settings(**values)
+    return [fault["loc"] for fault in caught.value.errors()]
+
+
+def test_defaults_serve_nobody_but_this_machine():
+    settings = Settings()
+    assert settings.host == "127.0.0.1"
+    assert settings.image_remote is False
+    assert settings.threshold == 0.5
+    assert settings.minimum_verdict_mass == 0.9
+
+
+def test_every_setting_says_what_it_is():
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_settings_are_frozen():
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().threshold = 0.9
+
+
+# --- The environment --------------------------------------------------------------------------------------
+
+FROM_ENVIRONMENT = [
+    ("GUARD_PROFILE", "llama-guard-4-12b:48gb", "profile", "llama-guard-4-12b:48gb"),
+    ("GUARD_PORT", "0", "port", 0),
+    ("GUARD_THRESHOLD", "0.25", "threshold", 0.25),
+    ("GUARD_THRESHOLD", "1", "threshold", 1.0),
+    ("GUARD_IMAGE_REMOTE", "true", "image_remote", True),
+    ("GUARD_IMAGE_REMOTE", "0", "image_remote", False),
+    ("GUARD_CATEGORY_SCORES", "always", "category_scores", "always"),
+    ("guard_max_queue", "64", "max_queue", 64),
+    ("GUARD_EXCLUDED_CATEGORIES", "", "excluded_categories", ()),
+    ("GUARD_EXCLUDED_CATEGORIES", "S5", "excluded_categories", ("S5",)),
+    ("GUARD_EXCLUDED_CATEGORIES", "S5,S13", "excluded_categories", ("S5", "S13")),
+    ("GUARD_EXCLUDED_CATEGORIES", " S5 , S13, ", "excluded_categories", ("S5", "S13")),
+]
+
+
+@pytest.mark.parametrize(("variable", "text", "name", "value"), FROM_ENVIRONMENT)
+def test_read_from_the_environment(monkeypatch, variable, text, name, value):
+    monkeypatch.setenv(variable, text)
+    assert getattr(Settings(), name) == value
+
+
+def test_flags_override_the_environment(monkeypatch):
+    monkeypatch.setenv("GUARD_PORT", "9000")
+    monkeypatch.setenv("GUARD_HOST", "::1")
+    settings = Settings(port=9001)
+    assert (settings.port, settings.host) == (9001, "::1")
+
+
+@pytest.mark.parametrize(
+    "name", ["GUARD_THRESHHOLD", "guard_image_remotes", "GUARD_", "GUARD_MODEL_CONFIG", "Guard_Key"]
+)
+def test_unknown_variable_is_refused_by_name(monkeypatch, name):
+    """A misspelt limit must not pass for one that is in force."""
+    monkeypatch.setenv(name, "canary")
+    monkeypatch.setenv("GUARD_THRESHOLD", "0.3")
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    (fault,) = caught.value.errors(include_input=False)
+    assert fault["msg"].endswith(f"there are no settings of these names: {name}")
+
+
+def test_all_unknown_variables_are_named_at_once(monkeypatch):
+    monkeypatch.setenv("GUARD_B", "1")
+    monkeypatch.setenv("GUARD_A", "1")
+    with pytest.raises(ValidationError, match="names: GUARD_A, GUARD_B"):
+        Settings()
+
+
+@pytest.mark.parametrize("name", ["GUARDIAN", "THRESHOLD", "PORT", "MY_GUARD_PORT"])
+def test_variables_of_others_are_none_of_ours(monkeypatch, name):
+    monkeypatch.setenv(name, "1")
+    assert Settings() == Settings.model_construct()
+
+
+def test_servers_own_variable_is_tolerated(monkeypatch):
+    """The engine leaves it in the environment of this process."""
+    assert {SERVER_PID} == INTERNAL_VARIABLES
+    monkeypatch.setenv(SERVER_PID, "1")
+    assert Settings() == Settings.model_construct()
+
+
+# --- Values that are refused ------------------------------------------------------------------------------
+
+BAD = [
+    *(("port", bad) for bad in (-1, 65536, "http", "80.5")),
+    *(("threshold", bad) for bad in (0, -0.1, 1.01, "nan", "inf", "half", "")),
+    *(("minimum_verdict_mass", bad) for bad in (0, -1, 1.01, "nan")),
+    *(("category_scores", bad) for bad in ("never", "", "Always")),
+    *(("max_queue", bad) for bad in (0, -1, "1e3", "inf")),
+    *(("list_concurrency", bad) for bad in (0, -1)),
+    *(("max_list", bad) for bad in (0, -1)),
+    *(("deadline", bad) for bad in (0, -1, "nan", "inf")),
+    *(("drain_timeout", bad) for bad in (0, -1, "nan", "inf")),
+    *(("max_body_bytes", bad) for bad in (0, 1023, "64M")),
+    *(("max_images", bad) for bad in (0, -1)),
+    *(("max_image_bytes", bad) for bad in (0, 1023)),
+    *(("max_image_pixels", bad) for bad in (0, -1)),
+    *(("animation_frames", bad) for bad in (0, -1)),
+    *(("image_timeout", bad) for bad in (0, -1, "inf")),
+    *(("image_remote", bad) for bad in ("", "maybe", 2)),
+    *(("probe_interval", bad) for bad in (0, -1, "nan")),
+    *(("ready_max_age", bad) for bad in (0, -1, "inf", "nan")),
+    *(("excluded_categories", bad) for bad in ("S15", "S0", "s1", "S1;S2", "S1 S2", "hate", "S1,S99")),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_bad_value_is_refused_where_it_stands(monkeypatch, name, value):
+    assert {fault[0] for fault in faults(**{name: value})} == {name}
+    monkeypatch.setenv(f"GUARD_{name.upper()}", str(value))
+    assert {fault[0] for fault in faults()} == {name}
+
+
+def test_bounds_of_every_number_are_tried():
+    numbers = {name for name, field in Settings.model_fields.items() if field.annotation in (int, float)}
+    assert numbers <= {name for name, _ in BAD}
+
+
+@pytest.mark.parametrize("name", ["threshhold", "model_config", "api_key"])
+def test_unknown_argument_is_refused(name):
+    assert faults(**{name: 1}) == [(name,)]
+
+
+CONTRADICTIONS = {
+    "an idle server would never be ready": {"probe_interval": 5, "ready_max_age": 4},
+    "or only by luck": {"probe_interval": 5, "ready_max_age": 5},
+    "no long list could ever be admitted": {"max_queue": 8, "list_concurrency": 9},
+}
+
+
+@pytest.mark.parametrize("values", CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+def test_contradictions_are_refused(values):
+    assert faults(**values) == [()]
+
+
+def test_nearest_values_do_not_contradict():
+    assert Settings(probe_interval=5, ready_max_age=5.1).ready_max_age == 5.1
+    assert Settings(max_queue=8, list_concurrency=8).list_concurrency == 8
+
+
+# --- What others read -------------------------------------------------------------------------------------
+
+
+def test_limits_of_images():
+    settings = Settings(
+        max_images=2,
+        max_image_bytes=2000,
+        max_image_pixels=300,
+        animation_frames=4,
+        image_timeout=5.5,
+        image_remote=True,
+    )
+    assert settings.image_limits == ImageLimits(
+        max_images=2, max_bytes=2000, max_pixels=300, animation_frames=4, timeout_s=5.5, remote=True
+    )
