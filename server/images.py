@@ -503,13 +503,17 @@ def as_seen(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def mend_transparent_colour(image: Image.Image, bit_depth: int) -> None:
-    """Scale the one transparent colour of a PNG to 8 bits: Pillow scales the pixels but not this colour."""
+    """Bring the one transparent colour of a PNG to 8 bits: Pillow does that to the pixels, but not to this colour."""
+
+    def in_eight_bits(value: int) -> int:
+        return value >> 8 if bit_depth == 16 else (value & largest) * 255 // largest
+
     colour = image.info.get("transparency")
     largest = 2**bit_depth - 1
     if isinstance(colour, tuple):
-        image.info["transparency"] = tuple((value & largest) * 255 // largest for value in colour)
+        image.info["transparency"] = tuple(map(in_eight_bits, colour))
     elif isinstance(colour, int) and image.mode in ("L", "I;16"):
-        image.info["transparency"] = (colour & largest) * 255 // largest
+        image.info["transparency"] = in_eight_bits(colour)
 
 
 def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -540,9 +544,8 @@ def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def in_eight_bits(image: Image.Image) -> Image.Image:
     """L, RGB, RGBA or CMYK with 8 bits a sample; every kind of transparency becomes an alpha channel."""
     if image.mode == "I;16":
-        # Pillow would clip at 255.
-        samples = np.asarray(image).astype(np.uint32)
-        grey = Image.fromarray(((samples * 255 + 32767) // 65535).astype(np.uint8))
+        # The high byte, as Pillow takes it of colours; of grey it would clip at 255.
+        grey = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         grey.info = image.info
         image = grey
     if image.mode in ("LA", "RGBA") or "transparency" in image.info:

@@ -7,6 +7,7 @@ from server.backends.base import Backend
 from server.backends.vllm import VllmBackend
 from server.checkpoint import locate, read_facts, verify
 from server.profile import Profile, ProfileError
+from server.prompt import CONTROL_TOKENS
 from server.settings import Settings
 from server.template_check import differences
 from server.tokenizer import PromptTokenizer
@@ -24,6 +25,9 @@ def load_backend(settings: Settings, profile: Profile) -> Backend:
     except Exception as error:  # tokenizers raises nothing more specific
         raise ProfileError(f"{folder}: its tokenizer cannot be used: {error}") from error
     verify(profile, facts, tokenizer.single_id)
+    missing = [token for token in CONTROL_TOKENS if tokenizer.control_id(token) is None]
+    if missing:
+        raise ProfileError(f"{folder}: its tokenizer lacks {', '.join(missing)}, of which the prompt is made.")
     gpus = memory.find_gpus()
     if gpus and not profile.runs_on_cpu:
         memory.check_fits(profile, facts, min(gpu.memory_bytes for gpu in gpus))

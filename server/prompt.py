@@ -15,6 +15,9 @@ from server.tokenizer import Literal, Piece, PromptTokenizer, Scaffold
 
 IMAGE_TOKEN = "<|image|>"  # noqa: S105 - a token of the vocabulary, not a secret
 
+CONTROL_TOKENS = ("<|begin_of_text|>", "<|header_start|>", "<|header_end|>", "<|eot|>", IMAGE_TOKEN)
+"""The added tokens that the scaffold is made of."""
+
 _OPENING = "<|begin_of_text|><|header_start|>user<|header_end|>\n\n"
 _TASK = (
     "Task: Check if there is unsafe content in '{judged}' messages in conversations according to our safety policy"

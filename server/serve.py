@@ -1,6 +1,7 @@
 """`python -m server serve`: the application behind uvicorn, from the first word on the console to the drained end."""
 
 import logging
+import math
 import signal
 import socket
 from types import FrameType
@@ -52,7 +53,10 @@ TRY = """curl -s {url}/v1/moderations -H 'Content-Type: application/json' -d '{{
 def serve(settings: Settings) -> int:
     """Serve until a signal. Returns the exit status; raises ProfileError when serving cannot begin."""
     profile = load_profile(settings.profile)
-    app = create_app(settings, profile, load_backend(settings, profile))
+    try:
+        app = create_app(settings, profile, load_backend(settings, profile))
+    except GuardError as error:
+        raise ProfileError(f"the settings do not go with {profile.name}: {error.message}") from error
     log.info(
         "starting the engine for %s (%s; %d tokens of context, %s), this takes a while",
         profile.name,
@@ -72,7 +76,7 @@ def serve(settings: Settings) -> int:
             log_level="warning",
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=round(settings.drain_timeout),
+            timeout_graceful_shutdown=math.ceil(settings.drain_timeout),
         )
     )
 

@@ -80,12 +80,15 @@ class PromptTokenizer:
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of plain text, never a control token."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids if text else []
+        if not text:
+            return []
+        # encode() would do the same, but hold Python's lock: a long text would stop every other thread.
+        ids: list[int] = self._tokenizer.encode_batch([text], add_special_tokens=False)[0].ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, control tokens left out."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        """The text of `ids`, control tokens included by name."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
         return text
 
     def control_id(self, token: str) -> int | None:

@@ -26,8 +26,8 @@ class ScoreMethod(StrEnum):
 
     WRITTEN_LIST: P(unsafe) times the highest probability that the code had at any place of the list that the model
     wrote. FIRST_CODE: P(unsafe) times the probability that the code comes first, had the model said unsafe; it costs a
-    second, nearly free pass. UPPER_BOUND: the verdict is safe and no list was asked for; a code cannot be more probable
-    than P(unsafe), which is what every category shows.
+    second, nearly free pass. UPPER_BOUND: no list was asked for, because the verdict is safe, or its codes are no
+    single tokens; a code cannot be more probable than P(unsafe), which is what every category shows.
     """
 
     WRITTEN_LIST = "written_list"

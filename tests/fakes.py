@@ -57,6 +57,10 @@ class FakeBackend:
         finally:
             self.running -= 1
 
+    async def busy_with(self, count: int) -> None:
+        """Wait until so many cases are in work."""
+        await until(lambda: self.running == count)
+
     @property
     def texts(self) -> list[str]:
         """All text of each case, speakers included."""
@@ -77,8 +81,14 @@ class Gate:
         self._opened.set()
 
     async def passed(self) -> None:
-        while not self._opened.is_set():  # noqa: ASYNC110 - an asyncio.Event knows only one loop
-            await asyncio.sleep(0.002)
+        await until(self._opened.is_set, within=60)
+
+
+async def until(condition: Callable[[], bool], within: float = 5.0) -> None:
+    """Wait for what has no event of its own, such as another thread's doing. Raises TimeoutError."""
+    async with asyncio.timeout(within):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
 
 
 # --- Completions -----------------------------------------------------------------------------------------

@@ -211,11 +211,11 @@ def test_too_many_bytes():
 
 
 def test_too_many_bytes_are_not_even_decoded():
-    text = "A" * (30 * 2**20)
-    started = time.perf_counter()
+    url = "data:;base64," + "A" * (30 * 2**20)
+    started = time.process_time()
     with pytest.raises(ImageTooLarge):
-        images.read_data_url("data:;base64," + text, 20 * 2**20)
-    assert time.perf_counter() - started < 0.1
+        images.read_data_url(url, 20 * 2**20)
+    assert time.process_time() - started < 0.02
 
 
 BOMB = png(13370, 13370, 1, 0, b"")
@@ -235,10 +235,10 @@ def test_declared_pixels_are_refused_within_100_ms(data, monkeypatch):
     """79 bytes that claim 13370 x 13370 pixels add 855 MB when they are decoded."""
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
     assert len(data) <= 79
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ImageTooLarge, match="pixels"):
         decode(data)
-    assert time.perf_counter() - started < 0.1
+    assert time.process_time() - started < 0.1
 
 
 def test_pixel_bound_is_exact():
@@ -322,12 +322,13 @@ SLOW_STRUCTURES = {
 }
 
 
-@pytest.mark.parametrize("data", SLOW_STRUCTURES.values(), ids=SLOW_STRUCTURES.keys())
-def test_small_files_that_keep_a_decoder_busy(data):
-    started = time.perf_counter()
-    with pytest.raises((ImageTooLarge, InvalidImage)):
-        decode(data)
-    assert time.perf_counter() - started < 1
+@pytest.mark.parametrize("name", SLOW_STRUCTURES)
+def test_small_files_that_keep_a_decoder_busy(name):
+    started = time.process_time()
+    # Pillow bounds what it inflates of texts.
+    with pytest.raises(InvalidImage if name in ("zTXt", "iTXt") else ImageTooLarge):
+        decode(SLOW_STRUCTURES[name])
+    assert time.process_time() - started < 1
 
 
 def test_exif_that_writes_a_megabyte_of_warnings(recwarn):
@@ -385,6 +386,23 @@ async def test_a_cancelled_request_cancels_its_queued_decodes(monkeypatch):
     release.set()
     decoder._pool.shutdown(wait=True)
     assert len(started) == 1
+
+
+async def test_one_refused_image_cancels_the_others(monkeypatch):
+    started, release = [], threading.Event()
+
+    def stuck(data, found, deadline):
+        started.append(data)
+        release.wait(5)
+
+    decoder = ImageDecoder(LIMITS, workers=1)
+    monkeypatch.setattr(decoder, "_decode_surveyed", stuck)
+    with pytest.raises(InvalidImage):
+        await decoder.decode([part(b"broken"), *[part(encoded(Image.new("L", (8, 8))))] * 4])
+    await asyncio.sleep(0)  # The cancelled tasks take notice.
+    release.set()
+    decoder._pool.shutdown(wait=True)
+    assert len(started) <= 1
 
 
 async def test_all_work_is_done_off_the_event_loop(monkeypatch):
@@ -608,26 +626,28 @@ def test_16_bit_colour_and_alpha():
     assert contrast(frame(png(4, 4, 16, 4, row * 4))) == 255
 
 
-@pytest.mark.parametrize("bit_depth", [1, 2, 4, 8, 16])
-def test_one_transparent_grey(bit_depth):
-    """White on one transparent white: the transparent colour is in the file's own bits."""
-    white = 2**bit_depth - 1
-    samples = [white] * 8 + [0] * 8
-    bits = "".join(f"{sample:0{bit_depth}b}" for sample in samples)
+@pytest.mark.parametrize(
+    ("bit_depth", "sample"), [(2, 1), (4, 1), (4, 7), (8, 5), (8, 128), (16, 0x8001), (16, 0x0180)]
+)
+def test_one_transparent_grey(bit_depth, sample):
+    """Black beside transparent grey: a white ground must shine through. The colour is in the file's own bits."""
+    bits = "".join(f"{value:0{bit_depth}b}" for value in [sample] * 8 + [0] * 8)
     row = b"\0" + int(bits, 2).to_bytes(len(bits) // 8, "big")
-    shown = frame(png(16, 8, bit_depth, 0, row * 8, chunk(b"tRNS", struct.pack(">H", white))))
-    assert (shown.getpixel((2, 4)), shown.getpixel((12, 4))) == (WHITE, BLACK)
-    shown = frame(png(16, 8, bit_depth, 0, row * 8, chunk(b"tRNS", struct.pack(">H", 0))))
+    shown = frame(png(16, 8, bit_depth, 0, row * 8, chunk(b"tRNS", struct.pack(">H", sample))))
     assert (shown.getpixel((2, 4)), shown.getpixel((12, 4))) == (WHITE, BLACK)
 
 
-def test_one_transparent_colour_in_16_bits():
-    row = b"\0" + struct.pack(">12H", *WHITE16 * 2, *(65535, 0, 0) * 2)
-    shown = frame(png(4, 4, 16, 2, row * 4, chunk(b"tRNS", struct.pack(">3H", 65535, 0, 0))))
-    assert {shown.getpixel((0, 0)), shown.getpixel((3, 0))} == {WHITE, BLACK}
+@pytest.mark.parametrize("colour", [(0xFFFF, 0, 0), (0x8000, 0, 0x8000), (0x1234, 0x5678, 0x9ABC)])
+def test_one_transparent_colour_in_16_bits(colour):
+    row = b"\0" + struct.pack(">12H", *colour * 2, *(0, 0, 0) * 2)
+    shown = frame(png(4, 4, 16, 2, row * 4, chunk(b"tRNS", struct.pack(">3H", *colour))))
+    assert (shown.getpixel((0, 0)), shown.getpixel((3, 0))) == (WHITE, BLACK)
 
 
-WHITE16 = (65535, 65535, 65535)
+def test_one_transparent_colour_in_8_bits():
+    row = b"\0" + bytes([*(200, 100, 50) * 2, *(0, 0, 0) * 2])
+    shown = frame(png(4, 4, 8, 2, row * 4, chunk(b"tRNS", struct.pack(">3H", 200, 100, 50))))
+    assert (shown.getpixel((0, 0)), shown.getpixel((3, 0))) == (WHITE, BLACK)
 
 
 def test_one_bit():
@@ -794,11 +814,11 @@ def test_thousands_of_frames_cost_a_bounded_seek(monkeypatch):
     count = 5000
     sought = []
     monkeypatch.setattr(images, "as_seen", lambda image, size: sought.append(image.tell()) or Image.new("RGB", size))
-    started = time.perf_counter()
+    started = time.process_time()
     decoded = decode(head + picture * count + b";")
     assert decoded.total_frames == count
     assert sought == [0, 500, 999]
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_sampling_is_bounded_by_pixels_too():

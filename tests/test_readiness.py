@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -14,7 +14,7 @@ from server.policy import Policy
 from server.profile import load_profile
 from server.readiness import Readiness
 from server.settings import Settings
-from tests.fakes import FakeBackend, Script, always, by_word, failing, hanging
+from tests.fakes import FakeBackend, Script, always, by_word, failing, hanging, until
 
 PROFILE = load_profile("llama-guard-4-12b")
 
@@ -31,12 +31,6 @@ async def watched(backend: FakeBackend) -> AsyncIterator[Readiness]:
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
         moderator.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(3):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_not_ready_before_the_first_verdict() -> None:

@@ -203,9 +203,10 @@ def test_no_beginning_is_added(words):
     assert words.controls(words.ours.encode_text("hello")) == []
 
 
-def test_decoding_leaves_control_tokens_out(words):
+def test_decoding_shows_control_tokens(words):
+    """Hidden, one in the middle of an answer would pass for an answer of the right form."""
     ids = words.ours.encode([Literal("unsafe\nS9"), Scaffold("<|eot|>")])
-    assert words.ours.decode(ids) == "unsafe\nS9"
+    assert words.ours.decode(ids) == "unsafe\nS9<|eot|>"
 
 
 def test_ids_by_name(words):

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from server.errors import EngineFailure, UnparseableVerdict
@@ -20,6 +20,9 @@ MINIMUM_MASS = 0.9
 CLEARLY_SAFE = WordProbabilities(safe=0.97, unsafe=0.02)
 CLEARLY_UNSAFE = WordProbabilities(safe=0.03, unsafe=0.96)
 EVEN = WordProbabilities(safe=0.5, unsafe=0.5)
+
+# A busy machine is no reason to fail.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def completion(text: str, words: WordProbabilities | None = None, **fields: Any) -> Completion:
@@ -133,6 +136,7 @@ def test_word_against_its_own_probabilities(text, words, threshold):
         judged(text, words, threshold=threshold, listed_text="unsafe\nS1")
 
 
+@unhurried
 @given(st.text(max_size=12))
 @example("safe")
 def test_only_one_text_is_safe(text):
@@ -151,6 +155,7 @@ reasonable_words = st.builds(
 )
 
 
+@unhurried
 @given(
     st.sampled_from(["safe", "unsafe", "unsafe\nS1", "unsafe\nS2,S14", "safe\nS1", ""]),
     st.one_of(st.none(), words_of_any_kind, reasonable_words),
@@ -245,6 +250,15 @@ def test_categories_outside_of_the_question_are_refused():
     with pytest.raises(UnparseableVerdict, match="not asked about"):
         judged("unsafe\nS1,S5", taxonomy=TAXONOMY.without(["S5"]))
     assert judged("unsafe\nS2", taxonomy=Taxonomy.from_mapping({"S2": "Spoilers."})).categories == ("S2",)
+
+
+@pytest.mark.parametrize("code", ["S", "S١", " S2", "S1 ", "s1", "S1\n", "Hate"], ids=ascii)
+def test_form_is_checked_before_the_taxonomy(code):
+    """Even if a taxonomy held such a code: the two checks do not lean on each other."""
+    taxonomy = Taxonomy.from_mapping({"S1": "Violent Crimes.", code: "Hate."})
+    for codes in (f"S1,{code}", f"{code},S1", code):
+        with pytest.raises(UnparseableVerdict, match="form"):
+            judged(f"unsafe\n{codes}", taxonomy=taxonomy)
 
 
 def test_taxonomy_is_that_of_the_prompt():
@@ -366,6 +380,7 @@ def test_rounding_past_one_is_forgiven_but_not_shown():
     assert verdict.category_scores["S1"] == verdict.p_unsafe
 
 
+@unhurried
 @given(reasonable_words, st.dictionaries(st.sampled_from(TAXONOMY.codes), st.floats(0, 1)))
 def test_no_score_exceeds_p_unsafe(words, codes):
     text = "unsafe\nS1" if words.unsafe > words.safe else "safe"

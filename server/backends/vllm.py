@@ -143,7 +143,7 @@ class VllmBackend:
 
     async def complete(self, case: Case) -> Completion:
         prompt = Prompt.render(case.conversation, case.policy.taxonomy)
-        ids = prompt.token_ids(self._tokenizer)
+        ids = await asyncio.to_thread(prompt.token_ids, self._tokenizer)
         list_tokens = self._list_tokens(prompt.taxonomy)
         self._check_context(len(ids), list_tokens, exact=not case.images)
 
@@ -156,7 +156,7 @@ class VllmBackend:
             answers.append(answer)
             position = self._verdict_position(answer)
             words = self._words(answer, position)
-        text = self._tokenizer.decode(answer.ids).lstrip("\n")
+        text = self._text(answer).lstrip("\n")
 
         listed_text, codes, method = None, None, None
         if answer.finish_reason == "stop" and text != "safe":
@@ -166,7 +166,7 @@ class VllmBackend:
             listing = await self._generate([*ids, *forced], case.images, list_tokens)
             answers.append(listing)
             if listing.finish_reason == "stop":
-                listed_text = "unsafe" + self._tokenizer.decode(listing.ids)
+                listed_text = "unsafe" + self._text(listing)
             codes, method = self._written_codes(listing, prompt.taxonomy), ScoreMethod.WRITTEN_LIST
         elif self._always_score_categories and self._tokens.numbers:
             forced = [self._tokens.blank_line, *self._tokenizer.encode_text("unsafe\nS")]
@@ -179,7 +179,7 @@ class VllmBackend:
     async def complete_freely(self, prompt: Prompt) -> str:
         """What the model writes when nothing is forced: the reference that the one-pass verdict is held against."""
         answer = await self._generate(prompt.token_ids(self._tokenizer), (), self._list_tokens(prompt.taxonomy))
-        return self._tokenizer.decode(answer.ids).lstrip("\n")
+        return self._text(answer).lstrip("\n")
 
     def _completion(
         self,
@@ -263,6 +263,11 @@ class VllmBackend:
         )
 
     # --- Reading an answer -------------------------------------------------------------------------------
+
+    def _text(self, answer: _Answer) -> str:
+        """What the model wrote up to its end; a control token anywhere else stays visible, and is no verdict."""
+        ended = answer.ids[-1:] and answer.ids[-1] in self._tokens.ends
+        return self._tokenizer.decode(answer.ids[:-1] if ended else answer.ids)
 
     def _words(self, answer: _Answer, position: int) -> WordProbabilities:
         if position >= len(answer.logprobs):

@@ -136,8 +136,7 @@ async def test_beyond_the_queue_requests_are_shed_at_once(client: httpx.AsyncCli
     gate = Gate()
     backend.script = held_at(gate)
     admitted = [asyncio.create_task(post(client, path)) for path in PATHS]
-    while backend.running < 3:
-        await asyncio.sleep(0.001)
+    await backend.busy_with(3)
     for path in PATHS:
         response = await asyncio.wait_for(post(client, path), 1)
         error_of(response, 429, type="requests", param=None, code="rate_limit_exceeded")
@@ -154,11 +153,9 @@ async def test_a_list_takes_as_many_places_as_it_uses_at_once(client: httpx.Asyn
     gate = Gate()
     backend.script = held_at(gate)
     lists = [asyncio.create_task(client.post("/v1/moderations", json={"input": ["a"] * 5})) for _ in range(2)]
-    while backend.running < 2:
-        await asyncio.sleep(0.001)
+    await backend.busy_with(2)
     single = asyncio.create_task(post(client, "/v1/moderations"))
-    while backend.running < 3:
-        await asyncio.sleep(0.001)
+    await backend.busy_with(3)
     gate.open()
     assert sorted(response.status_code for response in await asyncio.gather(*lists)) == [200, 429]
     assert (await single).status_code == 200

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.api.shapes import error_of
-from tests.fakes import FakeBackend, always, failing, hanging
+from tests.fakes import FakeBackend, always, failing, hanging, until
 
 CANARY = "zebra crossing"
 FAST = {"probe_interval": 0.1, "ready_max_age": 0.3}
@@ -19,9 +19,10 @@ async def status_of(client: httpx.AsyncClient, path: str) -> int:
     return (await client.get(path)).status_code
 
 
-async def until(client: httpx.AsyncClient, path: str, status: int) -> httpx.Response:
+async def answers(client: httpx.AsyncClient, path: str, status: int) -> httpx.Response:
+    """Ask until the answer has this status."""
     async with asyncio.timeout(5):
-        while (response := await client.get(path)).status_code != status:
+        while (response := await client.get(path)).status_code != status:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     return response
 
@@ -40,17 +41,17 @@ async def test_a_hung_engine_is_alive_but_not_ready_until_it_answers_again(
     client: httpx.AsyncClient, backend: FakeBackend
 ) -> None:
     backend.script = hanging
-    response = await until(client, "/ready", 503)
+    response = await answers(client, "/ready", 503)
     assert response.json() == {"status": "not ready", "reason": "no recent verdict from the engine"}
     assert await status_of(client, "/health") == 200
     backend.script = always("safe")
-    await until(client, "/ready", 200)
+    await answers(client, "/ready", 200)
 
 
 @pytest.mark.parametrize("settings", [FAST], indirect=True)
 async def test_an_engine_that_only_talks_nonsense_is_not_ready(client: httpx.AsyncClient, backend: FakeBackend) -> None:
     backend.script = always("Sure!")
-    await until(client, "/ready", 503)
+    await answers(client, "/ready", 503)
 
 
 @pytest.mark.parametrize("settings", [FAST], indirect=True)
@@ -66,13 +67,13 @@ async def test_a_dead_engine_is_neither_alive_nor_ready(client: httpx.AsyncClien
     backend.alive = False
     assert (await client.get("/health")).json() == {"status": "dead"}
     assert await status_of(client, "/health") == 503
-    response = await until(client, "/ready", 503)
+    response = await answers(client, "/ready", 503)
     assert response.json()["reason"] == "the engine is dead"
 
 
 async def test_a_draining_server_is_alive_but_not_ready(client: httpx.AsyncClient, app: Any) -> None:
     app.state.moderator.admission.draining = True
-    assert (await until(client, "/ready", 503)).json()["reason"] == "shutting down"
+    assert (await answers(client, "/ready", 503)).json()["reason"] == "shutting down"
     assert await status_of(client, "/health") == 200
 
 
@@ -131,7 +132,7 @@ async def test_counts_move_with_what_happens(client: httpx.AsyncClient, backend:
     await client.post("/v1/moderations", json={"input": ""})
     after = await metrics(client)
     moved = {name: value - before.get(name, 0) for name, value in after.items() if value != before.get(name, 0)}
-    assert {name: value for name, value in moved.items() if not name.endswith("seconds_sum")} == {
+    assert {name: value for name, value in moved.items() if "seconds_sum" not in name} == {
         "guard_requests_total method=GET route=/metrics status=200": 1,
         "guard_requests_total method=POST route=/v1/chat/completions status=200": 1,
         "guard_requests_total method=POST route=/v1/moderations status=200": 1,
@@ -158,8 +159,7 @@ async def test_counts_move_with_what_happens(client: httpx.AsyncClient, backend:
 @pytest.mark.parametrize("settings", [FAST], indirect=True)
 async def test_probes_do_not_count_as_verdicts(client: httpx.AsyncClient, backend: FakeBackend) -> None:
     before, probes = await metrics(client), backend.probes
-    while backend.probes < probes + 2:
-        await asyncio.sleep(0.01)
+    await until(lambda: backend.probes >= probes + 2)
     after = await metrics(client)
     changed = {name for name in after if after[name] != before.get(name, 0)}
     assert not [name for name in changed if "requests" not in name and "request_seconds" not in name]
@@ -169,8 +169,7 @@ async def test_ready_and_admitted_are_as_they_are_now(client: httpx.AsyncClient,
     assert (await metrics(client))["guard_ready"] == 1
     backend.script = hanging
     waiting = asyncio.create_task(client.post("/v1/moderations", json={"input": ["x"] * 40}))
-    while backend.running < 32:
-        await asyncio.sleep(0.001)
+    await backend.busy_with(32)
     assert (await metrics(client))["guard_admitted_verdicts"] == 32
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)

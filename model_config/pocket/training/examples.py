@@ -19,6 +19,7 @@ from server.taxonomy import HazardCategory, Taxonomy
 from server.tokenizer import PromptTokenizer
 
 LONGEST_TEXT = 600
+LONGEST_EASY_TEXT = 240
 LONGEST_EARLIER_TEXT = 240
 LONGEST_BURIED_TEXT = 6000
 LAST_POSITION = 8000
@@ -68,16 +69,16 @@ class Scribe:
         """The row as the server would ask about it, with the whole official policy."""
         return self._example(row, row.messages, official())
 
-    def disturbed(self, row: Row) -> Example:
-        """The row with zero or more disturbances."""
+    def disturbed(self, row: Row, easy: bool = False) -> Example:
+        """The row with zero or more disturbances; easy ones stay short."""
         dice = self.dice
         messages = list(row.messages)
-        longest = LONGEST_TEXT
+        longest = LONGEST_EASY_TEXT if easy else LONGEST_TEXT
         if dice.random() < 0.3:
             messages[-1] = _retyped(messages[-1], dice).strip() or messages[-1]
-        if len(messages) == 1 and dice.random() < 0.2:
+        if len(messages) == 1 and dice.random() < (0.08 if easy else 0.2):
             messages = self._in_context(messages[0])
-        if dice.random() < 0.01:
+        if not easy and dice.random() < 0.01:
             messages[-1] = self._buried(messages[-1])
             longest = LONGEST_BURIED_TEXT
         taxonomy = official()
@@ -87,7 +88,7 @@ class Scribe:
         elif roll < 0.14:
             taxonomy, row = _own(row, dice)
         images = 0
-        if dice.random() < 0.05:
+        if not easy and dice.random() < 0.07:
             images = dice.choices((1, 2, 3, 5), weights=(80, 12, 5, 3))[0]
             if dice.random() < 0.08:
                 messages, row = [""], replace(row, unsafe=False, categories=())
