@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,8 +84,41 @@ class _Answer:
     finish_reason: str | None
     output: "RequestOutput"
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt with its images expanded."""
+        return len(self.output.prompt_token_ids or ())
+
+    @property
+    def cached_tokens(self) -> int:
+        return self.output.num_cached_tokens or 0
+
+    @property
+    def queued_s(self) -> float:
+        times = self.output.metrics
+        return max(0.0, times.scheduled_ts - times.queued_ts) if times is not None else 0.0
+
+    @property
+    def computed_s(self) -> float:
+        times = self.output.metrics
+        return max(0.0, times.last_token_ts - times.scheduled_ts) if times is not None else 0.0
+
+    def count(self, token: int | None) -> int:
+        """How often `token` stands in the expanded prompt."""
+        return (self.output.prompt_token_ids or []).count(token)
+
     def probability(self, position: int, token: int) -> float:
         return math.exp(self.logprobs[position].get(token, -math.inf))
+
+
+def _add_cost(completion: Completion, answer: _Answer) -> Completion:
+    """`completion`, with what a further answer took."""
+    return replace(
+        completion,
+        completion_tokens=completion.completion_tokens + len(answer.ids),
+        queued_s=completion.queued_s + answer.queued_s,
+        computed_s=completion.computed_s + answer.computed_s,
+    )
 
 
 class VllmBackend:
@@ -134,7 +167,7 @@ class VllmBackend:
 
     def close(self) -> None:
         if self.engine is not None:
-            self.engine.shutdown(timeout=5)
+            self.engine.shutdown()
             self.engine = None
         if self._sockets is not None:
             shutil.rmtree(self._sockets, ignore_errors=True)
@@ -142,77 +175,69 @@ class VllmBackend:
     # --- One case ----------------------------------------------------------------------------------------
 
     async def complete(self, case: Case) -> Completion:
+        if len(case.images) != len(case.conversation.images):
+            # vLLM takes a slot without a picture for plain text, without a word.
+            raise ValueError("a case needs one picture for each image of its conversation")
         prompt = Prompt.render(case.conversation, case.policy.taxonomy)
         ids = await asyncio.to_thread(prompt.token_ids, self._tokenizer)
         list_tokens = self._list_tokens(prompt.taxonomy)
         self._check_context(len(ids), list_tokens, exact=not case.images)
 
         answer = await self._generate([*ids, self._tokens.blank_line], case.images, list_tokens)
-        position, words = 0, self._words(answer, 0)
-        answers = [answer]
+        prompt_tokens = answer.prompt_tokens - 1
+        self._check_context(prompt_tokens, list_tokens, exact=True)
+        words, spent = self._words(answer, 0), [answer]
         if answer.finish_reason == "stop" and words.mass < self._minimum_mass:
             # Before the answer is called unparseable, the model may begin it in its own way.
             answer = await self._generate(ids, case.images, list_tokens)
-            answers.append(answer)
-            position = self._verdict_position(answer)
-            words = self._words(answer, position)
-        text = self._text(answer).lstrip("\n")
-
-        listed_text, codes, method = None, None, None
-        if answer.finish_reason == "stop" and text != "safe":
-            codes, method = self._written_codes(answer, prompt.taxonomy), ScoreMethod.WRITTEN_LIST
-        elif answer.finish_reason == "stop" and words.mass > 0 and words.p_unsafe >= case.policy.threshold:
+            words = self._words(answer, self._verdict_position(answer))
+            spent.append(answer)
+        completion = Completion(
+            text=self._text(answer).lstrip("\n"),
+            finish_reason=answer.finish_reason,
+            backend=self.name,
+            taxonomy=prompt.taxonomy,
+            words=words,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=sum(len(each.ids) for each in spent),
+            cached_tokens=spent[0].cached_tokens,
+            images=len(case.images),
+            tiles=answer.count(self._patch_token) // self._tokens_per_tile if case.images else 0,
+            queued_s=sum(each.queued_s for each in spent),
+            computed_s=sum(each.computed_s for each in spent),
+        )
+        if answer.finish_reason != "stop":
+            return completion
+        if completion.text != "safe":
+            return replace(
+                completion,
+                code_probabilities=self._written_codes(answer, prompt.taxonomy),
+                score_method=ScoreMethod.WRITTEN_LIST,
+            )
+        if words.mass > 0 and words.p_unsafe >= case.policy.threshold:
+            # The policy is stricter than the model's own word: have it go on from the other one.
             forced = [self._tokens.blank_line, self._tokens.unsafe]
             listing = await self._generate([*ids, *forced], case.images, list_tokens)
-            answers.append(listing)
-            if listing.finish_reason == "stop":
-                listed_text = "unsafe" + self._text(listing)
-            codes, method = self._written_codes(listing, prompt.taxonomy), ScoreMethod.WRITTEN_LIST
-        elif self._always_score_categories and self._tokens.numbers:
+            return replace(
+                _add_cost(completion, listing),
+                listed_text="unsafe" + self._text(listing) if listing.finish_reason == "stop" else None,
+                code_probabilities=self._written_codes(listing, prompt.taxonomy),
+                score_method=ScoreMethod.WRITTEN_LIST,
+            )
+        if self._always_score_categories and self._tokens.numbers:
             forced = [self._tokens.blank_line, *self._tokenizer.encode_text("unsafe\nS")]
             first_code = await self._generate([*ids, *forced], case.images, 1)
-            answers.append(first_code)
-            codes, method = self._codes_at(first_code, 0, prompt.taxonomy), ScoreMethod.FIRST_CODE
-
-        return self._completion(case, prompt, answers, text, answer.finish_reason, words, listed_text, codes, method)
+            return replace(
+                _add_cost(completion, first_code),
+                code_probabilities=self._codes_at(first_code, 0, prompt.taxonomy),
+                score_method=ScoreMethod.FIRST_CODE,
+            )
+        return completion
 
     async def complete_freely(self, prompt: Prompt) -> str:
         """What the model writes when nothing is forced: the reference that the one-pass verdict is held against."""
         answer = await self._generate(prompt.token_ids(self._tokenizer), (), self._list_tokens(prompt.taxonomy))
         return self._text(answer).lstrip("\n")
-
-    def _completion(
-        self,
-        case: Case,
-        prompt: Prompt,
-        answers: Sequence[_Answer],
-        text: str,
-        finish_reason: str | None,
-        words: WordProbabilities,
-        listed_text: str | None,
-        codes: Mapping[str, float] | None,
-        method: ScoreMethod | None,
-    ) -> Completion:
-        first = answers[0].output
-        expanded = first.prompt_token_ids or []
-        times = [answer.output.metrics for answer in answers if answer.output.metrics is not None]
-        return Completion(
-            text=text,
-            finish_reason=finish_reason,
-            backend=self.name,
-            taxonomy=prompt.taxonomy,
-            words=words,
-            listed_text=listed_text,
-            code_probabilities=codes,
-            score_method=method,
-            prompt_tokens=len(expanded) - 1,  # without the forced blank line, which is the answer's
-            completion_tokens=sum(len(answer.ids) for answer in answers),
-            cached_tokens=first.num_cached_tokens or 0,
-            images=len(case.images),
-            tiles=expanded.count(self._patch_token) // self._tokens_per_tile if case.images else 0,
-            queued_s=sum(max(0.0, t.scheduled_ts - t.queued_ts) for t in times),
-            computed_s=sum(max(0.0, t.last_token_ts - t.scheduled_ts) for t in times),
-        )
 
     async def _generate(self, ids: Sequence[int], images: Sequence[Image.Image], max_tokens: int) -> _Answer:
         """Run one request to its end; cancellation aborts it in the engine."""
@@ -238,9 +263,10 @@ class VllmBackend:
         except EngineGenerateError as error:
             raise EngineFailure("The engine failed on this request.") from error
         except VLLMValidationError as error:
-            if error.parameter != "input_tokens":
-                raise
-            raise self._context_exceeded(None) from error
+            # Named by its parameter before images are expanded, and only by its words after that.
+            if error.parameter == "input_tokens" or "maximum model length" in str(error):
+                raise self._context_exceeded(None) from None
+            raise
         if output is None or not output.outputs:
             raise EngineFailure("The engine ended the request without an answer.")
         completion = output.outputs[0]
@@ -306,7 +332,7 @@ class VllmBackend:
         return len(self._tokenizer.encode_text("unsafe\n" + ",".join(taxonomy.codes))) + 2
 
     def _check_context(self, prompt_tokens: int, list_tokens: int, *, exact: bool) -> None:
-        # With images this is a lower bound, and the engine itself refuses what is too long after expanding them.
+        # Before the engine has expanded images, their number of tokens is a lower bound.
         if prompt_tokens + 1 + list_tokens > self._profile.context_tokens:
             raise self._context_exceeded(prompt_tokens if exact else None)
 

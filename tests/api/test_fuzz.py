@@ -57,7 +57,7 @@ def check(client: TestClient, path: str, content: bytes) -> None:
     response = client.post(path, content=content)
     if response.status_code == 200:
         return
-    assert response.status_code == 400, response.text
+    assert response.status_code in (400, 404), response.text
     (error,) = response.json().values()
     assert list(error) == ["message", "type", "param", "code"]
     assert error["message"].isascii()
@@ -66,14 +66,14 @@ def check(client: TestClient, path: str, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(body=BODIES)
 def test_any_document(client: TestClient, path: str, body: Any) -> None:
     check(client, path, json.dumps(body).encode())
 
 
 @pytest.mark.parametrize("path", PATHS)
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(body=BODIES, data=st.data())
 def test_any_document_with_a_flaw(client: TestClient, path: str, body: Any, data: st.DataObject) -> None:
     """One byte exchanged or a part cut out."""

@@ -1,6 +1,7 @@
 """The product as its users meet it: a server of its own process on the pocket model, spoken to over HTTP."""
 
 import base64
+import contextlib
 import io
 import re
 import subprocess
@@ -207,10 +208,8 @@ def test_ready_and_alive(client):
 
 def _drop(url: str, body: dict, after: float) -> None:
     """Send a request and hang up `after` seconds later."""
-    try:
+    with contextlib.suppress(httpx.TimeoutException):
         httpx.post(f"{url}/v1/moderations", json=body, timeout=httpx.Timeout(after, connect=5, write=5, pool=5))
-    except httpx.TimeoutException:
-        pass
 
 
 def _gauge(client: httpx.Client, name: str) -> float:
