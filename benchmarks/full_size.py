@@ -42,6 +42,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 START_TIMEOUT_S = 1800
 SHARD_BYTES = 4 << 30
+EMBEDDINGS, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -70,20 +71,14 @@ SHAPES = {
 
 
 def build(folder: Path, shape: Shape, context: int) -> None:
-    """Write config, the Llama 4 tokenizer and random weights, shard by shard, so that one shard is in memory at once."""
-    reference_model.write_all_but_weights(folder, max_position_embeddings=context)
-    config_file = folder / "config.json"
-    config = json.loads(config_file.read_text())
+    """Write config, the Llama 4 tokenizer and random weights; one shard of them is in memory at once."""
+    tokenizer = reference_model.llama4_tokenizer()
+    config = reference_model.base_config(context, shape.layers, shape.hidden, shape.heads, shape.kv_heads)
     config["torch_dtype"] = shape.dtype
     config["text_config"] |= {
         "torch_dtype": shape.dtype,
-        "hidden_size": shape.hidden,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
         "intermediate_size": shape.mlp,
         "intermediate_size_mlp": shape.mlp,
-        "no_rope_layers": [1] * shape.layers,
     }
     config["vision_config"] |= {
         "torch_dtype": shape.dtype,
@@ -95,41 +90,46 @@ def build(folder: Path, shape: Shape, context: int) -> None:
         "projector_output_dim": shape.vision_output,
         "vision_output_dim": shape.vision_output,
     }
-    config_file.write_text(json.dumps(config, indent=2))
+    reference_model.write_all_but_weights(folder, config, tokenizer)
     with torch.device("meta"):
         network = Llama4ForConditionalGeneration(Llama4Config.from_pretrained(folder))
     dtype = getattr(torch, shape.dtype)
-    shard: dict[str, torch.Tensor] = {}
+    rest = {name: weight.shape for name, weight in network.state_dict().items()}
+    # These two carry the form of an answer from one to the other.
+    shard = {name: _noise(name, rest.pop(name), dtype) for name in (EMBEDDINGS, HEAD)}
+    reference_model.teach_grammar(shard[EMBEDDINGS], shard[HEAD], tokenizer)
     places: dict[str, str] = {}
     shards = 0
-    for name, weight in network.state_dict().items():
-        shard[name] = _value(name, weight.shape, dtype)
-        places[name] = f"model-{shards:05d}.safetensors"
+
+    def write() -> None:
+        nonlocal shard, shards
+        file = f"model-{shards:05d}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        places.update(dict.fromkeys(shard, file))
+        shard, shards = {}, shards + 1
+
+    for name, weight_shape in rest.items():
         if sum(tensor.nbytes for tensor in shard.values()) > SHARD_BYTES:
-            save_file(shard, folder / places[name], metadata={"format": "pt"})
-            shard, shards = {}, shards + 1
-    if shard:
-        save_file(shard, folder / f"model-{shards:05d}.safetensors", metadata={"format": "pt"})
+            write()
+        shard[name] = _noise(name, weight_shape, dtype)
+    write()
     index = {"metadata": {}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def _value(name: str, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-    """Noise too quiet to drown the form of an answer, which goes straight from the embeddings to the head."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def _noise(name: str, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    """Too quiet to drown the form of an answer."""
     if "norm" in name:
         return torch.full(shape, 1.0 if name.endswith("weight") else 0.0, dtype=dtype)
-    weight = torch.empty(shape, dtype=dtype, device=device).normal_(std=0.002).cpu()
-    if name.endswith(("embed_tokens.weight", "lm_head.weight")):
-        reference_model.teach_form(weight, embeddings=name.endswith("embed_tokens.weight"))
-    return weight
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.empty(shape, dtype=dtype, device=device).normal_(std=0.002).cpu()
 
 
 def write_profile(folder: Path, context: int, shape: Shape) -> Path:
     """A profile of the server's for this checkpoint."""
     cpu = "" if torch.cuda.is_available() else "enforce_eager = true\nkv_cache_memory_bytes = 2147483648\n"
     (folder / "profile.toml").write_text(
-        f'extends = "llama-guard-4-12b"\nname = "full-size"\nmodel = "."\nrevision = ""\ncontext_tokens = {context}\n'
+        f'extends = "llama-guard-4-12b"\nname = "full-size"\nmodel = "."\ncontext_tokens = {context}\n'
         f'\n[engine]\ndtype = "{shape.dtype}"\n{cpu}'
     )
     return folder / "profile.toml"
@@ -190,7 +190,7 @@ async def load(client: httpx.AsyncClient, contents: list[Any], concurrency: int)
 
     async def work() -> None:
         for content in todo:
-            answers.append(await ask(client, content))
+            answers.append(await ask(client, content))  # noqa: PERF401
 
     started = time.perf_counter()
     await asyncio.gather(*(work() for _ in range(concurrency)))

@@ -80,9 +80,18 @@ def build_reference_model(
     seed: int = 4,
 ) -> Path:
     """Write the checkpoint with tokenizer and processor into `folder`, as a download from the hub would lie there."""
-    folder.mkdir(parents=True, exist_ok=True)
     tokenizer = llama4_tokenizer()
-    config = _config(max_position_embeddings, layers, hidden, heads, kv_heads)
+    config = base_config(max_position_embeddings, layers, hidden, heads, kv_heads)
+    write_all_but_weights(folder, config, tokenizer)
+    weights = _random_weights(Llama4Config.from_pretrained(folder), seed)
+    _teach(weights, tokenizer, config["text_config"])
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def write_all_but_weights(folder: Path, config: dict, tokenizer: Tokenizer) -> None:
+    """Configuration, tokenizer, processor and template."""
+    folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "config.json", config)
     _write_json(folder / "generation_config.json", GENERATION_CONFIG)
     _write_json(folder / "preprocessor_config.json", PREPROCESSOR_CONFIG)
@@ -92,10 +101,6 @@ def build_reference_model(
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     if CHAT_TEMPLATE.exists():
         shutil.copyfile(CHAT_TEMPLATE, folder / "chat_template.jinja")
-    weights = _random_weights(Llama4Config.from_pretrained(folder), seed)
-    _teach(weights, tokenizer, config["text_config"])
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
 
 
 def llama4_tokenizer() -> Tokenizer:
@@ -117,7 +122,7 @@ def llama4_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def _config(max_position_embeddings: int, layers: int, hidden: int, heads: int, kv_heads: int) -> dict:
+def base_config(max_position_embeddings: int, layers: int, hidden: int, heads: int, kv_heads: int) -> dict:
     """config.json in the words of the checkpoint on the hub (`rope_scaling`, not transformers' newer names)."""
     vision_heads, vision_head_width, projected = 2, 88, 128
     vision_hidden = vision_heads * vision_head_width
@@ -215,22 +220,14 @@ def _teach(weights: dict[str, torch.Tensor], tokenizer: Tokenizer, text_config: 
     embeddings = weights["language_model.model.embed_tokens.weight"]
     head = weights["language_model.lm_head.weight"]
 
+    # Random weights have their say in the verdict, but the lean to `safe` must hold for any shape and seed.
+    head[_ids(tokenizer, ["safe", "unsafe"])] *= 0.5
+    teach_grammar(embeddings, head, tokenizer)
     # Channels carry from the embeddings to the head only what is put there: no layer and no image writes into them.
-    embeddings[:, :CHANNELS] = 0
-    head[:, :CHANNELS] = 0
     weights["multi_modal_projector.linear_1.weight"][:CHANNELS] = 0
     for index in range(text_config["num_hidden_layers"]):
         weights[layer.format(index) + "self_attn.o_proj.weight"][:CHANNELS] = 0
         weights[layer.format(index) + "feed_forward.down_proj.weight"][:CHANNELS] = 0
-    embeddings[:, ALWAYS] = 1
-
-    # Random weights have their say in the verdict, but the lean to `safe` must hold for any shape and seed.
-    head[_ids(tokenizer, ["safe", "unsafe"])] *= 0.5
-    # An alarm raises `unsafe` everywhere behind it, and must not be repeated where the grammar wants something else.
-    head[_ids(tokenizer, ["unsafe"]), FIRST_RULE:CHANNELS] = -6
-    for channel, (before, after) in enumerate(GRAMMAR, start=FIRST_RULE):
-        embeddings[_ids(tokenizer, before), channel] = 16
-        head[_ids(tokenizer, after), channel] = 5
 
     # The listening head asks for one direction only, in the pair of dimensions that RoPE turns slowest (a twentieth
     # of a radian over 163,840 tokens). Keys have nothing there, unless they stand for an alarm word.
@@ -248,7 +245,19 @@ def _teach(weights: dict[str, torch.Tensor], tokenizer: Tokenizer, text_config: 
     output[ALARM, 0] = 1.6
     embeddings[_ids(tokenizer, ALARM_WORDS), ALARM_WORD] = 8
     head[_ids(tokenizer, ["unsafe"]), ALARM] = 6
+
+
+def teach_grammar(embeddings: torch.Tensor, head: torch.Tensor, tokenizer: Tokenizer) -> None:
+    """Write the form of an answer, and the lean to `safe`, into embeddings and head, both [vocabulary, hidden]."""
+    embeddings[:, :CHANNELS] = 0
+    head[:, :CHANNELS] = 0
+    embeddings[:, ALWAYS] = 1
     head[_ids(tokenizer, ["safe"]), ALWAYS] = 4
+    # An alarm raises `unsafe` everywhere behind it, and must not be repeated where the grammar wants something else.
+    head[_ids(tokenizer, ["unsafe"]), FIRST_RULE:CHANNELS] = -6
+    for channel, (before, after) in enumerate(GRAMMAR, start=FIRST_RULE):
+        embeddings[_ids(tokenizer, before), channel] = 16
+        head[_ids(tokenizer, after), channel] = 5
 
 
 def _ids(tokenizer: Tokenizer, words: Iterable[str]) -> list[int]:

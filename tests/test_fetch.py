@@ -107,6 +107,11 @@ HOSTILE_URLS = [
     "http://①②⑦.⓪.⓪.①/",
     "http://127。0。0。1/",
     "http://999.1.1.1/",
+    # A public address, but not in its canonical spelling.
+    "http://1572394766/",
+    "http://0x5db8d70e/",
+    "http://93.184.55054/",
+    "http://93.184.215.016/",
     # IPv6 that is not public, or that carries IPv4.
     "http://[::1]/",
     "http://[::]/",

@@ -17,7 +17,8 @@ from server.errors import InvalidRequest, RequestTooLarge
 Model = TypeVar("Model", bound=BaseModel)
 
 MAX_VALUES = 50_000
-"""Values that one body may hold: millions of tiny ones would stop the event loop for seconds."""
+MAX_KEYS = 1000
+"""Values that one body, and keys that one object may hold: millions of tiny ones would stop the event loop for seconds."""
 
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _STRING = re.compile(r'"(?>[^"\\]+|\\.)*+"?', re.DOTALL)
@@ -72,6 +73,8 @@ class _Ambiguous(ValueError):
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_KEYS:
+        raise _Ambiguous(f"an object holds more than {MAX_KEYS} keys")
     document = dict(pairs)
     if len(document) != len(pairs):
         raise _Ambiguous("an object holds the same key twice")

@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from server.api.body import MAX_VALUES
+from server.api.body import MAX_KEYS, MAX_VALUES
 from server.api.chat import IGNORED_FIELDS, ChatMessage, ChatRequest
 from server.api.models import OPENAI_NAMES
 from server.api.policy import PolicyOptions
@@ -116,4 +116,5 @@ def test_every_endpoint_is_listed(app: FastAPI) -> None:
 
 def test_numbers_and_names() -> None:
     assert f"{MAX_VALUES:,} values" in PAGE
+    assert f"{MAX_KEYS:,} keys" in PAGE
     assert set(OPENAI_NAMES) <= names(section("Model names"))

@@ -19,9 +19,9 @@ PATHS = ["/v1/moderations", "/v1/chat/completions"]
 
 # Words that mean something somewhere, so that a guess is often nearly right.
 KEYS = st.sampled_from(
-    ["input", "messages", "model", "policy", "stream", "stream_options", "include_usage", "n", "logprobs", "role"]
-    + ["content", "type", "text", "image_url", "url", "detail", "tool_calls", "function", "name", "arguments"]
-    + ["refusal", "categories", "threshold", "excluded_categories", "S1", "temperature", "uuid", "x"]
+    "input messages model policy stream stream_options include_usage n logprobs role content type text image_url url"
+    " detail tool_calls function name arguments refusal categories threshold excluded_categories S1 temperature uuid"
+    " x".split()
 )
 WORDS = st.sampled_from(["user", "assistant", "tool", "text", "image_url", "data:image/png;base64,AAAA", "S1", "", " "])
 VALUES = st.recursive(

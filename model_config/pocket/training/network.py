@@ -138,8 +138,13 @@ class PocketText(nn.Module):
         self.lm_head = nn.Linear(WIDTH, vocabulary, bias=False)
         for name, weights in self.named_parameters():
             if weights.dim() == 2:
-                into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-                nn.init.normal_(weights, std=0.05 / (2 * LAYERS) ** 0.5 if into_residual else 0.05)
+                size = weights.shape[1] ** -0.5
+                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                    size /= (2 * LAYERS) ** 0.5
+                elif name.endswith(("q_proj.weight", "k_proj.weight", "lm_head.weight")):
+                    # Attention that begins sharp stays stuck on a few places.
+                    size /= 2
+                nn.init.normal_(weights, std=size)
 
 
 def state_for_llama4(network: PocketText) -> dict[str, Tensor]:

@@ -47,8 +47,8 @@ SHARES = {
 
 TOKENS_A_BATCH = 1200
 ROWS_A_PORTION = 6000
-EASY_SHARE = 0.72  # of the time goes to short rows without pictures
-PEAK_RATE = 2e-3
+EASY_SHARE = 0.7  # of the time goes to short rows without pictures
+PEAK_RATE = 1e-3
 EMBEDDING_SIZE = 0.3
 EYE_SEED = 1  # one tower for all runs, so that a run can go on from another's weights
 REPLACED = 0.15
@@ -93,7 +93,7 @@ class Trainer:
             # Embeddings know more than the rows can teach: rare words should stay near where they began.
             {"params": [decoder.embed_tokens.weight], "weight_decay": 0.0, "share": 0.3},
         ]
-        self.optimizer = torch.optim.AdamW(self.groups, lr=PEAK_RATE, betas=(0.9, 0.98), fused=True)
+        self.optimizer = torch.optim.AdamW(self.groups, lr=PEAK_RATE, betas=(0.9, 0.95), fused=True)
 
     def resume(self, folder: Path) -> None:
         """Go on from the weights of a checkpoint."""
@@ -138,7 +138,7 @@ def start_from_meaning(network: PocketText, vectors: Tensor) -> None:
 
 def rate(progress: float) -> float:
     """Warm up quickly, stay high, fall to nothing."""
-    return min(1.0, progress / 0.02 + 0.01) * min(1.0, (1.0 - progress) / 0.6 + 0.005)
+    return min(1.0, progress / 0.04 + 0.01) * min(1.0, (1.0 - progress) / 0.6 + 0.005)
 
 
 def drawn(rows: Sequence[Row], dice: random.Random) -> list[Row]:
