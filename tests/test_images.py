@@ -488,7 +488,8 @@ def test_memory_of_40_photographs_at_once():
     "arguments", [("PNG", 8160, 6120, "RGB"), ("PNG", 7000, 7000, "RGBA"), ("WEBP", 4800, 3800, "RGBA")]
 )
 def test_memory_of_40_images_of_the_largest_size(arguments):
-    assert memory_of(*arguments) < 550
+    # 40 pictures of up to 7 MB that the callers hold, and 300 MB of decoding.
+    assert memory_of(*arguments) < 640
 
 
 # --- What the model is shown -----------------------------------------------------------------------------

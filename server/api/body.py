@@ -18,7 +18,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 MAX_VALUES = 50_000
 MAX_KEYS = 1000
-"""Values that one body, and keys that one object may hold: millions of tiny ones would stop the event loop for seconds."""
+"""Values of one body, and keys of one object: millions of tiny ones would stop the event loop for seconds."""
 
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _STRING = re.compile(r'"(?>[^"\\]+|\\.)*+"?', re.DOTALL)

@@ -18,10 +18,10 @@ from tests.fakes import FakeBackend
 PATHS = ["/v1/moderations", "/v1/chat/completions"]
 
 # Words that mean something somewhere, so that a guess is often nearly right.
-KEYS = st.sampled_from(
-    "input messages model policy stream stream_options include_usage n logprobs role content type text image_url url"
-    " detail tool_calls function name arguments refusal categories threshold excluded_categories S1 temperature uuid"
-    " x".split()
+KEYS = (
+    st.sampled_from(["input", "messages", "model", "stream", "stream_options", "include_usage", "n", "logprobs", "x"])
+    | st.sampled_from(["role", "content", "type", "text", "image_url", "url", "detail", "uuid", "refusal", "name"])
+    | st.sampled_from(["tool_calls", "function", "arguments", "policy", "categories", "threshold", "S1"])
 )
 WORDS = st.sampled_from(["user", "assistant", "tool", "text", "image_url", "data:image/png;base64,AAAA", "S1", "", " "])
 VALUES = st.recursive(

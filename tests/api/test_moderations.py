@@ -152,6 +152,13 @@ async def test_a_category_scores_as_its_likeliest_code(client: httpx.AsyncClient
     assert scores["hate/threatening"] == pytest.approx(0.09375)
     assert scores["sexual"] == 0.0
 
+    backend.script = lambda case: completion(
+        case, "unsafe\nS10", code_probabilities={"S1": 0.125, "S10": 0.5}, p_unsafe=0.75
+    )
+    scores = (await moderate(client, "words"))["results"][0]["category_scores"]
+    assert scores["hate"] == pytest.approx(0.375)
+    assert scores["hate/threatening"] == pytest.approx(0.09375)
+
 
 @pytest.mark.parametrize(
     ("parts", "of_violence", "of_illicit"),
