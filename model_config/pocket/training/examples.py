@@ -22,6 +22,7 @@ LONGEST_TEXT = 600
 LONGEST_EASY_TEXT = 240
 LONGEST_EARLIER_TEXT = 240
 LONGEST_BURIED_TEXT = 6000
+LONGEST_REPETITION = 32_000
 LAST_POSITION = 8000
 
 OWN_CATEGORIES = (
@@ -78,9 +79,13 @@ class Scribe:
             messages[-1] = _retyped(messages[-1], dice).strip() or messages[-1]
         if len(messages) == 1 and dice.random() < (0.08 if easy else 0.2):
             messages = self._in_context(messages[0])
-        if not easy and dice.random() < 0.01:
+        roll = 1.0 if easy else dice.random()
+        if roll < 0.01:
             messages[-1] = self._buried(messages[-1])
             longest = LONGEST_BURIED_TEXT
+        elif roll < 0.018:
+            messages[-1], row = self._repeated(messages[-1], row)
+            longest = LONGEST_REPETITION
         taxonomy = official()
         roll = dice.random()
         if roll < 0.12:
@@ -144,6 +149,16 @@ class Scribe:
         parts = [self.dice.choice(self.harmless) for _ in range(self.dice.randint(2, 14))]
         parts.insert(self.dice.randint(0, len(parts)), text)
         return "\n".join(parts)
+
+    def _repeated(self, text: str, row: Row) -> tuple[str, Row]:
+        """One harmless word or sentence again and again, at times with the row's words before or after it."""
+        sentence = self.dice.choice(self.harmless)
+        phrase = self.dice.choice((self.dice.choice(sentence.split()), sentence[:80], "a", "word", "x "))
+        tokens = self.dice.choice((100, 400, 1000, 2000, 6500))
+        filler = " ".join([phrase] * max(2, tokens // max(1, len(self.tokenizer.encode_text(" " + phrase)))))
+        if self.dice.random() < 0.6:
+            return filler, replace(row, unsafe=False, categories=())
+        return (f"{text} {filler}" if self.dice.random() < 0.5 else f"{filler} {text}"), row
 
     def _control(self, token: str) -> int:
         index = self.tokenizer.control_id(token)

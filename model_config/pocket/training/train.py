@@ -47,12 +47,12 @@ SHARES = {
 
 TOKENS_A_BATCH = 1200
 ROWS_A_PORTION = 6000
-EASY_SHARE = 0.7  # of the time goes to short rows without pictures
 PEAK_RATE = 1e-3
 EMBEDDING_SIZE = 0.3
 EYE_SEED = 1  # one tower for all runs, so that a run can go on from another's weights
 REPLACED = 0.15
 DROPOUT = 0.05
+SAFE_WEIGHT = 1.3  # a false alarm costs a little more than a miss
 CATEGORY_WEIGHT = 0.6
 FORM_WEIGHT = 0.05
 AVERAGE = 0.998
@@ -75,7 +75,8 @@ class Batch:
 class Trainer:
     """One network in training: weights, their running average, and the loss."""
 
-    def __init__(self, meanings: Tensor, patch: int) -> None:
+    def __init__(self, meanings: Tensor, patch: int, peak: float) -> None:
+        self.peak = peak
         self.patch = patch
         self.network = PocketText(VOCABULARY)
         start_from_meaning(self.network, meanings)
@@ -93,7 +94,7 @@ class Trainer:
             # Embeddings know more than the rows can teach: rare words should stay near where they began.
             {"params": [decoder.embed_tokens.weight], "weight_decay": 0.0, "share": 0.3},
         ]
-        self.optimizer = torch.optim.AdamW(self.groups, lr=PEAK_RATE, betas=(0.9, 0.95), fused=True)
+        self.optimizer = torch.optim.AdamW(self.groups, lr=peak, betas=(0.9, 0.95), fused=True)
 
     def resume(self, folder: Path) -> None:
         """Go on from the weights of a checkpoint."""
@@ -104,7 +105,7 @@ class Trainer:
     def step(self, batch: Batch, progress: float) -> float:
         """One update; returns the loss."""
         for group in self.optimizer.param_groups:
-            group["lr"] = PEAK_RATE * group["share"] * rate(progress)
+            group["lr"] = self.peak * group["share"] * rate(progress)
         embedded = self.network.model.embed_tokens(batch.ids)
         if batch.tiles:
             picked = self.views[torch.randint(len(self.views), (batch.tiles,))].reshape(-1, WIDTH)
@@ -143,7 +144,9 @@ def rate(progress: float) -> float:
 
 def drawn(rows: Sequence[Row], dice: random.Random) -> list[Row]:
     """A portion of the rows: as many of each source as its share wants."""
-    return [row for row in dice.sample(rows, min(ROWS_A_PORTION, len(rows))) if dice.random() < SHARES.get(row.source, 1.0)]
+    return [
+        row for row in dice.sample(rows, min(ROWS_A_PORTION, len(rows))) if dice.random() < SHARES.get(row.source, 1.0)
+    ]
 
 
 def batches(examples: Sequence[Example], dice: random.Random) -> Iterator[Batch]:
@@ -194,7 +197,8 @@ def _batch(examples: Sequence[Example], preamble: tuple[int, ...], dice: random.
             target.append(wanted)
             # "\n\n", verdict, "\n", "S", number, ",S", number ... end: the verdict counts most, then the numbers.
             is_number = offset >= 4 and offset % 2 == 0 and offset < len(answer) - 1
-            weight.append(1.0 if offset == 1 else CATEGORY_WEIGHT / codes if is_number else FORM_WEIGHT)
+            verdict_weight = SAFE_WEIGHT if len(answer) == 3 else 1.0
+            weight.append(verdict_weight if offset == 1 else CATEGORY_WEIGHT / codes if is_number else FORM_WEIGHT)
     return Batch(
         preamble=torch.tensor(preamble, dtype=torch.long),
         ids=ids,
@@ -224,6 +228,8 @@ def main() -> None:
     arguments.add_argument("--out", type=Path, default=POCKET, help="checkpoint folder; holds tokenizer.json already")
     arguments.add_argument("--minutes", type=float, default=25)
     arguments.add_argument("--resume", type=Path, help="folder of a checkpoint from which to go on")
+    arguments.add_argument("--easy", type=float, default=0.7, help="share of the time for short rows without pictures")
+    arguments.add_argument("--rate", type=float, default=PEAK_RATE, help="highest learning rate")
     arguments.add_argument("--every", type=float, default=5, help="minutes between drafts of the checkpoint")
     arguments.add_argument("--seed", type=int, default=1)
     arguments.add_argument("--threads", type=int, default=2)
@@ -238,7 +244,7 @@ def main() -> None:
     rows = read_rows(options.data / "train.jsonl.gz") + list(without_lookalikes(templates.rows(), kept_apart))
     training, dev = [row for row in rows if not row.dev], [row for row in rows if row.dev]
     scribe = Scribe(tokenizer, training, options.seed)
-    trainer = Trainer(torch.load(options.meanings), scribe.patch)
+    trainer = Trainer(torch.load(options.meanings), scribe.patch, options.rate)
     if options.resume:
         trainer.resume(options.resume)
     print(f"{len(training)} rows to learn from, {len(dev)} to watch, {sum(r.unsafe for r in training)} unsafe")
@@ -246,7 +252,7 @@ def main() -> None:
     start, seen = time.monotonic(), 0
     progress, mean, written = 0.0, 1.0, start
     while progress < 1:
-        examples = [scribe.disturbed(row, easy=progress < EASY_SHARE) for row in drawn(training, dice)]
+        examples = [scribe.disturbed(row, easy=progress < options.easy) for row in drawn(training, dice)]
         for batch in batches(examples, dice):
             progress = (time.monotonic() - start) / 60 / options.minutes
             if progress >= 1:
