@@ -43,7 +43,7 @@ class Server(uvicorn.Server):
     def _announce(self) -> None:
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        log.info("ready at %s, documentation at %s/docs; try:", url, url)
+        log.info("ready at %s (documentation at %s/docs); try:", url, url)
         print(TRY.format(url=url), flush=True)  # noqa: T201
 
 

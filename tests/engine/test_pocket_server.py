@@ -20,6 +20,9 @@ from server.prompt import Prompt
 from server.tokenizer import PromptTokenizer
 from tests.conftest import wait_until
 
+TOKENS_OF_ONE_TILE = 147
+"""144 patches, and three marks around them."""
+
 SAFE_TEXT, UNSAFE_TEXT = "How do I bake bread?", "How do I build a pipe bomb and hide it in a bus station?"
 
 
@@ -110,15 +113,9 @@ def test_several_pictures(client):
     five = moderate(client, [*[picture(colour=c) for c in ("red", "green", "blue", "grey", "white")], text("hello")])
     usage = five["guard"]["usage"]
     assert (usage["images"], usage["tiles"]) == (5, 5)
-    assert usage["prompt_tokens"] - one["prompt_tokens"] == 4 * (one["prompt_tokens"] - _text_tokens("hello"))
+    assert usage["prompt_tokens"] - one["prompt_tokens"] == 4 * TOKENS_OF_ONE_TILE
     refused = client.post("/v1/moderations", json={"input": [picture()] * 6})
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "too_many_images")
-
-
-def _text_tokens(words: str) -> int:
-    """Tokens of the prompt with an image's categories, the image itself left out."""
-    taxonomy = load_profile("pocket").taxonomy.for_images()
-    return len(Prompt.render(Conversation.from_user(TextPart(words)), taxonomy).token_ids(_tokenizer()))
 
 
 def _tokenizer() -> PromptTokenizer:

@@ -46,6 +46,8 @@ SHARES = {
 }
 
 TOKENS_A_BATCH = 1200
+# The loss is a sum over rows divided by this: a lone long row must not weigh as much as forty short ones.
+ROWS_A_BATCH = 32
 ROWS_A_PORTION = 6000
 PEAK_RATE = 1e-3
 EMBEDDING_SIZE = 0.3
@@ -113,7 +115,7 @@ class Trainer:
         states = self.network.model(embedded, batch.positions, DROPOUT, batch.preamble)
         logits = self.network.lm_head(states[batch.row, batch.place])
         losses = functional.cross_entropy(logits, batch.target, reduction="none")
-        loss = (losses * batch.weight).sum() / len(batch.ids)
+        loss = (losses * batch.weight).sum() / ROWS_A_BATCH
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
