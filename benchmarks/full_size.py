@@ -287,6 +287,7 @@ def main() -> None:
     line = json.dumps(result)
     if options.record:
         name = re.sub(r"[^A-Za-z0-9]+", "-", str(result["machine"])).strip("-").lower()
+        RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"full_size-{options.size}-{name}.json").write_text(line + "\n")
     print(line)
 

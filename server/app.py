@@ -78,7 +78,7 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
     app.state.moderator = moderator
     app.state.readiness = readiness
     app.state.model_names = models.ModelNames(profile, created=int(time.time()))
-    app.state.fingerprint = _fingerprint(profile, moderator.policy)
+    app.state.fingerprint = _fingerprint(profile, moderator.policy, settings)
     errors.install(app)
     app.add_middleware(RequestContext)
     for router in (chat.router, moderations.router, models.router, operations.router):
@@ -88,7 +88,9 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
     return app
 
 
-def _fingerprint(profile: Profile, policy: Policy) -> str:
+def _fingerprint(profile: Profile, policy: Policy, settings: Settings) -> str:
     """Changes whenever the same request could be judged differently."""
-    facts = repr((__version__, profile.name, profile.model, profile.revision, dict(profile.engine), policy))
+    model = (profile.name, profile.model, profile.revision, dict(profile.engine))
+    choices = (policy, settings.minimum_verdict_mass, settings.category_scores, settings.image_limits)
+    facts = repr((__version__, model, choices))
     return f"fp_{hashlib.sha256(facts.encode()).hexdigest()[:10]}"

@@ -53,6 +53,7 @@ TRY = """curl -s {url}/v1/moderations -H 'Content-Type: application/json' -d '{{
 def serve(settings: Settings) -> int:
     """Serve until a signal. Returns the exit status; raises ProfileError when serving cannot begin."""
     profile = load_profile(settings.profile)
+    _check_free(settings.host, settings.port)
     try:
         app = create_app(settings, profile, load_backend(settings, profile))
     except GuardError as error:
@@ -76,6 +77,8 @@ def serve(settings: Settings) -> int:
             log_level="warning",
             access_log=False,
             server_header=False,
+            # Longer than the pools of clients and load balancers, or they send into a connection that just closed.
+            timeout_keep_alive=75,
             timeout_graceful_shutdown=math.ceil(settings.drain_timeout),
         )
     )
@@ -90,3 +93,14 @@ def serve(settings: Settings) -> int:
     except GuardError as error:
         raise ProfileError(f"{profile.name} cannot be served: {error.message}") from error
     return 0
+
+
+def _check_free(host: str, port: int) -> None:
+    """Fail before minutes of loading and not after them. Raises ProfileError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ProfileError(f"{host}:{port} cannot be listened on: {error.strerror}; set PORT or HOST.") from error

@@ -63,5 +63,5 @@ class RequestContext:
             method = scope["method"] if scope["method"] in METHODS else "other"
             metrics.REQUESTS.labels(route, method, str(status)).inc()
             metrics.REQUEST_SECONDS.labels(route).observe(seconds)
-            if status >= 500:
+            if status >= 500 and method == "POST":  # /ready and /health say so by design, at every poll
                 log.warning("%s: %s %s answered %d after %.3f s", request_id, scope["method"], route, status, seconds)

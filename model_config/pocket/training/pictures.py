@@ -1,7 +1,8 @@
 """The vision side of the first version: it carries pictures through the engine, it does not understand them.
 
-The tower has Llama 4's shape and keeps its random weights.  The text network sees its features during training, so it
-learns that a picture before the words changes nothing about the words.
+The tower has Llama 4's shape and keeps its random weights, and its projection into the text network is zero: a picture
+is so many blank places before the words.  With random projections instead, what a picture showed moved the verdict on
+the words, and harmful words beside noise were called safe.
 """
 
 from __future__ import annotations
@@ -44,18 +45,15 @@ def vision_config() -> dict[str, Any]:
 
 
 class Eye:
-    """The random tower and its projection into the text network's width."""
+    """The random tower and its blank projection into the text network's width."""
 
-    def __init__(self, seed: int, size: float) -> None:
-        """``size`` is the root mean square that projected features shall have, that of the token embeddings."""
+    def __init__(self, seed: int) -> None:
         torch.manual_seed(seed)
         self.tower = Llama4VisionModel(Llama4VisionConfig(**vision_config())).eval()
         for weights in self.tower.parameters():
             if weights.dim() == 2:
                 torch.nn.init.normal_(weights, std=weights.shape[1] ** -0.5)
-        self.projection = torch.randn(WIDTH, TOWER_OUTPUT) * TOWER_OUTPUT**-0.5
-        sample = self.see(random_tiles(16, random.Random(seed)))
-        self.projection *= size / sample.square().mean().sqrt()
+        self.projection = torch.zeros(WIDTH, TOWER_OUTPUT)
 
     @torch.no_grad()
     def see(self, tiles: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from model_config.pocket.training.data import Row, read_rows, without_lookalikes
 from model_config.pocket.training.examples import Example, Scribe
 from model_config.pocket.training.measure import Judge, report
 from model_config.pocket.training.network import WIDTH, PocketText, state_from_llama4
-from model_config.pocket.training.pictures import Eye, random_tiles
+from model_config.pocket.training.pictures import Eye
 from model_config.pocket.training.tokenizer import ORDINARY_TOKENS, POCKET, VOCABULARY
 from server.tokenizer import PromptTokenizer
 
@@ -82,9 +82,7 @@ class Trainer:
         self.patch = patch
         self.network = PocketText(VOCABULARY)
         start_from_meaning(self.network, meanings)
-        self.eye = Eye(EYE_SEED, EMBEDDING_SIZE)
-        # The tower does not learn, so its view of a hundred pictures is computed once.
-        self.views = torch.cat([self.eye.see(random_tiles(12, random.Random(number))) for number in range(10)])
+        self.eye = Eye(EYE_SEED)
         self.steps = 0
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         decoder = self.network.model
@@ -110,8 +108,8 @@ class Trainer:
             group["lr"] = self.peak * group["share"] * rate(progress)
         embedded = self.network.model.embed_tokens(batch.ids)
         if batch.tiles:
-            picked = self.views[torch.randint(len(self.views), (batch.tiles,))].reshape(-1, WIDTH)
-            embedded = embedded.masked_scatter((batch.ids == self.patch).unsqueeze(-1), picked)
+            # What the blank projection makes of every picture.
+            embedded = embedded.masked_fill((batch.ids == self.patch).unsqueeze(-1), 0.0)
         states = self.network.model(embedded, batch.positions, DROPOUT, batch.preamble)
         logits = self.network.lm_head(states[batch.row, batch.place])
         losses = functional.cross_entropy(logits, batch.target, reduction="none")
