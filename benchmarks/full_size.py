@@ -147,7 +147,7 @@ def start_server(profile: Path) -> tuple[subprocess.Popen[str], str, float]:
         stderr=subprocess.STDOUT,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "GUARD_DEADLINE": "600", "GUARD_MINIMUM_VERDICT_MASS": "0.01"},
+        env={**os.environ, "GUARD_DEADLINE": "600", "GUARD_DRAIN_TIMEOUT": "600", "GUARD_MINIMUM_VERDICT_MASS": "0.01"},
     )
     assert process.stdout is not None
     for line in process.stdout:

@@ -5,10 +5,12 @@ vLLM starts its processes by importing this module again, so nothing heavy is im
 
 import argparse
 import logging
+import signal
 import sys
+import traceback
 from typing import Any
 
-SAFE, UNSAFE, ERROR = 0, 1, 2
+ERROR = 2
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,6 +25,11 @@ def main(arguments: list[str] | None = None) -> int:
         return status
     except ProfileError as error:
         print(f"guard: {error}", file=sys.stderr)  # noqa: T201
+    except Exception as error:
+        # Any other status than 2 would be read as a verdict. What the exception of a check says may be what was judged.
+        detail = f"{type(error).__name__}: {error}" if options.run is _serve else type(error).__name__
+        place = "".join(traceback.format_tb(error.__traceback__))
+        print(f"guard: failed with {detail} at\n{place}", file=sys.stderr)  # noqa: T201
     except KeyboardInterrupt:
         print("guard: interrupted", file=sys.stderr)  # noqa: T201
     return ERROR
@@ -31,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _serve(options: argparse.Namespace) -> int:
     from server.serve import serve
 
+    # Until uvicorn takes over: the first process of a container ignores a signal that it does not handle.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     return serve(_settings(profile=options.profile, host=options.host, port=options.port))
 
 
@@ -79,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--response", help="what the assistant answered: it is judged instead of the text")
     check.add_argument("--file", metavar="JSONL", help="judge every row: id, and text or messages")
     check.add_argument("--out", metavar="JSONL", help="where verdicts go; rows that are there already are skipped")
-    check.add_argument("--url", help="ask a running server instead of an engine of its own")
+    check.add_argument("--url", help="ask a running server of this kind, not an engine of its own")
     check.add_argument("--profile", help="model profile of the engine of its own")
     check.add_argument("--json", action="store_true", help="print the whole verdict as JSON")
     check.set_defaults(run=_check)

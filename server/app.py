@@ -13,6 +13,7 @@ from fastapi_offline import FastAPIOffline
 
 from server import __version__
 from server.api import chat, errors, examples, models, moderations, operations
+from server.api.body import BodyBudget
 from server.api.middleware import RequestContext
 from server.backends.base import Backend
 from server.images import ImageDecoder
@@ -77,6 +78,7 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
     app.state.settings = settings
     app.state.moderator = moderator
     app.state.readiness = readiness
+    app.state.body_budget = BodyBudget(4 * settings.max_body_bytes)
     app.state.model_names = models.ModelNames(profile, created=int(time.time()))
     app.state.fingerprint = _fingerprint(profile, moderator.policy, settings)
     errors.install(app)

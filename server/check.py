@@ -8,10 +8,11 @@ import argparse
 import asyncio
 import base64
 import contextlib
+import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ def check(settings: Settings, options: argparse.Namespace) -> int:
     """Run the command. Raises ProfileError for options that contradict each other and for an unreachable engine."""
     if bool(options.file) == (options.text is not None or bool(options.image)):
         raise ProfileError("check needs a text, an image, or --file; and not a text together with --file.")
+    if options.file and options.response is not None:
+        raise ProfileError("--response belongs to a text; a row of a file brings its own.")
     if bool(options.file) != bool(options.out):
         raise ProfileError("--file and --out go together.")
     return asyncio.run(_file(settings, options) if options.file else _single(settings, options))
@@ -67,14 +70,16 @@ def _in_words(answer: dict[str, Any]) -> str:
 async def _file(settings: Settings, options: argparse.Namespace) -> int:
     # One command does nothing else meanwhile, so blocking reads and writes hold nobody up.
     rows, out = Path(options.file), Path(options.out)
-    total, ids = 0, set[str]()
-    for id_, _ in _read_rows(rows):
-        total += 1
-        ids.add(id_)
-    if len(ids) < total:
-        raise ProfileError(f"{rows}: two rows have the same id; verdicts could not be told apart.")
-    statuses = _resume(out)
+    fingerprints: dict[str, str] = {}
+    for id_, row in _read_rows(rows):
+        if id_ in fingerprints:
+            raise ProfileError(f"{rows}: two rows have the same id; verdicts could not be told apart.")
+        fingerprints[id_] = _fingerprint(row)
+    if not fingerprints:
+        raise ProfileError(f"{rows}: holds no row to judge.")
+    statuses = _resume(out, fingerprints)
     todo = iter([(id_, row) for id_, row in _read_rows(rows) if id_ not in statuses])
+    total = len(fingerprints)
     async with _client(settings, options) as client:
         counts = Counter(_NAMES[status] for status in statuses.values())
         with (
@@ -86,14 +91,14 @@ async def _file(settings: Settings, options: argparse.Namespace) -> int:
                 for id_, row in todo:
                     answer = await _ask_about(client, row, rows.parent)
                     statuses[id_] = _status(answer)
-                    sink.write(json.dumps({"id": id_, **answer}) + "\n")
+                    sink.write(json.dumps({"id": id_, "row": fingerprints[id_], **answer}) + "\n")
                     sink.flush()
                     counts[_NAMES[statuses[id_]]] += 1
                     bar.set_postfix(counts)
                     bar.update()
 
             await asyncio.gather(*(work() for _ in range(CONCURRENCY)))
-    return max(statuses.values(), default=SAFE)
+    return max(statuses.values())
 
 
 _NAMES = {SAFE: "safe", UNSAFE: "unsafe", ERROR: "errors"}
@@ -115,18 +120,28 @@ def _read_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ProfileError(f"{file}: is no JSON Lines in UTF-8.") from error
 
 
-def _resume(out: Path) -> dict[str, int]:
-    """Statuses of the rows that `out` has verdicts for. Errors, and a line that was cut off, are dropped from it."""
+def _fingerprint(row: dict[str, Any]) -> str:
+    """What tells whether a row is still the one that was judged."""
+    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _resume(out: Path, fingerprints: Mapping[str, str]) -> dict[str, int]:
+    """Statuses of the rows that `out` has verdicts for.
+
+    Errors, verdicts about other rows than are there now, and a line that was cut off are dropped from it.
+    """
     if not out.exists():
         return {}
     kept, statuses = [], {}
     for line in out.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n"):
-            break
-        answer = json.loads(line)
-        if "error" not in answer:
+        try:
+            answer = json.loads(line) if line.endswith("\n") else {}
+            id_, judged = str(answer.get("id")), answer.get("row")
+        except (ValueError, AttributeError):
+            raise ProfileError(f"{out}: holds something else than verdicts; name another file.") from None
+        if judged is not None and judged == fingerprints.get(id_) and _status(answer) != ERROR:
             kept.append(line)
-            statuses[answer["id"]] = _status(answer)
+            statuses[id_] = _status(answer)
     rewritten = out.with_name(out.name + ".resume")
     rewritten.write_text("".join(kept), encoding="utf-8")
     rewritten.replace(out)
@@ -138,6 +153,8 @@ async def _ask_about(client: httpx.AsyncClient, row: dict[str, Any], folder: Pat
         messages = _messages(row, folder)
     except ProfileError as error:
         return {"error": {"message": str(error), "code": "invalid_row"}}
+    except (AttributeError, TypeError):
+        return {"error": {"message": "A field of the row has the wrong type.", "code": "invalid_row"}}
     return await _ask(client, messages)
 
 
@@ -172,29 +189,19 @@ async def _ask(client: httpx.AsyncClient, messages: Iterable[Any]) -> dict[str, 
     for attempt in range(1, TRIES + 1):
         try:
             response = await client.post("chat/completions", json={"messages": list(messages)})
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             return {"error": {"message": f"the server cannot be reached ({type(error).__name__})", "code": None}}
-        if response.status_code not in (429, 503) or attempt == TRIES:
+        # Only a server that says when to come back is worth asking again.
+        retry_after = response.headers.get("retry-after", "")
+        if response.is_success or not retry_after.isdecimal() or attempt == TRIES:
             break
-        await asyncio.sleep(float(response.headers.get("retry-after", attempt)))
+        await asyncio.sleep(int(retry_after))
     try:
         body = response.json()
-        if "error" in body:
-            return {"error": body["error"]}
-        return _detail(body)
-    except (ValueError, KeyError, IndexError, TypeError):
+        answer: dict[str, Any] = body["guard"] if response.is_success else {"error": body["error"]}
+        return answer
+    except (ValueError, KeyError, TypeError):
         return {"error": {"message": f"status {response.status_code} without a verdict", "code": None}}
-
-
-def _detail(body: dict[str, Any]) -> dict[str, Any]:
-    """This server's own detail, or what another server's reply text says. Raises ValueError for any other text."""
-    if "guard" in body:
-        detail: dict[str, Any] = body["guard"]
-        return detail
-    word, _, codes = body["choices"][0]["message"]["content"].strip().partition("\n")
-    if word not in ("safe", "unsafe") or (word == "safe" and codes):
-        raise ValueError("no verdict")
-    return {"verdict": word, "p_unsafe": None, "categories": codes.split(",") if codes else []}
 
 
 def _status(answer: dict[str, Any]) -> int:

@@ -2,7 +2,7 @@
 
 Llama Guard's template knows two roles that alternate, user first. Callers send more than that, so
 `Conversation.from_messages` maps every role and order to it by one table (docs/prompt.md). Nothing that a
-caller sends is dropped: what the template has no place for becomes text of the nearest turn.
+message says is dropped: what the template has no place for becomes text of the nearest turn.
 """
 
 from collections.abc import Iterator, Sequence

@@ -79,6 +79,14 @@ class RequestTooLarge(InvalidRequest):
     code = "request_too_large"
 
 
+class RequestTimeout(InvalidRequest):
+    """The body was sent too slowly."""
+
+    status = 408
+    code = "request_timeout"
+    retryable = True
+
+
 class ModelNotFound(InvalidRequest):
     """The `model` field names something else than what is served."""
 

@@ -25,7 +25,15 @@ import PIL.WebPImagePlugin  # noqa: F401  Pillow loads all its plugins when one 
 from PIL import Image, ImageCms, ImageFile, ImageFilter
 
 from server.conversation import ImagePart
-from server.errors import ImageTooLarge, InvalidImage, InvalidRequest, RemoteImagesDisabled, TooManyImages
+from server.errors import (
+    DeadlineExceeded,
+    GuardError,
+    ImageTooLarge,
+    InvalidImage,
+    InvalidRequest,
+    RemoteImagesDisabled,
+    TooManyImages,
+)
 from server.fetch import ImageFetcher
 
 TILE = 336
@@ -137,7 +145,8 @@ class ImageDecoder:
     async def decode(self, images: Sequence[ImagePart]) -> list[DecodedImage]:
         """The images in the same order.
 
-        Raises TooManyImages, ImageTooLarge (bytes, pixels, memory, time), InvalidImage and RemoteImagesDisabled.
+        Raises TooManyImages, ImageTooLarge (bytes, pixels, memory), InvalidImage, RemoteImagesDisabled, and
+        DeadlineExceeded when they are not there in time.
         """
         limits = self._limits
         if len(images) > limits.max_images:
@@ -209,7 +218,7 @@ class ImageDecoder:
             self._check_size(found)
             with self._memory.reserved(math.ceil(found.width * found.height * found.bytes_per_pixel), deadline):
                 return self._decode_surveyed(data, found, deadline)
-        except InvalidRequest:
+        except GuardError:
             raise
         except (Image.DecompressionBombError, MemoryError):
             raise ImageTooLarge("The image needs too much memory to decode.") from None
@@ -256,7 +265,7 @@ class WorkingMemory:
 
     @contextlib.contextmanager
     def reserved(self, size: int, deadline: float) -> Iterator[None]:
-        """Hold `size` bytes. Raises ImageTooLarge when they do not come free before `deadline` (monotonic)."""
+        """Hold `size` bytes. Raises DeadlineExceeded when they do not come free before `deadline` (monotonic)."""
         # Whoever waits keeps the turn, so that small images cannot overtake a large one for ever.
         with self._turn, self._freed:
             if not self._freed.wait_for(lambda: self._free >= size, max(0.0, deadline - time.monotonic())):
@@ -270,8 +279,9 @@ class WorkingMemory:
                 self._freed.notify_all()
 
 
-def too_slow() -> ImageTooLarge:
-    return ImageTooLarge("The images of this request take too long to decode.")
+def too_slow() -> DeadlineExceeded:
+    # What one file can cost is bounded before it is decoded: what is late is so because the server is busy.
+    return DeadlineExceeded("The images of this request could not be decoded in time.")
 
 
 def too_many_bytes(limit: int) -> ImageTooLarge:

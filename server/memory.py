@@ -8,7 +8,6 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-from server.checkpoint import CheckpointFacts
 from server.profile import Network, Profile, ProfileError
 
 GIB = 1 << 30
@@ -128,12 +127,12 @@ def headroom_bytes(profile: Profile) -> int:
     return RUNTIME_BYTES + LOGITS_COPIES * rows * profile.tokens.vocabulary_size * FLOAT_BYTES["float32"]
 
 
-def check_fits(profile: Profile, facts: CheckpointFacts, memory_bytes: int) -> None:
+def check_fits(profile: Profile, network: Network, memory_bytes: int) -> None:
     """Refuse a profile that a card of `memory_bytes` cannot hold, before minutes of loading end in the same answer.
 
     Raises ProfileError with what would fit.
     """
-    found = fit(profile, facts.network, memory_bytes)
+    found = fit(profile, network, memory_bytes)
     if found.fits:
         return
     if found.largest_context:

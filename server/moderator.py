@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from server import metrics
 from server.admission import Admission
@@ -87,6 +88,7 @@ class Moderator:
                 seen = conversation.with_frames([len(picture.frames) for picture in pictures])
                 frames = [frame for picture in pictures for frame in picture.frames]
                 completion = await self.backend.complete(Case(seen, frames, policy))
+                completion = replace(completion, frames=sum(picture.total_frames for picture in pictures))
         except TimeoutError:
             raise DeadlineExceeded(f"No verdict within {self._deadline_s:g} seconds.") from None
         except asyncio.CancelledError:

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 import model_config
+from server.policy import CODE
 from server.taxonomy import HazardCategory, Taxonomy
 
 DEFAULT_PROFILE = "llama-guard-4-12b"
@@ -48,7 +49,6 @@ ENGINE_KEYS_OF_THE_PROFILE = {
 }
 """Arguments of vLLM that the profile says elsewhere, and the key that says it."""
 
-CODE = re.compile(r"S(?:[1-9]|1[0-4])")
 SLUG = re.compile(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)*")
 
 

@@ -45,11 +45,19 @@ class Settings(BaseSettings):
         " as an upper bound.",
     )
 
+    request_policy: bool = Field(
+        True, description="Requests may bring a `policy` of their own, stricter or laxer. Off: it is refused."
+    )
+
     max_queue: int = Field(256, ge=1, description="Verdicts being worked on or waiting; beyond it requests get 429.")
     list_concurrency: int = Field(32, ge=1, description="Items of one list that are judged at the same time.")
     max_list: int = Field(2048, ge=1, description="Items that one list may hold.")
-    deadline: float = Field(60.0, gt=0, description="A verdict that is not there after this time becomes a 504.")
-    drain_timeout: float = Field(30.0, gt=0, description="Time that admitted requests get to finish after SIGTERM.")
+    deadline: float = Field(30.0, gt=0, description="A verdict that is not there after this time becomes a 504.")
+    drain_timeout: float = Field(
+        30.0,
+        gt=0,
+        description="Time that admitted requests get to finish after SIGTERM; below the deadline, some may be lost.",
+    )
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body.")
 
     max_images: int = Field(5, ge=1, description="Images of one request, sampled frames of animations included.")

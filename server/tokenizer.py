@@ -13,6 +13,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+_SLICE = 65_536
+
 
 @dataclass(frozen=True, slots=True)
 class Scaffold:
@@ -77,6 +79,19 @@ class PromptTokenizer:
                     ids.append(self._control_ids[text])
                     run.clear()
         return ids + self.encode_text("".join(run))
+
+    def exceeds(self, text: str, limit: int) -> bool:
+        """Whether `text` takes clearly more than `limit` tokens, found out without encoding much more than that.
+
+        Megabytes of text would take gigabytes of memory as tokens. Cutting adds a token or two at each cut, so this is
+        for limits well above the one that is meant.
+        """
+        tokens = 0
+        for start in range(0, len(text), _SLICE):
+            tokens += len(self.encode_text(text[start : start + _SLICE]))
+            if tokens > limit:
+                return True
+        return False
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of plain text, never a control token."""

@@ -59,7 +59,8 @@ class Completion:
     `text` is what the model wrote, without the newlines that lead it. `listed_text` is the answer it gave when it was
     made to go on from `unsafe`, because P(unsafe) passed a threshold below the model's own. `words` and
     `code_probabilities` (P(code), given unsafe) are None where a backend has no probabilities. Durations are seconds.
-    `finish_reason` is the engine's; only "stop" makes a verdict.
+    `images` are the pictures that the model saw, `frames` those that the image files hold: more, where an animation was
+    sampled. `finish_reason` is the engine's; only "stop" makes a verdict.
     """
 
     text: str
@@ -74,6 +75,7 @@ class Completion:
     completion_tokens: int = 0
     cached_tokens: int = 0
     images: int = 0
+    frames: int = 0
     tiles: int = 0
     queued_s: float = 0.0
     computed_s: float = 0.0
@@ -110,6 +112,9 @@ def judge(completion: Completion, policy: Policy, minimum_mass: float) -> Verdic
 
     Raises EngineFailure when the engine did not finish, UnparseableVerdict when the answer is none.
     """
+    if completion.finish_reason == "length":
+        # There was room for every code: whoever asks again gets the same endless answer.
+        raise UnparseableVerdict("The model's answer did not come to an end.")
     if completion.finish_reason != "stop":
         raise EngineFailure("The engine ended the request without a complete answer.")
     word, codes = _parse(completion.text, completion.taxonomy)

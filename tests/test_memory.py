@@ -115,18 +115,18 @@ def test_float32_doubles_weights_and_cache() -> None:
 
 def test_check_fits_says_what_would_fit() -> None:
     profile = guard("80gb")
-    check_fits(profile, facts_of(profile), H100)
+    check_fits(profile, facts_of(profile).network, H100)
     with pytest.raises(ProfileError, match=r"80gb does not fit: weights 22\.4 GiB, KV cache 30\.0 GiB") as raised:
-        check_fits(profile, facts_of(profile), L40S)
+        check_fits(profile, facts_of(profile).network, L40S)
     context = fit(profile, network_of(profile), L40S).largest_context
     assert f"set context_tokens to at most {context};" in str(raised.value)
-    check_fits(replace(profile, context_tokens=context), facts_of(profile), L40S)
+    check_fits(replace(profile, context_tokens=context), facts_of(profile).network, L40S)
 
 
 def test_check_fits_says_when_nothing_would() -> None:
     profile = guard("80gb")
     with pytest.raises(ProfileError, match="its weights alone leave no room"):
-        check_fits(profile, facts_of(profile), L4)
+        check_fits(profile, facts_of(profile).network, L4)
 
 
 NVIDIA_SMI = """#!/bin/sh

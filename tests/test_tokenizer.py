@@ -279,3 +279,10 @@ def test_lengths_in_the_file_are_not_obeyed(tmp_path: Path, lengths):
     (tmp_path / "tokenizer.json").write_text(json.dumps(file | lengths), encoding="utf-8")
     text = "one two three four five six seven eight nine ten eleven twelve"
     assert PromptTokenizer.from_folder(tmp_path).encode_text(text) == vocabulary("pocket").ours.encode_text(text)
+
+
+def test_text_beyond_a_limit_is_told_from_text_within(words):
+    text = "over the hills and far away " * 20_000
+    tokens = len(words.ours.encode_text(text))
+    assert not words.ours.exceeds(text, tokens + 100)
+    assert words.ours.exceeds(text, tokens - 100)

@@ -101,9 +101,11 @@ BAD_WORDS = [
 
 @pytest.mark.parametrize("reason", NOT_FINISHED, ids=repr)
 @pytest.mark.parametrize("text", ["safe", "unsafe\nS1", ""])
-def test_unfinished_answer_is_an_engine_failure(text, reason):
+def test_unfinished_answer_is_no_verdict(text, reason):
+    """An answer without end would be the same the next time; any other broken one may have been bad luck."""
+    expected = UnparseableVerdict if reason == "length" else EngineFailure
     for words in (None, CLEARLY_SAFE):
-        with pytest.raises(EngineFailure):
+        with pytest.raises(expected):
             judged(text, words, finish_reason=reason)
 
 

@@ -4,6 +4,7 @@ Parsers disagree about duplicate keys, NaN, encodings and lone surrogates; where
 two different requests, the gate could be walked around. So a body has exactly one reading, or it is refused.
 """
 
+import asyncio
 import json
 import math
 import re
@@ -12,7 +13,8 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from server.errors import InvalidRequest, RequestTooLarge
+from server.errors import InvalidRequest, Overloaded, RequestTimeout, RequestTooLarge
+from server.settings import Settings
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -36,8 +38,34 @@ async def read_body(request: Request, model: type[Model]) -> Model:
         raise _refusal(error) from None
 
 
+class BodyBudget:
+    """Bytes of bodies in memory, over all requests: they are read before a request can be admitted or refused."""
+
+    def __init__(self, limit: int) -> None:
+        self._free = limit
+
+    def take(self, request: Request, size: int) -> None:
+        """Count `size` more bytes of `request`. Raises Overloaded."""
+        if size > self._free:
+            raise Overloaded("The server is busy with too many large requests.", retry_after=1)
+        self._free -= size
+        request.state.body_bytes = getattr(request.state, "body_bytes", 0) + size
+
+    def give_back(self, size: int) -> None:
+        self._free += size
+
+
 async def _read(request: Request) -> bytes:
-    limit: int = request.app.state.settings.max_body_bytes
+    settings: Settings = request.app.state.settings
+    try:
+        async with asyncio.timeout(settings.deadline):
+            return await _read_within(request, settings.max_body_bytes)
+    except TimeoutError:
+        raise RequestTimeout("The request body did not arrive in time.") from None
+
+
+async def _read_within(request: Request, limit: int) -> bytes:
+    budget: BodyBudget = request.app.state.body_budget
     too_large = RequestTooLarge(f"The request body is larger than {limit} bytes.")
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
@@ -47,6 +75,7 @@ async def _read(request: Request) -> bytes:
         received += len(chunk)
         if received > limit:
             raise too_large
+        budget.take(request, len(chunk))
         chunks.append(chunk)
     return b"".join(chunks)
 

@@ -139,7 +139,7 @@ async def create_chat_completion(request: Request) -> Response:
     moderator: Moderator = request.app.state.moderator
     names: ModelNames = request.app.state.model_names
     names.check(body.model)
-    policy = apply(body.policy, moderator.policy)
+    policy = apply(body.policy, moderator.policy, allowed=request.app.state.settings.request_policy)
     # A verdict is checked as a whole before its first byte is sent, so streams fail with a status too.
     verdict = await until_disconnect(request, moderator.moderate(body.conversation(), policy))
     head = {

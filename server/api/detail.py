@@ -24,6 +24,7 @@ def verdict_detail(verdict: Verdict) -> dict[str, Any]:
             "cached_tokens": completion.cached_tokens,
             "completion_tokens": completion.completion_tokens,
             "images": completion.images,
+            "frames": completion.frames,
             "tiles": completion.tiles,
         },
         "timing": {"queued": completion.queued_s, "computed": completion.computed_s},

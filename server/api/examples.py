@@ -128,7 +128,7 @@ _GUARD: dict[str, Any] = {
     "raw_text": "unsafe\nS9",
     "finish_reason": "stop",
     "backend": "vllm",
-    "usage": {"prompt_tokens": 214, "cached_tokens": 128, "completion_tokens": 5, "images": 0, "tiles": 0},
+    "usage": {"prompt_tokens": 214, "cached_tokens": 128, "completion_tokens": 5, "images": 0, "frames": 0, "tiles": 0},
     "timing": {"queued": 0.001, "computed": 0.04},
 }
 

@@ -58,6 +58,7 @@ class RequestContext:
                 raise InternalError("The answer broke off.") from None
             await error_response(InternalError("The server failed on this request."))(scope, receive, send_with_headers)
         finally:
+            scope["app"].state.body_budget.give_back(scope["state"].get("body_bytes", 0))
             route = getattr(scope.get("route"), "path", "unknown")
             seconds = time.perf_counter() - started
             method = scope["method"] if scope["method"] in METHODS else "other"

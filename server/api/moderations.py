@@ -48,7 +48,7 @@ async def create_moderation(request: Request) -> JSONResponse:
     names: ModelNames = request.app.state.model_names
     names.check(body.model)
     conversations = _conversations(body, request.app.state.settings.max_list)
-    policy = apply(body.policy, moderator.policy)
+    policy = apply(body.policy, moderator.policy, allowed=request.app.state.settings.request_policy)
     try:
         verdicts = await until_disconnect(request, moderator.moderate_all(conversations, policy))
     except ContextLengthExceeded as error:

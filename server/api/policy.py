@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from server.api.content import WireModel
+from server.errors import InvalidRequest
 from server.policy import Policy
 
 
@@ -18,9 +19,12 @@ class PolicyOptions(WireModel):
     threshold: float | None = Field(None, gt=0, le=1, description="Unsafe from this P(unsafe) on.")
 
 
-def apply(options: PolicyOptions | None, policy: Policy) -> Policy:
+def apply(options: PolicyOptions | None, policy: Policy, *, allowed: bool) -> Policy:
+    """The operator's policy with the options of one request. Raises InvalidRequest when it may not bring any."""
     if options is None:
         return policy
+    if not allowed:
+        raise InvalidRequest("This server's policy is not for requests to change.", param="policy")
     return policy.narrowed(
         excluded=options.excluded_categories, categories=options.categories, threshold=options.threshold
     )

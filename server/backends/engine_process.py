@@ -4,6 +4,9 @@ import ctypes
 import os
 import signal
 
+PLUGIN = "guard_engine_process"
+"""Name of `prepare` among vLLM's plugins, as pyproject.toml gives it."""
+
 SERVER_PID = "GUARD_SERVER_PID"
 """Environment variable that tells the engine's processes which process they belong to."""
 

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from server.backends.base import Case
-from server.backends.engine_process import SERVER_PID
+from server.backends.engine_process import PLUGIN, SERVER_PID
 from server.checkpoint import LONG_CONTEXT_VARIABLE, CheckpointFacts
 from server.conversation import Conversation, ImagePart, Message, TextPart
 from server.errors import ContextLengthExceeded, EngineFailure, EngineUnavailable
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
-END_TOKENS = ("<|eot|>", "<|end_of_text|>", "<|eom|>")
+
+LONG_TEXT = 16_384
+"""Characters of a prompt that are encoded without leaving the event loop: a few milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,10 @@ class _AnswerTokens:
     """Category code to the token of its number, empty when the tokenizer spells numbers otherwise."""
 
     @classmethod
-    def read(cls, tokenizer: PromptTokenizer) -> "_AnswerTokens":
-        """Raises ValueError when the verdict words are no single tokens: one pass could not tell them apart."""
+    def read(cls, tokenizer: PromptTokenizer, ends: tuple[int, ...]) -> "_AnswerTokens":
+        """Raises ValueError without ends, or when the verdict words are no single tokens: one pass could not tell."""
+        if not ends:
+            raise ValueError("the checkpoint names no token that ends an answer")
         words = {word: tokenizer.single_id(word) for word in ("\n\n", "\n", "safe", "unsafe", "S", ",S")}
         required = [words[word] for word in ("\n\n", "\n", "safe", "unsafe")]
         if None in required:
@@ -69,7 +74,7 @@ class _AnswerTokens:
             newline=newline,
             safe=safe,
             unsafe=unsafe,
-            ends=tuple(id_ for id_ in map(tokenizer.control_id, END_TOKENS) if id_ is not None),
+            ends=ends,
             before_number=frozenset(id_ for id_ in (words["S"], words[",S"]) if id_ is not None),
             numbers={code: id_ for code, id_ in numbers.items() if id_ is not None} if spelled else {},
         )
@@ -146,9 +151,10 @@ class VllmBackend:
         self._tokens_per_tile = facts.images.tokens_per_tile if facts.images is not None else 1
         self._patch_token = tokenizer.control_id("<|patch|>")
         self._tokenizer = tokenizer
-        self._tokens = _AnswerTokens.read(tokenizer)
+        self._tokens = _AnswerTokens.read(tokenizer, facts.eos_token_ids)
         self._minimum_mass = minimum_mass
         self._always_score_categories = always_score_categories
+        self._encoders = ThreadPoolExecutor(2, thread_name_prefix="encoder")
         self._sockets: Path | None = None
         self.engine: AsyncLLM | None = None
 
@@ -166,6 +172,7 @@ class VllmBackend:
         return self.engine is not None and not self.engine.errored
 
     def close(self) -> None:
+        self._encoders.shutdown(wait=False, cancel_futures=True)
         if self.engine is not None:
             self.engine.shutdown()
             self.engine = None
@@ -179,7 +186,7 @@ class VllmBackend:
             # vLLM takes a slot without a picture for plain text, without a word.
             raise ValueError("a case needs one picture for each image of its conversation")
         prompt = Prompt.render(case.conversation, case.policy.taxonomy)
-        ids = await asyncio.to_thread(prompt.token_ids, self._tokenizer)
+        ids = await self._encode(prompt)
         list_tokens = self._list_tokens(prompt.taxonomy)
         self._check_context(len(ids), list_tokens, exact=not case.images)
 
@@ -322,10 +329,21 @@ class VllmBackend:
         for position in range(1, len(answer.ids)):
             if answer.ids[position - 1] in self._tokens.before_number:
                 for code, probability in self._codes_at(answer, position, taxonomy).items():
-                    best[code] = max(best[code], probability)
+                    if not probability <= best[code]:  # a NaN must stay seen
+                        best[code] = probability
         return best
 
     # --- Limits ------------------------------------------------------------------------------------------
+
+    async def _encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of the prompt. A long one is encoded off the event loop, and not at all when it cannot fit."""
+        if len(prompt.text) <= LONG_TEXT:
+            return prompt.token_ids(self._tokenizer)
+        loop = asyncio.get_running_loop()
+        limit = 2 * self._profile.context_tokens
+        if await loop.run_in_executor(self._encoders, self._tokenizer.exceeds, prompt.text, limit):
+            raise self._context_exceeded(None)
+        return await loop.run_in_executor(self._encoders, prompt.token_ids, self._tokenizer)
 
     def _list_tokens(self, taxonomy: Taxonomy) -> int:
         """Tokens of the longest answer: a leading newline, `unsafe`, every code and the end."""
@@ -351,6 +369,11 @@ class VllmBackend:
         """Settings that vLLM reads from the environment, in this process and in the engine's."""
         self._sockets = Path(tempfile.mkdtemp(prefix="guard-"))  # 0700: vLLM's sockets are open to all
         os.environ[SERVER_PID] = str(os.getpid())
+        # vLLM forks on CUDA unless told otherwise. A forked process believes that its plugins have run already, so it
+        # would not be tied to this one's life; and forking a process with threads and an event loop is asking for it.
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+        if (chosen := os.environ.get("VLLM_PLUGINS")) is not None and PLUGIN not in chosen.split(","):
+            os.environ["VLLM_PLUGINS"] = ",".join(filter(None, [chosen, PLUGIN]))
         os.environ["VLLM_RPC_BASE_PATH"] = str(self._sockets)
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         os.environ["HF_HUB_OFFLINE"] = "1"  # the checkpoint lies on this disk by now

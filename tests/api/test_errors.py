@@ -85,7 +85,7 @@ FAULTS: list[tuple[str, Script, int, str, str, str]] = [
     ("a safe one in capitals", always("Safe"), 500, "server_error", "unparseable_verdict", "false"),
     ("an unknown code", always("unsafe\nS15"), 500, "server_error", "unparseable_verdict", "false"),
     ("an aborted answer", always("safe", finish_reason="abort"), 500, "server_error", "engine_failure", "true"),
-    ("a cut answer", always("safe", finish_reason="length"), 500, "server_error", "engine_failure", "true"),
+    ("a cut answer", always("safe", finish_reason="length"), 500, "server_error", "unparseable_verdict", "false"),
     ("an error without exception", always("", finish_reason="error"), 500, "server_error", "engine_failure", "true"),
     ("a defect", failing(ValueError(CANARY)), 500, "server_error", "internal_error", "false"),
     ("a defect with a cause", failing(KeyError(CANARY)), 500, "server_error", "internal_error", "false"),
@@ -198,3 +198,45 @@ async def test_every_kind_of_error_has_the_shape(
     error_of(response, error.status, message="Told.", type=error.type, code=error.code)
     assert response.headers["x-should-retry"] == json.dumps(error.retryable)
     assert response.headers["retry-after"] == "7"
+
+
+# --- Bodies that wait to be admitted, and the operator's own policy ---------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{"max_body_bytes": 2000}], indirect=True)
+async def test_bodies_in_memory_are_bounded_over_all_requests(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    """They are read before a request can be admitted, so the queue alone does not bound them."""
+    body = {"input": "x" * 1900}
+    gate = Gate()
+    backend.script = held_at(gate)
+    held = [asyncio.create_task(client.post("/v1/moderations", json=body)) for _ in range(4)]
+    await backend.busy_with(4)
+    refused = await client.post("/v1/moderations", json=body)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    gate.open()
+    assert [response.status_code for response in await asyncio.gather(*held)] == [200] * 4
+    assert (await client.post("/v1/moderations", json=body)).status_code == 200
+
+
+@pytest.mark.parametrize("settings", [{"deadline": 0.2}], indirect=True)
+async def test_a_body_that_does_not_arrive_is_not_waited_for(app: FastAPI) -> None:
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/moderations", "headers": [], "query_string": b""}
+    await app({**scope, "raw_path": b"/v1/moderations", "http_version": "1.1", "scheme": "http"}, receive, send)
+    assert sent[0]["status"] == 408
+
+
+@pytest.mark.parametrize("settings", [{"request_policy": False}], indirect=True)
+async def test_an_operator_can_keep_the_policy_to_himself(client: httpx.AsyncClient) -> None:
+    for path, request in REQUESTS.items():
+        refused = await client.post(path, json={**request, "policy": {"threshold": 0.9}})
+        error_of(refused, 400, param="policy")
+        assert (await client.post(path, json=request)).status_code == 200

@@ -105,6 +105,26 @@ def test_file_is_judged_row_by_row_and_resumed(check, tmp_path, image):
     assert [id_ for id_, answer in verdicts.items() if answer.get("kept")] == ["a", "b", "c"]
 
 
+def test_a_row_that_changed_is_judged_again(check, tmp_path):
+    """Ids are often line numbers: an old verdict must not stand for another text."""
+    file, out = tmp_path / "rows.jsonl", tmp_path / "verdicts.jsonl"
+    for words, status in ((SAFE_TEXT, 0), (UNSAFE_TEXT, 1)):
+        file.write_text(json.dumps({"text": words}) + "\n")
+        assert check("--file", str(file), "--out", str(out)).returncode == status
+    out.write_text("no verdicts\n")
+    assert check("--file", str(file), "--out", str(out)).returncode == 2
+    assert out.read_text() == "no verdicts\n"
+
+
+def test_nothing_judged_is_never_safe(check, tmp_path):
+    empty, odd = tmp_path / "empty.jsonl", tmp_path / "odd.jsonl"
+    empty.write_text("\n")
+    odd.write_text('{"text": "hello", "images": [5]}\n{"text": "hello", "images": null}\n')
+    assert check("--file", str(empty), "--out", str(tmp_path / "a")).returncode == 2
+    assert check("--file", str(odd), "--out", str(tmp_path / "b")).returncode == 2
+    assert guard("check", SAFE_TEXT, "--url", "http://[::1").returncode == 2
+
+
 def test_rows_with_the_same_id_are_refused(check, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"id": 1, "text": "a"}\n{"id": "1", "text": "b"}\n')
