@@ -38,38 +38,19 @@ ALREADY_SCALED = frozenset(("longrope", "su", "llama3", "yarn", "deepseek_yarn",
 
 
 @dataclass(frozen=True, slots=True)
-class ImageFacts:
-    """How images become tokens: squares of `tile_pixels`, at most `max_tiles` of them, `tokens_per_tile` each."""
-
-    tile_pixels: int
-    max_tiles: int
-    tokens_per_tile: int
-
-    @property
-    def max_tokens(self) -> int:
-        """Tokens of the largest image: its tiles with a separator after each, the whole at a glance, three marks."""
-        return (self.max_tiles + 1) * self.tokens_per_tile + self.max_tiles + 3
-
-
-@dataclass(frozen=True, slots=True)
 class CheckpointFacts:
     """What a checkpoint says of itself.
 
-    `context_tokens` is the longest context that its positions allow, None when it does not say;
-    `attention_chunk_tokens` is None for full attention; `quantization` names the method that its weights are stored in,
-    None for plain floats; `images` is None without a vision encoder; `weight_bytes` is the size of all tensors as
-    stored; `chat_template` is the official prompt in Jinja, where the checkpoint brings one.
+    `context_tokens` is the longest context that its positions allow, None when it does not say; `eos_token_ids` end an
+    answer; `tokens_per_tile` of an image is None without a vision encoder; `chat_template` is the official prompt in
+    Jinja, where the checkpoint brings one.
     """
 
     vocabulary_size: int
     context_tokens: int | None
-    attention_chunk_tokens: int | None
-    dtype: str | None
-    quantization: str | None
     eos_token_ids: tuple[int, ...]
-    images: ImageFacts | None
+    tokens_per_tile: int | None
     network: Network
-    weight_bytes: int
     chat_template: str | None
 
 
@@ -173,18 +154,15 @@ def read_facts(folder: Path) -> CheckpointFacts:
             "head_dim": int(text.get("head_dim") or text["hidden_size"] // heads),
         }
         vocabulary_size = int(text["vocab_size"])
-        images = _images(config, folder)
+        tokens_per_tile = _tokens_per_tile(config)
     except (KeyError, TypeError, ValueError) as error:
         raise ProfileError(f"{folder / 'config.json'}: {_first_line(error)} is missing or makes no sense.") from error
     weights = _Weights.read(folder)
     return CheckpointFacts(
         vocabulary_size=vocabulary_size,
         context_tokens=_context_limit(text),
-        attention_chunk_tokens=text.get("attention_chunk_size"),
-        dtype=config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype"),
-        quantization=(config.get("quantization_config") or {}).get("quant_method"),
         eos_token_ids=_eos_token_ids(config, text, folder),
-        images=images,
+        tokens_per_tile=tokens_per_tile,
         network=Network(
             **network_shape,
             text_linear_parameters=weights.text_linear,
@@ -192,7 +170,6 @@ def read_facts(folder: Path) -> CheckpointFacts:
             vision_parameters=weights.vision,
             text_linear_bytes=weights.text_linear_bytes if weights.quantized else None,
         ),
-        weight_bytes=weights.total_bytes,
         chat_template=_chat_template(folder),
     )
 
@@ -224,18 +201,14 @@ def _context_limit(text: Mapping[str, Any]) -> int | None:
     return int(positions * factor)
 
 
-def _images(config: Mapping[str, Any], folder: Path) -> ImageFacts | None:
+def _tokens_per_tile(config: Mapping[str, Any]) -> int | None:
     vision = config.get("vision_config")
     if not vision:
         return None
-    processor = _json_if_there(folder / "preprocessor_config.json")
-    if not processor:
-        processor = _json_if_there(folder / "processor_config.json").get("image_processor", {})
     patches_per_side = vision["image_size"] // vision["patch_size"]
     # The pixel shuffle folds neighbouring patches into one token: a ratio of 0.5 makes four of them one.
-    tokens = round(patches_per_side**2 * vision["pixel_shuffle_ratio"] ** 2)
-    # 16 is the default of Llama 4's image processor.
-    return ImageFacts(int(vision["image_size"]), int(processor.get("max_patches", 16)), tokens)
+    tokens: int = round(patches_per_side**2 * vision["pixel_shuffle_ratio"] ** 2)
+    return tokens
 
 
 def _eos_token_ids(config: Mapping[str, Any], text: Mapping[str, Any], folder: Path) -> tuple[int, ...]:
@@ -266,7 +239,6 @@ class _Weights:
     text_other: int = 0
     vision: int = 0
     text_linear_bytes: int = 0
-    total_bytes: int = 0
     quantized: bool = False
 
     @classmethod
@@ -279,7 +251,6 @@ class _Weights:
 
     def add(self, name: str, dtype: str, shape: list[int], offsets: list[int]) -> None:
         parameters, size = math.prod(shape), offsets[1] - offsets[0]
-        self.total_bytes += size
         if "vision_model" in name or "multi_modal_projector" in name:
             self.vision += parameters
         elif ".layers." in name and "norm" not in name:
@@ -343,7 +314,7 @@ def verify(profile: Profile, facts: CheckpointFacts, token_id: Callable[[str], i
             mismatches.append(
                 f"the profile expects token {expected} for {word!r} (tokens.{key}), the tokenizer {actual}"
             )
-    if profile.images and facts.images is None:
+    if profile.images and facts.tokens_per_tile is None:
         mismatches.append("the checkpoint has no vision encoder; set images = false")
     if exceeds_checkpoint(profile, facts):
         excess = (

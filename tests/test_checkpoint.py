@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from server import checkpoint
-from server.checkpoint import CheckpointFacts, ImageFacts, exceeds_checkpoint, read_facts, verify
+from server.checkpoint import CheckpointFacts, exceeds_checkpoint, read_facts, verify
 from server.profile import Network, Profile, ProfileError, load_profile
 
 BYTES = {"BF16": 2, "F32": 4, "F8_E4M3": 1}
@@ -82,16 +82,12 @@ def with_text(**changes: Any) -> dict[str, Any]:
 def test_facts_of_a_small_llama_4(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path)
     (folder / "generation_config.json").write_text('{"eos_token_id": [200001, 200008]}')
-    (folder / "preprocessor_config.json").write_text('{"max_patches": 4}')
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     assert read_facts(folder) == CheckpointFacts(
         vocabulary_size=100,
         context_tokens=131_072,
-        attention_chunk_tokens=None,
-        dtype="bfloat16",
-        quantization=None,
         eos_token_ids=(200_001, 200_008),
-        images=ImageFacts(tile_pixels=336, max_tiles=4, tokens_per_tile=144),
+        tokens_per_tile=144,
         network=Network(
             layers=2,
             kv_heads=2,
@@ -100,24 +96,8 @@ def test_facts_of_a_small_llama_4(tmp_path: Path) -> None:
             text_other_parameters=2 * 100 * 32 + 2 * 32,
             vision_parameters=16 * 16 + 32 * 16,
         ),
-        weight_bytes=2 * (32 * 32 + 64 * 32 + 2 * 100 * 32 + 2 * 32 + 16 * 16 + 32 * 16),
         chat_template="{{ messages }}",
     )
-
-
-def test_without_a_processor_file_images_have_16_tiles(tmp_path: Path) -> None:
-    images = read_facts(write_checkpoint(tmp_path)).images
-    assert images is not None
-    # 16 tiles and the whole at a glance: what Llama 4's processor makes of the largest image.
-    assert images.max_tokens == 2467
-
-
-def test_processor_config_of_transformers_5(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path)
-    (folder / "processor_config.json").write_text('{"image_processor": {"max_patches": 9}}')
-    images = read_facts(folder).images
-    assert images is not None
-    assert images.max_tiles == 9
 
 
 @pytest.mark.parametrize(
@@ -137,7 +117,7 @@ def test_rope_scaling_counts_once(tmp_path: Path, changes: dict[str, Any], allow
 
 def test_a_text_model_has_no_images_and_a_flat_configuration(tmp_path: Path) -> None:
     facts = read_facts(write_checkpoint(tmp_path, dict(CONFIG["text_config"])))  # type: ignore[call-overload]
-    assert facts.images is None
+    assert facts.tokens_per_tile is None
     assert (facts.vocabulary_size, facts.eos_token_ids, facts.chat_template) == (100, (7,), None)
 
 
@@ -150,7 +130,6 @@ def test_quantised_weights_count_as_stored(tmp_path: Path) -> None:
     config = {**CONFIG, "quantization_config": {"quant_method": "compressed-tensors"}}
     q_proj = "language_model.model.layers.0.self_attn.q_proj.weight"
     facts = read_facts(write_checkpoint(tmp_path, config, {**TENSORS, q_proj: ("F8_E4M3", [32, 32])}))
-    assert facts.quantization == "compressed-tensors"
     assert facts.network.text_linear_bytes == 32 * 32 + 2 * 64 * 32
 
 
@@ -164,7 +143,7 @@ def test_several_files_and_older_templates(tmp_path: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     (folder / "tokenizer_config.json").write_text('{"chat_template": "old"}')
     facts = read_facts(folder)
-    assert facts.weight_bytes == read_facts(write_checkpoint(tmp_path / "whole")).weight_bytes
+    assert facts.network == read_facts(write_checkpoint(tmp_path / "whole")).network
     assert facts.chat_template == "old"
     (folder / "part-1.safetensors").unlink()
     with pytest.raises(ProfileError, match=r"weights are missing: part-1\.safetensors"):
@@ -219,7 +198,7 @@ def test_a_matching_checkpoint_passes(profile: Profile, facts: CheckpointFacts) 
 
 
 def test_every_mismatch_is_told_at_once(profile: Profile, facts: CheckpointFacts) -> None:
-    other = replace(facts, vocabulary_size=128_256, context_tokens=131_072, images=None)
+    other = replace(facts, vocabulary_size=128_256, context_tokens=131_072, tokens_per_tile=None)
     with pytest.raises(ProfileError) as raised:
         verify(profile, other, lambda word: {"\n\n": 271, "safe": 60_411}.get(word))
     assert str(raised.value).splitlines() == [

@@ -21,7 +21,7 @@ def network_of(profile: Profile) -> Network:
 
 
 def facts_of(profile: Profile) -> CheckpointFacts:
-    return CheckpointFacts(202_048, None, None, "bfloat16", None, (), None, network_of(profile), 0, None)
+    return CheckpointFacts(202_048, None, (), None, network_of(profile), None)
 
 
 def test_the_network_has_twelve_billion_parameters() -> None:

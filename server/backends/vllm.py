@@ -148,7 +148,7 @@ class VllmBackend:
         """
         self._profile = profile
         self._folder = folder
-        self._tokens_per_tile = facts.images.tokens_per_tile if facts.images is not None else 1
+        self._tokens_per_tile = facts.tokens_per_tile or 1
         self._patch_token = tokenizer.control_id("<|patch|>")
         self._tokenizer = tokenizer
         self._tokens = _AnswerTokens.read(tokenizer, facts.eos_token_ids)
