@@ -1,6 +1,7 @@
 """From a profile to a backend: find the checkpoint, read it, and refuse what does not agree before anything loads."""
 
 import logging
+from collections.abc import Sequence
 
 from server import memory
 from server.backends.base import Backend
@@ -17,7 +18,8 @@ log = logging.getLogger(__name__)
 
 def load_backend(settings: Settings, profile: Profile) -> Backend:
     """The local engine for `profile`, not yet started. Raises ProfileError with a message for the operator."""
-    _check_machine(profile)
+    gpus = _gpus_for(profile)
+    _check_fits(profile, profile.network, gpus)
     log.info("reading the checkpoint %s", profile.model)
     folder = locate(profile)
     facts = read_facts(folder)
@@ -29,7 +31,7 @@ def load_backend(settings: Settings, profile: Profile) -> Backend:
     missing = [token for token in CONTROL_TOKENS if tokenizer.control_id(token) is None]
     if missing:
         raise ProfileError(f"{folder}: its tokenizer lacks {', '.join(missing)}, of which the prompt is made.")
-    _check_machine(profile, facts.network)
+    _check_fits(profile, facts.network, gpus)
     _compare_templates(profile, facts.chat_template)
     return VllmBackend(
         profile,
@@ -41,19 +43,23 @@ def load_backend(settings: Settings, profile: Profile) -> Backend:
     )
 
 
-def _check_machine(profile: Profile, network: Network | None = None) -> None:
-    """Fail before a download and before minutes of loading. `network` is the checkpoint's, once that is at hand."""
-    if profile.runs_on_cpu:
-        return
-    gpus = memory.find_gpus()
-    if not gpus:
+def _gpus_for(profile: Profile) -> tuple[memory.Gpu, ...]:
+    """The cards of this machine, none for a profile that needs none. Raises ProfileError when there is none to use."""
+    gpus = () if profile.runs_on_cpu else memory.find_gpus()
+    if not gpus and not profile.runs_on_cpu:
         raise ProfileError(
             f"{profile.name} needs a CUDA GPU, and nvidia-smi finds none. The profile pocket needs none."
         )
-    network = network or profile.network
-    # Which card vLLM takes, and how it shares the model among several, is its own business: one card that is large
-    # enough, or a profile that asks for several, is not stopped here.
-    if network is not None and profile.engine.get("tensor_parallel_size", 1) == 1:
+    return gpus
+
+
+def _check_fits(profile: Profile, network: Network | None, gpus: Sequence[memory.Gpu]) -> None:
+    """Fail before a download, by the profile's network, and before minutes of loading, by the checkpoint's.
+
+    Which card vLLM takes, and how it shares the model among several, is its own business: one card that is large
+    enough, or a profile that asks for several, is not stopped here.
+    """
+    if gpus and network is not None and profile.engine.get("tensor_parallel_size", 1) == 1:
         memory.check_fits(profile, network, max(gpu.memory_bytes for gpu in gpus))
 
 

@@ -191,15 +191,14 @@ class VllmBackend:
         list_tokens = self._list_tokens(prompt.taxonomy)
         self._check_context(len(ids), list_tokens, exact=not case.images)
 
-        answer = await self._generate([*ids, self._tokens.blank_line], case.images, list_tokens)
-        prompt_tokens = answer.prompt_tokens - 1
+        first = answer = await self._generate([*ids, self._tokens.blank_line], case.images, list_tokens)
+        prompt_tokens = first.prompt_tokens - 1
         self._check_context(prompt_tokens, list_tokens, exact=True)
-        words, spent = self._words(answer, 0), [answer]
-        if answer.finish_reason == "stop" and words.mass < self._minimum_mass:
+        words = self._words(first, 0)
+        if first.finish_reason == "stop" and words.mass < self._minimum_mass:
             # Before the answer is called unparseable, the model may begin it in its own way.
             answer = await self._generate(ids, case.images, list_tokens)
             words = self._words(answer, self._verdict_position(answer))
-            spent.append(answer)
         completion = Completion(
             text=self._text(answer).lstrip("\n"),
             finish_reason=answer.finish_reason,
@@ -207,13 +206,15 @@ class VllmBackend:
             taxonomy=prompt.taxonomy,
             words=words,
             prompt_tokens=prompt_tokens,
-            completion_tokens=sum(len(each.ids) for each in spent),
-            cached_tokens=spent[0].cached_tokens,
+            completion_tokens=len(answer.ids),
+            cached_tokens=first.cached_tokens,
             images=len(case.images),
             tiles=answer.count(self._patch_token) // self._tokens_per_tile if case.images else 0,
-            queued_s=sum(each.queued_s for each in spent),
-            computed_s=sum(each.computed_s for each in spent),
+            queued_s=answer.queued_s,
+            computed_s=answer.computed_s,
         )
+        if answer is not first:
+            completion = _add_cost(completion, first)
         if answer.finish_reason != "stop":
             return completion
         if completion.text != "safe":
@@ -338,11 +339,12 @@ class VllmBackend:
 
     async def _encode(self, prompt: Prompt) -> list[int]:
         """Token ids of the prompt. A long one is encoded off the event loop, and not at all when it cannot fit."""
-        if len(prompt.text) <= LONG_TEXT:
+        text = prompt.text
+        if len(text) <= LONG_TEXT:
             return prompt.token_ids(self._tokenizer)
         loop = asyncio.get_running_loop()
         limit = 2 * self._profile.context_tokens
-        if await loop.run_in_executor(self._encoders, self._tokenizer.exceeds, prompt.text, limit):
+        if await loop.run_in_executor(self._encoders, self._tokenizer.exceeds, text, limit):
             raise self._context_exceeded(None)
         return await loop.run_in_executor(self._encoders, prompt.token_ids, self._tokenizer)
 
