@@ -1,8 +1,10 @@
 """The bounded queue: how much may be worked on at once, and when the server stops taking more."""
 
+import asyncio
+import contextlib
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from server.errors import Overloaded, ShuttingDown
 
@@ -18,6 +20,7 @@ class Admission:
         self._seconds_each = 0.1
         self.admitted = 0
         self.draining = False
+        self._freed = asyncio.Event()
 
     @contextmanager
     def admit(self, verdicts: int) -> Iterator[None]:
@@ -31,6 +34,20 @@ class Admission:
             yield
         finally:
             self.admitted -= verdicts
+            self._freed.set()
+
+    @asynccontextmanager
+    async def admit_behind(self, verdicts: int) -> AsyncIterator[None]:
+        """Hold places for background work: wait until at least half of all would stay free for live requests.
+
+        Raises ShuttingDown.
+        """
+        while not self.draining and self.admitted and self.admitted + verdicts > self._limit // 2:
+            self._freed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._freed.wait(), 1.0)  # draining wakes nobody
+        with self.admit(verdicts):
+            yield
 
     def observe(self, seconds: float) -> None:
         """Learn from a finished verdict's latency how long a place is held."""

@@ -15,6 +15,7 @@ from server import __version__
 from server.api import chat, errors, examples, models, moderations, operations
 from server.api.body import BodyBudget
 from server.api.middleware import RequestContext
+from server.api.service import Service
 from server.backends.base import Backend
 from server.images import ImageDecoder
 from server.moderator import Moderator
@@ -22,6 +23,7 @@ from server.policy import Policy
 from server.profile import Profile
 from server.readiness import Readiness
 from server.settings import Settings
+from server.store.database import Database
 
 DESCRIPTION = (
     "Llama Guard 4 on your own machine, behind OpenAI's endpoints. Every answer is a checked verdict or an error:"
@@ -49,9 +51,12 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
     moderator = create_moderator(settings, profile, backend)
     readiness = Readiness(moderator, probe_interval_s=settings.probe_interval, max_age_s=settings.ready_max_age)
 
+    database = Database(settings.database)
+
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
+            await database.open()
             await backend.start()
             await moderator.probe()
             watch = asyncio.create_task(readiness.watch())
@@ -64,6 +69,7 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
             # Also when the start failed: half of an engine holds its memory too.
             moderator.close()
             backend.close()
+            await database.close()
 
     # Swagger UI is served from this machine: the page loads nothing from elsewhere.
     # Nor does a URL with a slash too many redirect: the address would be what the caller's Host header says.
@@ -76,11 +82,17 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
         redirect_slashes=False,
     )
     app.state.settings = settings
+    app.state.database = database
     app.state.moderator = moderator
     app.state.readiness = readiness
     app.state.body_budget = BodyBudget(4 * settings.max_body_bytes)
     app.state.model_names = models.ModelNames(profile, created=int(time.time()))
-    app.state.fingerprint = _fingerprint(profile, moderator.policy, settings)
+    app.state.service = Service(
+        moderator=moderator,
+        names=app.state.model_names,
+        settings=settings,
+        fingerprint=_fingerprint(profile, moderator.policy, settings),
+    )
     errors.install(app)
     app.add_middleware(RequestContext)
     for router in (chat.router, moderations.router, models.router, operations.router):

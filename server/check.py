@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from pydantic import SecretStr
 from tqdm import tqdm
 
 from server.profile import ProfileError
@@ -220,6 +221,8 @@ async def _client(settings: Settings, options: argparse.Namespace) -> AsyncItera
     from server.loading import load_backend
     from server.profile import load_profile
 
+    # One verdict from the command line leaves nothing behind, and needs no keys.
+    settings = settings.model_copy(update={"database_url": SecretStr("sqlite://")})
     profile = load_profile(settings.profile)
     app = create_app(settings, profile, load_backend(settings, profile))
     transport = httpx.ASGITransport(app)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from server import metrics
 from server.admission import Admission
 from server.backends.base import Backend, Case
+from server.caller import ORDINARY, Handling
 from server.conversation import Conversation, TextPart
 from server.errors import DeadlineExceeded, EngineFailure
 from server.images import ImageDecoder
@@ -41,53 +42,68 @@ class Moderator:
         self._deadline_s = deadline_s
         self._minimum_mass = minimum_mass
 
-    async def moderate(self, conversation: Conversation, policy: Policy | None = None) -> Verdict:
+    async def moderate(
+        self, conversation: Conversation, policy: Policy | None = None, handling: Handling = ORDINARY
+    ) -> Verdict:
         """Judge the last turn of `conversation`.
 
         Raises the errors of server.errors; nothing else than a checked verdict is ever returned.
         """
-        return (await self.moderate_all([conversation], policy))[0]
+        return (await self.moderate_all([conversation], policy, handling))[0]
 
-    async def moderate_all(self, conversations: Sequence[Conversation], policy: Policy | None = None) -> list[Verdict]:
+    async def moderate_all(
+        self,
+        conversations: Sequence[Conversation],
+        policy: Policy | None = None,
+        handling: Handling = ORDINARY,
+    ) -> list[Verdict]:
         """Judge several conversations concurrently; verdicts come back in order. The first error ends them all."""
         policy = policy or self.policy
         at_once = min(len(conversations), self._list_concurrency)
+        if handling.background:
+            async with self.admission.admit_behind(at_once):
+                return await self._together(conversations, policy, handling, at_once)
         with self.admission.admit(at_once):
-            places = asyncio.Semaphore(at_once)
-
-            async def in_turn(conversation: Conversation) -> Verdict:
-                async with places:
-                    return await self._counted(conversation, policy)
-
-            try:
-                async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(in_turn(conversation)) for conversation in conversations]
-            except ExceptionGroup as group_of_errors:
-                raise group_of_errors.exceptions[0] from None
-            return [task.result() for task in tasks]
+            return await self._together(conversations, policy, handling, at_once)
 
     async def probe(self) -> None:
         """Take one harmless verdict past the queue, so that readiness rests on the whole path through the backend."""
-        await self._judge(PROBE, self.policy)
+        await self._judge(PROBE, self.policy, ORDINARY)
 
     def close(self) -> None:
         self._decoder.close()
 
-    async def _counted(self, conversation: Conversation, policy: Policy) -> Verdict:
+    async def _together(
+        self, conversations: Sequence[Conversation], policy: Policy, handling: Handling, at_once: int
+    ) -> list[Verdict]:
+        places = asyncio.Semaphore(at_once)
+
+        async def in_turn(conversation: Conversation) -> Verdict:
+            async with places:
+                return await self._counted(conversation, policy, handling)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(in_turn(conversation)) for conversation in conversations]
+        except ExceptionGroup as group_of_errors:
+            raise group_of_errors.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def _counted(self, conversation: Conversation, policy: Policy, handling: Handling) -> Verdict:
         started = time.monotonic()
-        verdict = await self._judge(conversation, policy)
+        verdict = await self._judge(conversation, policy, handling)
         seconds = time.monotonic() - started
         self.admission.observe(seconds)
         metrics.observe_verdict(verdict, conversation.judged, seconds)
         return verdict
 
-    async def _judge(self, conversation: Conversation, policy: Policy) -> Verdict:
+    async def _judge(self, conversation: Conversation, policy: Policy, handling: Handling) -> Verdict:
         try:
             async with asyncio.timeout(self._deadline_s):
                 pictures = await self._decoder.decode(conversation.images)
                 seen = conversation.with_frames([len(picture.frames) for picture in pictures])
                 frames = [frame for picture in pictures for frame in picture.frames]
-                completion = await self.backend.complete(Case(seen, frames, policy))
+                completion = await self.backend.complete(Case(seen, frames, policy, handling))
                 completion = replace(completion, frames=sum(picture.total_frames for picture in pictures))
         except TimeoutError:
             raise DeadlineExceeded(f"No verdict within {self._deadline_s:g} seconds.") from None

@@ -15,6 +15,7 @@ from server.errors import GuardError
 from server.loading import load_backend
 from server.profile import ProfileError, load_profile
 from server.settings import Settings
+from server.store.database import DatabaseError
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,8 @@ def serve(settings: Settings) -> int:
         uvloop.run(run())
     except GuardError as error:
         raise ProfileError(f"{profile.name} cannot be served: {error.message}") from error
+    except DatabaseError as error:
+        raise ProfileError(str(error)) from error
     return 0
 
 

@@ -1,9 +1,10 @@
 """What an operator decides about a deployment. Facts about the model are in its profile, not here."""
 
 import os
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, SecretStr, StringConstraints, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from server.images import ImageLimits
@@ -67,6 +68,14 @@ class Settings(BaseSettings):
     image_timeout: float = Field(10.0, gt=0, description="Time to fetch and decode all images of a request.")
     image_remote: bool = Field(False, description="Fetch http(s) image URLs. Off: they are refused.")
 
+    data_dir: str = Field(
+        "~/.llama-guard-server", description="Folder of the database, unless another one is named, and of secrets."
+    )
+    database_url: SecretStr = Field(
+        SecretStr(""),
+        description="`postgresql://user:password@host/name`, or `sqlite:///path`; empty: SQLite in the data folder.",
+    )
+
     probe_interval: float = Field(5.0, gt=0, description="An idle engine is asked for a verdict this often.")
     ready_max_age: float = Field(12.0, gt=0, description="Not ready once the last verdict is older than this.")
 
@@ -94,6 +103,15 @@ class Settings(BaseSettings):
         if self.list_concurrency > self.max_queue:
             raise ValueError("list_concurrency must not exceed max_queue, or no long list could ever be admitted")
         return self
+
+    @property
+    def data_folder(self) -> Path:
+        return Path(self.data_dir).expanduser()
+
+    @property
+    def database(self) -> str:
+        """The URL of the database in use. It may hold a password."""
+        return self.database_url.get_secret_value() or f"sqlite:///{self.data_folder / 'guard.db'}"
 
     @property
     def image_limits(self) -> ImageLimits:

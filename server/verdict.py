@@ -53,14 +53,33 @@ class WordProbabilities:
 
 
 @dataclass(frozen=True, slots=True)
+class Token:
+    """One token of an answer and its natural log-probability.
+
+    `alternatives` are the likeliest tokens at its place, likeliest first and without alternatives of their own.
+    """
+
+    content: bytes
+    logprob: float
+    alternatives: tuple["Token", ...] = ()
+
+    @property
+    def text(self) -> str:
+        """A token may end in the middle of a character."""
+        return self.content.decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """What a backend brings back, before anybody believes it.
 
     `text` is what the model wrote, without the newlines that lead it. `listed_text` is the answer it gave when it was
     made to go on from `unsafe`, because P(unsafe) passed a threshold below the model's own. `words` and
-    `code_probabilities` (P(code), given unsafe) are None where a backend has no probabilities. Durations are seconds.
-    `images` are the pictures that the model saw, `frames` those that the image files hold: more, where an animation was
-    sampled. `finish_reason` is the engine's; only "stop" makes a verdict.
+    `code_probabilities` (P(code), given unsafe) are None where a backend has no probabilities; `no_scores` then says
+    why in words. `tokens` spell the answer, where the backend knows them. `images` are the pictures that the model saw,
+    `frames` those that the image files hold: more, where an animation was sampled. `finish_reason` is the engine's;
+    only "stop" makes a verdict. `provider` is who ran a remote model, `cost` what that took in US dollars. Durations
+    are seconds.
     """
 
     text: str
@@ -71,6 +90,10 @@ class Completion:
     listed_text: str | None = None
     code_probabilities: Mapping[str, float] | None = None
     score_method: ScoreMethod | None = None
+    no_scores: str | None = None
+    tokens: tuple[Token, ...] | None = None
+    provider: str | None = None
+    cost: float | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0

@@ -28,6 +28,9 @@ from tests.reference_model import build_reference_model
 
 START_TIMEOUT_S = 240
 
+# No test leaves anything in the home of whoever runs it; those of the store name a database of their own.
+os.environ["GUARD_DATABASE_URL"] = "sqlite://"
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that kill engines run last, so that what they leave behind disturbs nobody."""

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "taxonomy"),
+    ("errors", "taxonomy", "caller"),
     ("conversation", "policy"),
     ("verdict",),
     ("tokenizer", "admission", "metrics", "fetch", "profile"),
@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("backends.engine_process", "backends.torch_companions", "backends.base"),
     ("backends.vllm",),
     ("moderator", "loading"),
-    ("readiness",),
+    ("readiness", "store"),
     ("api",),
     ("app",),
     ("serve", "check", "doctor"),
@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 """Modules and packages of server/, the lowest first: each may import from lower floors only."""
 
-DOMAIN = ("errors", "taxonomy", "conversation", "policy", "verdict")
+DOMAIN = ("errors", "taxonomy", "caller", "conversation", "policy", "verdict")
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "vllm": ("backends.vllm", "backends.engine_process"),
@@ -50,9 +50,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "jinja2": ("template_check",),
     "huggingface_hub": ("checkpoint",),
     "prometheus_client": ("metrics", "api"),
-    "pydantic": ("api", "settings", "__main__"),
+    "pydantic": ("api", "settings", "check", "__main__"),
     "pydantic_settings": ("settings",),
     "PIL": ("images", "backends"),
+    "sqlalchemy": ("store",),
+    "alembic": ("store",),
 }
 """Packages and the only modules or packages of server/ that may import them."""
 

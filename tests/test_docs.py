@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from server.settings import Settings
 
@@ -16,6 +17,8 @@ def settings_rows() -> list[str]:
     rows = []
     for name, field in Settings.model_fields.items():
         default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+        if isinstance(default, SecretStr):
+            default = default.get_secret_value()
         shown = "" if default == "" else f"`{str(default).lower() if isinstance(default, bool) else default}`"
         rows.append(f"| `GUARD_{name.upper()}` | {shown} | {field.description} |")
     return rows

@@ -17,12 +17,11 @@ from pydantic import Field, field_validator, model_validator
 from server.api.body import read_body
 from server.api.content import StringOrParts, WireModel, to_parts
 from server.api.detail import verdict_detail
-from server.api.disconnect import until_disconnect
 from server.api.examples import CHAT_EXAMPLES, CHAT_RESPONSES, json_request
-from server.api.models import ModelNames
-from server.api.policy import PolicyOptions, apply
+from server.api.policy import PolicyOptions
+from server.api.service import Endpoint, Reply, Service, answered
+from server.caller import Handling
 from server.conversation import Conversation, Message, Part, TextPart
-from server.moderator import Moderator
 from server.verdict import Verdict
 
 router = APIRouter(prefix="/v1", tags=["chat"])
@@ -128,6 +127,30 @@ class ChatRequest(WireModel):
         )
 
 
+async def complete(service: Service, body: ChatRequest, handling: Handling) -> Reply:
+    (verdict,) = await service.judge([body.conversation()], model=body.model, policy=body.policy, handling=handling)
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": verdict.text, "refusal": None},
+        "logprobs": None,
+        "finish_reason": "stop",
+    }
+    document = {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": service.names.id,
+        "system_fingerprint": service.fingerprint,
+        "choices": [choice],
+        "usage": _usage(verdict),
+        "guard": verdict_detail(verdict),
+    }
+    return Reply(document, [verdict])
+
+
+ENDPOINT = Endpoint("/v1/chat/completions", ChatRequest, complete)
+
+
 @router.post(
     "/chat/completions",
     summary="Judge the last message of a conversation",
@@ -136,51 +159,36 @@ class ChatRequest(WireModel):
 )
 async def create_chat_completion(request: Request) -> Response:
     body = await read_body(request, ChatRequest)
-    moderator: Moderator = request.app.state.moderator
-    names: ModelNames = request.app.state.model_names
-    names.check(body.model)
-    policy = apply(body.policy, moderator.policy, allowed=request.app.state.settings.request_policy)
     # A verdict is checked as a whole before its first byte is sent, so streams fail with a status too.
-    verdict = await until_disconnect(request, moderator.moderate(body.conversation(), policy))
-    head = {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
-        "created": int(time.time()),
-        "model": names.id,
-        "system_fingerprint": request.app.state.fingerprint,
-    }
-    if body.stream:
-        include_usage = body.stream_options is not None and body.stream_options.include_usage
-        return StreamingResponse(_stream(head, verdict, include_usage), media_type="text/event-stream")
-    choice = {
-        "index": 0,
-        "message": {"role": "assistant", "content": verdict.text, "refusal": None},
-        "logprobs": None,
-        "finish_reason": "stop",
-    }
-    return JSONResponse(
-        {
-            **head,
-            "object": "chat.completion",
-            "choices": [choice],
-            "usage": _usage(verdict),
-            "guard": verdict_detail(verdict),
-        }
-    )
+    document = (await answered(request, body, complete)).document
+    if not body.stream:
+        return JSONResponse(document)
+    include_usage = body.stream_options is not None and body.stream_options.include_usage
+    return StreamingResponse(_stream(document, include_usage), media_type="text/event-stream")
 
 
-async def _stream(head: dict[str, Any], verdict: Verdict, include_usage: bool) -> AsyncIterator[str]:
-    deltas: list[tuple[dict[str, Any], str | None]] = [
-        ({"role": "assistant", "content": "", "refusal": None}, None),
-        ({"content": verdict.text}, None),
-        ({}, "stop"),
-    ]
+async def _stream(document: dict[str, Any], include_usage: bool) -> AsyncIterator[str]:
+    """The same reply in chunks: the role, each choice's content and end, the usage if it was asked for."""
+    head = {key: document[key] for key in ("id", "created", "model", "system_fingerprint")}
+    head["object"] = "chat.completion.chunk"
     usage = {"usage": None} if include_usage else {}
-    for delta, finish_reason in deltas:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        detail = {"guard": verdict_detail(verdict)} if finish_reason else {}
-        yield _event({**head, "object": "chat.completion.chunk", "choices": [choice], **usage, **detail})
+    for choice in document["choices"]:
+        deltas: list[tuple[dict[str, Any], str | None]] = [
+            ({"role": "assistant", "content": "", "refusal": None}, None),
+            ({"content": choice["message"]["content"]}, None),
+            ({}, choice["finish_reason"]),
+        ]
+        for delta, finish_reason in deltas:
+            chunk = {
+                "index": choice["index"],
+                "delta": delta,
+                "logprobs": choice["logprobs"] if delta.get("content") else None,
+                "finish_reason": finish_reason,
+            }
+            detail = {"guard": document["guard"]} if finish_reason else {}
+            yield _event({**head, "choices": [chunk], **usage, **detail})
     if include_usage:
-        yield _event({**head, "object": "chat.completion.chunk", "choices": [], "usage": _usage(verdict)})
+        yield _event({**head, "choices": [], "usage": document["usage"]})
     yield "data: [DONE]\n\n"
 
 

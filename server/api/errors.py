@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients expect them: one shape, four keys, on every path."""
+"""Errors in the caller's dialect, on every path: OpenAI's four keys, below /api/v1 OpenRouter's integer code."""
 
 from typing import Any
 
@@ -10,38 +10,51 @@ from starlette.exceptions import HTTPException
 from server import metrics
 from server.errors import GuardError, InvalidRequest, MethodNotAllowed, UnknownUrl
 
+OPENROUTER_PREFIX = "/api/v1"
 
-def error_body(error: GuardError) -> dict[str, Any]:
+
+def openai_body(error: GuardError) -> dict[str, Any]:
     return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
 
 
-def error_response(error: GuardError) -> JSONResponse:
-    """The answer to a caller, counted by kind. `x-should-retry` tells OpenAI's clients whether another try may help."""
+def openrouter_body(error: GuardError) -> dict[str, Any]:
+    """What OpenRouter has no key for goes into its metadata."""
+    known = {"error_type": error.code or error.type, "param": error.param}
+    metadata = {key: value for key, value in known.items() if value is not None}
+    return {"error": {"code": error.status, "message": error.message, "metadata": metadata}}
+
+
+def error_response(error: GuardError, path: str) -> JSONResponse:
+    """The answer to a caller at `path`, counted by kind. `x-should-retry` tells OpenAI's clients whether another try
+    may help."""
     metrics.ERRORS.labels(error.code or error.type).inc()
     headers = {"x-should-retry": "true" if error.retryable else "false"}
     if error.retry_after is not None:
         headers["retry-after"] = str(error.retry_after)
-    return JSONResponse(error_body(error), status_code=error.status, headers=headers)
+    is_openrouter = path == OPENROUTER_PREFIX or path.startswith(OPENROUTER_PREFIX + "/")
+    body = openrouter_body(error) if is_openrouter else openai_body(error)
+    return JSONResponse(body, status_code=error.status, headers=headers)
 
 
 def install(app: FastAPI) -> None:
     """Route every error of the framework into the same shape."""
 
     @app.exception_handler(GuardError)
-    async def guard_error(_: Request, error: GuardError) -> JSONResponse:
-        return error_response(error)
+    async def guard_error(request: Request, error: GuardError) -> JSONResponse:
+        return error_response(error, request.url.path)
 
     @app.exception_handler(RequestValidationError)
-    async def validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
         # Bodies are read by api/body.py; this is for paths and queries. The error itself repeats what was sent.
-        return error_response(InvalidRequest("The request's path or query is not valid. See /docs."))
+        return error_response(InvalidRequest("The request's path or query is not valid. See /docs."), request.url.path)
 
     @app.exception_handler(HTTPException)
-    async def http_error(_: Request, error: HTTPException) -> JSONResponse:
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        path = request.url.path
         if error.status_code == 404:
-            return error_response(UnknownUrl("There is nothing at this URL. See /docs."))
+            return error_response(UnknownUrl("There is nothing at this URL. See /docs."), path)
         if error.status_code == 405:
-            response = error_response(MethodNotAllowed("This URL does not take that method. See /docs."))
+            response = error_response(MethodNotAllowed("This URL does not take that method. See /docs."), path)
             response.headers.update(error.headers or {})
             return response
-        return error_response(InvalidRequest("The request cannot be handled."))
+        return error_response(InvalidRequest("The request cannot be handled."), path)

@@ -4,13 +4,16 @@ import logging
 import time
 import traceback
 import uuid
+from collections.abc import Sequence
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import metrics
 from server.api.errors import error_response
+from server.caller import ANYONE
 from server.errors import InternalError
+from server.verdict import Verdict
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +33,8 @@ class RequestContext:
             return
         started = time.perf_counter()
         request_id = f"req_{uuid.uuid4().hex}"
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state.update(request_id=request_id, caller=ANYONE)
         status = 499  # what it stays when the client is gone before an answer
 
         async def send_with_headers(message: Message) -> None:
@@ -42,6 +46,7 @@ class RequestContext:
                     *message.get("headers", []),
                     (b"x-request-id", request_id.encode()),
                     (b"openai-processing-ms", b"%d" % milliseconds),
+                    *_judged_by(state.get("verdicts", ())),
                 ]
             await send(message)
 
@@ -56,9 +61,10 @@ class RequestContext:
             log.error("%s: defect %s at\n%s", request_id, type(error).__name__, place)
             if status != 499:
                 raise InternalError("The answer broke off.") from None
-            await error_response(InternalError("The server failed on this request."))(scope, receive, send_with_headers)
+            response = error_response(InternalError("The server failed on this request."), scope["path"])
+            await response(scope, receive, send_with_headers)
         finally:
-            scope["app"].state.body_budget.give_back(scope["state"].get("body_bytes", 0))
+            scope["app"].state.body_budget.give_back(state.get("body_bytes", 0))
             route = getattr(scope.get("route"), "path", "unknown")
             seconds = time.perf_counter() - started
             method = scope["method"] if scope["method"] in METHODS else "other"
@@ -66,3 +72,9 @@ class RequestContext:
             metrics.REQUEST_SECONDS.labels(route).observe(seconds)
             if status >= 500 and method == "POST":  # /ready and /health say so by design, at every poll
                 log.warning("%s: %s %s answered %d after %.3f s", request_id, scope["method"], route, status, seconds)
+
+
+def _judged_by(verdicts: Sequence[Verdict]) -> list[tuple[bytes, bytes]]:
+    """The header that names the backend, more than one where a list was judged by several."""
+    backends = dict.fromkeys(verdict.completion.backend for verdict in verdicts)
+    return [(b"x-guard-backend", ", ".join(backends).encode())] if backends else []

@@ -7,16 +7,14 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from server.api.body import read_body
 from server.api.content import StringOrStringsOrParts, WireModel, to_parts
 from server.api.detail import verdict_detail
-from server.api.disconnect import until_disconnect
 from server.api.examples import MODERATION_EXAMPLES, MODERATION_RESPONSES, json_request
-from server.api.models import ModelNames
-from server.api.policy import PolicyOptions, apply
+from server.api.policy import PolicyOptions
+from server.api.service import Endpoint, Reply, Service
+from server.caller import Handling
 from server.conversation import Conversation, Part, TextPart
 from server.errors import ContextLengthExceeded, InvalidRequest, NothingToJudge
-from server.moderator import Moderator
 from server.profile import OPENAI_CATEGORIES
 from server.verdict import Verdict
 
@@ -36,6 +34,20 @@ class ModerationRequest(WireModel):
     policy: PolicyOptions | None = None
 
 
+async def moderate(service: Service, body: ModerationRequest, handling: Handling) -> Reply:
+    conversations = _conversations(body, service.settings.max_list)
+    try:
+        verdicts = await service.judge(conversations, model=body.model, policy=body.policy, handling=handling)
+    except ContextLengthExceeded as error:
+        error.param = "input"
+        raise
+    results = [result(verdict, conversation) for verdict, conversation in zip(verdicts, conversations, strict=True)]
+    return Reply({"id": f"modr-{uuid.uuid4().hex}", "model": service.names.id, "results": results}, verdicts)
+
+
+ENDPOINT = Endpoint("/v1/moderations", ModerationRequest, moderate)
+
+
 @router.post(
     "/moderations",
     summary="Judge text and images",
@@ -43,26 +55,7 @@ class ModerationRequest(WireModel):
     responses=MODERATION_RESPONSES,
 )
 async def create_moderation(request: Request) -> JSONResponse:
-    body = await read_body(request, ModerationRequest)
-    moderator: Moderator = request.app.state.moderator
-    names: ModelNames = request.app.state.model_names
-    names.check(body.model)
-    conversations = _conversations(body, request.app.state.settings.max_list)
-    policy = apply(body.policy, moderator.policy, allowed=request.app.state.settings.request_policy)
-    try:
-        verdicts = await until_disconnect(request, moderator.moderate_all(conversations, policy))
-    except ContextLengthExceeded as error:
-        error.param = "input"
-        raise
-    return JSONResponse(
-        {
-            "id": f"modr-{uuid.uuid4().hex}",
-            "model": names.id,
-            "results": [
-                result(verdict, conversation) for verdict, conversation in zip(verdicts, conversations, strict=True)
-            ],
-        }
-    )
+    return await ENDPOINT.reply(request)
 
 
 def _conversations(body: ModerationRequest, max_list: int) -> list[Conversation]:

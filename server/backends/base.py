@@ -6,6 +6,7 @@ from typing import Protocol
 
 from PIL.Image import Image
 
+from server.caller import ORDINARY, Handling
 from server.conversation import Conversation
 from server.policy import Policy
 from server.verdict import Completion
@@ -22,6 +23,7 @@ class Case:
     conversation: Conversation
     images: Sequence[Image]
     policy: Policy
+    handling: Handling = ORDINARY
 
 
 class Backend(Protocol):

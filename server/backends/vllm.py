@@ -22,6 +22,7 @@ from PIL import Image
 
 from server.backends.base import Case
 from server.backends.engine_process import PLUGIN, SERVER_PID
+from server.caller import ORDINARY
 from server.checkpoint import LONG_CONTEXT_VARIABLE, CheckpointFacts
 from server.conversation import Conversation, ImagePart, Message, TextPart
 from server.errors import ContextLengthExceeded, EngineFailure, EngineUnavailable
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
+
+LIVE, BACKGROUND = 0, 1
+"""Priorities of the engine's scheduler: the lower number goes first."""
 
 LONG_TEXT = 16_384
 """Characters of a prompt that are encoded without leaving the event loop: a few milliseconds."""
@@ -191,13 +195,13 @@ class VllmBackend:
         list_tokens = self._list_tokens(prompt.taxonomy)
         self._check_context(len(ids), list_tokens, exact=not case.images)
 
-        first = answer = await self._generate([*ids, self._tokens.blank_line], case.images, list_tokens)
+        first = answer = await self._generate([*ids, self._tokens.blank_line], list_tokens, case)
         prompt_tokens = first.prompt_tokens - 1
         self._check_context(prompt_tokens, list_tokens, exact=True)
         words = self._words(first, 0)
         if first.finish_reason == "stop" and words.mass < self._minimum_mass:
             # Before the answer is called unparseable, the model may begin it in its own way.
-            answer = await self._generate(ids, case.images, list_tokens)
+            answer = await self._generate(ids, list_tokens, case)
             words = self._words(answer, self._verdict_position(answer))
         completion = Completion(
             text=self._text(answer).lstrip("\n"),
@@ -226,7 +230,7 @@ class VllmBackend:
         if words.mass > 0 and words.p_unsafe >= case.policy.threshold:
             # The policy is stricter than the model's own word: have it go on from the other one.
             forced = [self._tokens.blank_line, self._tokens.unsafe]
-            listing = await self._generate([*ids, *forced], case.images, list_tokens)
+            listing = await self._generate([*ids, *forced], list_tokens, case)
             return replace(
                 _add_cost(completion, listing),
                 listed_text="unsafe" + self._text(listing) if listing.finish_reason == "stop" else None,
@@ -235,7 +239,7 @@ class VllmBackend:
             )
         if self._always_score_categories and self._tokens.numbers:
             forced = [self._tokens.blank_line, *self._tokenizer.encode_text("unsafe\nS")]
-            first_code = await self._generate([*ids, *forced], case.images, 1)
+            first_code = await self._generate([*ids, *forced], 1, case)
             return replace(
                 _add_cost(completion, first_code),
                 code_probabilities=self._codes_at(first_code, 0, prompt.taxonomy),
@@ -245,11 +249,12 @@ class VllmBackend:
 
     async def complete_freely(self, prompt: Prompt) -> str:
         """What the model writes when nothing is forced: the reference that the one-pass verdict is held against."""
-        answer = await self._generate(prompt.token_ids(self._tokenizer), (), self._list_tokens(prompt.taxonomy))
+        ids = prompt.token_ids(self._tokenizer)
+        answer = await self._generate(ids, self._list_tokens(prompt.taxonomy))
         return self._text(answer).lstrip("\n")
 
-    async def _generate(self, ids: Sequence[int], images: Sequence[Image.Image], max_tokens: int) -> _Answer:
-        """Run one request to its end; cancellation aborts it in the engine."""
+    async def _generate(self, ids: Sequence[int], max_tokens: int, case: Case | None = None) -> _Answer:
+        """Run one request to its end, for `case` if there is one; cancellation aborts it in the engine."""
         from vllm.exceptions import VLLMValidationError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
@@ -257,11 +262,16 @@ class VllmBackend:
             raise EngineUnavailable("The engine is not running.")
         engine, request_id = self.engine, uuid.uuid4().hex
         prompt: dict[str, Any] = {"prompt_token_ids": list(ids)}
-        if images:
-            prompt["multi_modal_data"] = {"image": list(images)}
+        handling = case.handling if case is not None else ORDINARY
+        if case is not None and case.images:
+            prompt["multi_modal_data"] = {"image": list(case.images)}
+        if handling.tenant is not None:
+            # How fast an answer comes would tell one tenant what another one sent (CVE-2025-46570).
+            prompt["cache_salt"] = handling.tenant
+        priority = BACKGROUND if handling.background else LIVE
         output: RequestOutput | None = None
         try:
-            async for part in engine.generate(prompt, self._sampling(max_tokens), request_id):
+            async for part in engine.generate(prompt, self._sampling(max_tokens), request_id, priority=priority):
                 output = part
         except asyncio.CancelledError:
             # generate() aborts by itself, except when it is cancelled while it hands the request over.
@@ -400,6 +410,7 @@ class VllmBackend:
             # The checkpoint's own temperature and top_p are for chat, and would make verdicts random.
             "generation_config": "vllm",
             "enable_prefix_caching": True,
+            "scheduling_policy": "priority",
             "enable_log_requests": False,
             "disable_log_stats": False,
             "trust_remote_code": False,

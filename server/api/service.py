@@ -1,0 +1,91 @@
+"""What every dialect asks with, between a body that was read and a reply that is rendered.
+
+A dialect is a model of bodies and an `Answer`: from such a body to a `Reply`. Routes answer one request with it and
+batches their lines, so a line gets the words that a request would get.
+"""
+
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from server.api.body import read_body
+from server.api.disconnect import until_disconnect
+from server.api.models import ModelNames
+from server.api.policy import PolicyOptions, apply
+from server.caller import Caller, Handling
+from server.conversation import Conversation
+from server.moderator import Moderator
+from server.settings import Settings
+from server.verdict import Verdict
+
+NEVER_REMOTE_HEADER = "x-guard-never-remote"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The served model, under its names and with the operator's choices."""
+
+    moderator: Moderator
+    names: ModelNames
+    settings: Settings
+    fingerprint: str
+
+    async def judge(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        model: str | None,
+        policy: PolicyOptions | None,
+        handling: Handling,
+    ) -> list[Verdict]:
+        """One verdict for each conversation, in order. Raises the errors of server.errors."""
+        self.names.check(model)
+        chosen = apply(policy, self.moderator.policy, allowed=self.settings.request_policy)
+        return await self.moderator.moderate_all(conversations, chosen, handling)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What goes back: the JSON document, and the verdicts that it tells of."""
+
+    document: dict[str, Any]
+    verdicts: Sequence[Verdict]
+
+
+Body = TypeVar("Body", bound=BaseModel)
+Answer = Callable[[Service, Body, Handling], Coroutine[Any, Any, Reply]]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint(Generic[Body]):
+    """A route that judges: where it is, what its bodies look like and how they are answered."""
+
+    path: str
+    body: type[Body]
+    answer: Answer[Body]
+
+    async def reply(self, request: Request) -> JSONResponse:
+        body = await read_body(request, self.body)
+        return JSONResponse((await answered(request, body, self.answer)).document)
+
+
+async def answered(request: Request, body: Body, answer: Answer[Body]) -> Reply:
+    """Answer `body` for as long as its client listens.
+
+    The verdicts are left in the request's state, where the middleware finds what its headers and limits need.
+    """
+    service: Service = request.app.state.service
+    reply = await until_disconnect(request, answer(service, body, handling_of(request)))
+    request.state.verdicts = reply.verdicts
+    return reply
+
+
+def handling_of(request: Request) -> Handling:
+    caller: Caller = request.state.caller
+    # Whoever says anything but no means to stay here.
+    stays = request.headers.get(NEVER_REMOTE_HEADER, "false").strip().casefold() not in ("", "0", "false", "no")
+    return Handling(tenant=caller.id, never_remote=caller.never_remote or stays)

@@ -1,0 +1,54 @@
+"""Who asks, and how the answer is worked on: what a request brings beside its question."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Scope(StrEnum):
+    """What a key may do: ask for verdicts, keep files and run batches, see how the server does."""
+
+    MODERATE = "moderate"
+    BATCH = "batch"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whoever holds one API key. `id` is None while nobody is asked for a key.
+
+    `never_remote` keeps all that this caller sends on this machine. Limits are per minute, None without one.
+    """
+
+    id: str | None
+    scopes: frozenset[Scope]
+    never_remote: bool = False
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+    @property
+    def owner(self) -> str:
+        """Whose files and batches these are, in the database."""
+        return self.id or ""
+
+
+ANYONE = Caller(None, frozenset(Scope))
+"""Every caller of a server that asks nobody for a key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handling:
+    """How one request is worked on. Nothing of it changes what is right.
+
+    `tenant` keeps the engine's prefix cache apart between callers; `never_remote` keeps the request on this machine;
+    `background` work waits until live requests leave room; `top_logprobs` alternatives are wanted for each token of
+    the answer, None when not even the tokens' own probabilities are.
+    """
+
+    tenant: str | None = None
+    never_remote: bool = False
+    background: bool = False
+    top_logprobs: int | None = None
+
+
+ORDINARY = Handling()
+"""A live request that nothing special was said about."""

@@ -1,0 +1,1 @@
+"""What outlives the process: keys, files and batches, in SQLite or PostgreSQL."""

@@ -1,0 +1,14 @@
+"""Alembic runs this to migrate the connection that server.store.database hands it."""
+
+from alembic import context
+
+from server.store.tables import metadata
+
+connection = context.config.attributes["connection"]
+if connection.dialect.name == "postgresql":
+    # Two servers that start at once take turns. Held until the transaction ends.
+    connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7238164301)")
+# SQLite cannot alter most of a table in place: batch mode copies it.
+context.configure(connection=connection, target_metadata=metadata, render_as_batch=True)
+with context.begin_transaction():
+    context.run_migrations()

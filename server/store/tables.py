@@ -1,0 +1,110 @@
+"""The tables. Times are whole seconds since 1970, documents are JSON as text.
+
+A change here needs a migration beside it (migrations/versions/); a test holds the two together.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    # The part of a key that is no secret, by which it is looked up.
+    Column("prefix", String(16), nullable=False, unique=True),
+    # HMAC-SHA-256 of the whole key under the server's pepper.
+    Column("digest", LargeBinary(32), nullable=False),
+    Column("name", String(200), nullable=False),
+    # Comma-separated.
+    Column("scopes", String(100), nullable=False),
+    Column("never_remote", Boolean, nullable=False),
+    Column("requests_per_minute", Integer),
+    Column("tokens_per_minute", Integer),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("revoked_at", BigInteger),
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    # The id of the key that the file belongs to, empty where nobody is asked for a key.
+    Column("owner", String(40), nullable=False, index=True),
+    Column("purpose", String(40), nullable=False),
+    Column("filename", String(500), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+)
+
+file_chunks = Table(
+    "file_chunks",
+    metadata,
+    Column("file_id", ForeignKey("files.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("content", LargeBinary, nullable=False),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("owner", String(40), nullable=False, index=True),
+    # What the owner's key said when the batch was made: nothing of it may leave this machine.
+    Column("never_remote", Boolean, nullable=False),
+    Column("endpoint", String(100), nullable=False),
+    Column("completion_window", String(10), nullable=False),
+    Column("input_file_id", String(40), nullable=False),
+    Column("output_file_id", String(40)),
+    Column("error_file_id", String(40)),
+    Column("metadata", Text),
+    Column("errors", Text),
+    Column("status", String(20), nullable=False, index=True),
+    Column("total", Integer, nullable=False, default=0),
+    Column("completed", Integer, nullable=False, default=0),
+    Column("failed", Integer, nullable=False, default=0),
+    Column("created_at", BigInteger, nullable=False),
+    Column("in_progress_at", BigInteger),
+    Column("finalizing_at", BigInteger),
+    Column("completed_at", BigInteger),
+    Column("failed_at", BigInteger),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("expired_at", BigInteger),
+    Column("cancelling_at", BigInteger),
+    Column("cancelled_at", BigInteger),
+    # Which server works on it, and until when it may be believed to be alive.
+    Column("worker", String(40)),
+    Column("worker_until", Float),
+)
+
+batch_results = Table(
+    "batch_results",
+    metadata,
+    Column("batch_id", ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    # Of the input file, from 1.
+    Column("line", Integer, primary_key=True),
+    Column("failed", Boolean, nullable=False),
+    # The line of the output or error file.
+    Column("document", Text, nullable=False),
+)
