@@ -1,5 +1,7 @@
 """The bounded queue: places are counted, given back in any case, and refusals say when to come again."""
 
+import asyncio
+
 import pytest
 
 from server.admission import Admission
@@ -97,3 +99,65 @@ def test_draining_is_said_before_overload():
     admission.draining = True
     with pytest.raises(ShuttingDown), admission.admit(2):
         pytest.fail("admitted while draining")
+
+
+# --- Background work --------------------------------------------------------------------------------------
+
+
+async def test_background_work_takes_at_most_half_of_the_places():
+    admission = Admission(8)
+    entered = []
+
+    async def work(number):
+        async with admission.admit_behind(1):
+            entered.append(number)
+            await gate.wait()
+
+    gate = asyncio.Event()
+    tasks = [asyncio.create_task(work(number)) for number in range(6)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert entered == [0, 1, 2, 3]
+    with admission.admit(4):  # what live requests find free at once
+        gate.set()
+    await asyncio.wait_for(asyncio.gather(*tasks), 5)
+    assert sorted(entered) == [0, 1, 2, 3, 4, 5]
+    assert admission.admitted == 0
+
+
+async def test_background_work_waits_while_live_requests_hold_half_of_the_places():
+    admission = Admission(4)
+    entered = asyncio.Event()
+
+    async def work():
+        async with admission.admit_behind(1):
+            entered.set()
+
+    with admission.admit(2):
+        task = asyncio.create_task(work())
+        await asyncio.sleep(0.01)
+        assert not entered.is_set()
+    await asyncio.wait_for(task, 5)
+    assert entered.is_set()
+
+
+async def test_background_work_of_more_than_half_runs_when_nothing_else_does():
+    """A list as long as the queue must not wait for ever."""
+    admission = Admission(4)
+    async with admission.admit_behind(4):
+        assert admission.admitted == 4
+
+
+async def test_waiting_background_work_ends_with_the_server():
+    admission = Admission(2)
+
+    async def work():
+        async with admission.admit_behind(1):
+            pytest.fail("admitted while draining")
+
+    with admission.admit(2):
+        task = asyncio.create_task(work())
+        await asyncio.sleep(0)
+        admission.draining = True
+        with pytest.raises(ShuttingDown):
+            await asyncio.wait_for(task, 5)

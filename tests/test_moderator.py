@@ -11,6 +11,7 @@ from PIL import Image
 
 from server.app import create_moderator
 from server.backends.base import Case
+from server.caller import Handling
 from server.conversation import Conversation, ImagePart, TextPart
 from server.errors import (
     DeadlineExceeded,
@@ -215,3 +216,28 @@ async def test_settings_do_not_allow_more_images_than_the_profile(backend: FakeB
 def test_an_operators_policy_that_leaves_nothing_is_refused(backend: FakeBackend) -> None:
     with pytest.raises(InvalidRequest):
         create_moderator(Settings(excluded_categories=",".join(PROFILE.taxonomy.codes)), PROFILE, backend)
+
+
+# --- Handling --------------------------------------------------------------------------------------------
+
+
+async def test_the_backend_hears_how_a_case_is_to_be_handled(moderator: Moderator, backend: FakeBackend) -> None:
+    handling = Handling(tenant="key_1", never_remote=True, background=True, top_logprobs=3)
+    await moderator.moderate(says("bread")[0], handling=handling)
+    assert backend.cases[0].handling == handling
+
+
+@pytest.mark.parametrize("moderator", [{"max_queue": 4, "list_concurrency": 1}], indirect=True)
+async def test_live_requests_find_room_beside_any_amount_of_background_work(
+    moderator: Moderator, backend: FakeBackend
+) -> None:
+    gate = Gate()
+    backend.script = held_at(gate)
+    background = Handling(background=True)
+    work = [asyncio.create_task(moderator.moderate(words, handling=background)) for words in says(*"abcdefgh")]
+    await backend.busy_with(2)
+    live = [asyncio.create_task(moderator.moderate(words)) for words in says("bread", "a bomb")]
+    await backend.busy_with(4)
+    gate.open()
+    assert [verdict.unsafe for verdict in await asyncio.gather(*live)] == [False, True]
+    assert len(await asyncio.gather(*work)) == 8
