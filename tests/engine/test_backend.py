@@ -9,6 +9,7 @@ import pytest
 
 from server.backends.base import Case
 from server.backends.engine_process import PLUGIN
+from server.caller import Handling
 from server.conversation import Conversation, ImagePart, TextPart
 from server.errors import ContextLengthExceeded
 from server.policy import Policy
@@ -96,3 +97,21 @@ async def test_all_categories_can_be_scored_for_safe_verdicts_too(pocket_backend
     assert verdict.score_method is ScoreMethod.FIRST_CODE
     assert len(set(verdict.category_scores.values())) > 1
     assert 0.5 * verdict.p_unsafe < sum(verdict.category_scores.values()) <= verdict.p_unsafe * 1.001
+
+
+async def test_background_work_has_the_lower_priority_in_the_engine(pocket_backend, monkeypatch):
+    """And a tenant its own part of the prefix cache."""
+    seen = []
+    generate = pocket_backend.engine.generate
+
+    def spy(prompt, *arguments, **options):
+        seen.append((prompt.get("cache_salt"), options["priority"]))
+        return generate(prompt, *arguments, **options)
+
+    monkeypatch.setattr(pocket_backend.engine, "generate", spy)
+    await pocket_backend.complete(SAFE_CASE)
+    await pocket_backend.complete(replace(SAFE_CASE, handling=Handling(tenant="key_1", background=True)))
+    assert pocket_backend.engine.vllm_config.scheduler_config.policy == "priority"
+    (_, live), (_, background) = seen
+    assert live < background, "vLLM serves lower numbers first"
+    assert [salt for salt, _ in seen] == [None, "key_1"]
