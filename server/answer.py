@@ -12,14 +12,14 @@ from itertools import accumulate, takewhile
 from server.verdict import Token, Verdict
 
 _CODE = r"[A-Z][0-9]+"
-_LIST_BEGUN = rf"(?:\n(?:{_CODE},)*(?:[A-Z][0-9]*)?)?"
+_WORDS = ("safe", "unsafe")
+_LIST_BEGUN = rf"\n(?:{_CODE},)*(?:[A-Z][0-9]*)?"
 _SPLITTING_STOP = re.compile(
     # All that can stand in an answer from inside of a word, or from the digits of a code on.
     "|".join(
         [
-            *(re.escape("safe"[at:]) for at in range(4)),
-            *(re.escape("unsafe"[at:]) + _LIST_BEGUN for at in range(6)),
-            *(re.escape(word[at:end]) for word in ("safe", "unsafe") for at in range(6) for end in range(at + 1, 6)),
+            *sorted({word[at:end] for word in _WORDS for end in range(len(word) + 1) for at in range(end)}),
+            *("unsafe"[at:] + _LIST_BEGUN for at in range(len("unsafe"))),
             rf"[0-9]+(?:,{_CODE})*(?:,(?:[A-Z][0-9]*)?)?",
         ]
     )
@@ -77,7 +77,7 @@ def _pieces(text: str) -> list[str]:
 
 
 def _cost(piece: str) -> int:
-    return 1 if piece in ("safe", "unsafe", "\n") else 2
+    return 1 if piece in (*_WORDS, "\n") else 2
 
 
 def _renamed(piece: str, codes: Mapping[str, str]) -> str:
