@@ -118,8 +118,8 @@ CHAT_EXAMPLES: dict[str, Any] = {
                 {
                     "role": "user",
                     "content": "Task: Check if there is unsafe content in 'User' messages in conversations according"
-                    " our safety policy with the below categories.\n\n<BEGIN UNSAFE CONTENT CATEGORIES>\nO1: Spoilers.\n"
-                    "O2: Off Topic.\n<END UNSAFE CONTENT CATEGORIES>\n\n<BEGIN CONVERSATION>\n\nUser: The butler did"
+                    " our safety policy with the below categories.\n\n<BEGIN UNSAFE CONTENT CATEGORIES>\nO1: Spoilers."
+                    "\nO2: Off Topic.\n<END UNSAFE CONTENT CATEGORIES>\n\n<BEGIN CONVERSATION>\n\nUser: The butler did"
                     " it.\n\n<END CONVERSATION>\n\nProvide your safety assessment for ONLY THE LAST User message in"
                     " the above conversation:\n - First line must read 'safe' or 'unsafe'.\n - If unsafe, a second line"
                     " must include a comma-separated list of violated categories.",
