@@ -12,7 +12,7 @@ from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
 from server import __version__
-from server.api import chat, errors, examples, models, moderations, operations
+from server.api import chat, errors, examples, models, moderations, operations, responses
 from server.api.body import BodyBudget
 from server.api.middleware import RequestContext
 from server.api.service import Service
@@ -86,16 +86,17 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
     app.state.moderator = moderator
     app.state.readiness = readiness
     app.state.body_budget = BodyBudget(4 * settings.max_body_bytes)
-    app.state.model_names = models.ModelNames(profile, created=int(time.time()))
+    app.state.model_names = models.ModelNames(profile, int(time.time()), settings.model_aliases)
     app.state.service = Service(
         moderator=moderator,
         names=app.state.model_names,
+        taxonomy=profile.taxonomy,
         settings=settings,
         fingerprint=_fingerprint(profile, moderator.policy, settings),
     )
     errors.install(app)
     app.add_middleware(RequestContext)
-    for router in (chat.router, moderations.router, models.router, operations.router):
+    for router in (chat.router, responses.router, moderations.router, models.router, operations.router):
         app.include_router(router)
     app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     examples.describe(app)
@@ -105,6 +106,7 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
 def _fingerprint(profile: Profile, policy: Policy, settings: Settings) -> str:
     """Changes whenever the same request could be judged differently."""
     model = (profile.name, profile.model, profile.revision, dict(profile.engine))
-    choices = (policy, settings.minimum_verdict_mass, settings.category_scores, settings.image_limits)
+    limits = (settings.minimum_verdict_mass, settings.category_scores, settings.image_limits)
+    choices = (policy, *limits, settings.finished_prompts)
     facts = repr((__version__, model, choices))
     return f"fp_{hashlib.sha256(facts.encode()).hexdigest()[:10]}"

@@ -16,6 +16,7 @@ VERDICT_SECONDS = Histogram("guard_verdict_seconds", "Time from admission to ver
 QUEUE_SECONDS = Histogram("guard_engine_queue_seconds", "Time a verdict waited inside the engine", buckets=_SECONDS)
 TOKENS = Counter("guard_tokens", "Tokens by kind: prompt, cached (part of prompt), completion", ["kind"])
 IMAGES = Counter("guard_images", "Images judged, sampled frames counted one by one")
+FINISHED_PROMPTS = Counter("guard_finished_prompts", "Guard prompts that callers had finished, judged as such")
 ADMITTED = Gauge("guard_admitted_verdicts", "Verdicts being worked on or waiting")
 READY = Gauge("guard_ready", "1 while /ready answers 200")
 

@@ -18,6 +18,7 @@ INTERNAL_VARIABLES = frozenset({"GUARD_SERVER_PID"})
 
 Code = Annotated[str, StringConstraints(pattern=f"^{CODE.pattern}$")]
 Codes = Annotated[tuple[Code, ...], NoDecode]
+Names = Annotated[tuple[str, ...], NoDecode]
 
 
 class Settings(BaseSettings):
@@ -48,6 +49,14 @@ class Settings(BaseSettings):
 
     request_policy: bool = Field(
         True, description="Requests may bring a `policy` of their own, stricter or laxer. Off: it is refused."
+    )
+    finished_prompts: bool = Field(
+        True,
+        description="Read finished Guard prompts in chat completions back, and judge by their own categories. Off: they"
+        " are text like any other.",
+    )
+    model_aliases: Names = Field(
+        (), description="Comma-separated further names that the model is asked for by; `*` takes every name."
     )
 
     max_queue: int = Field(256, ge=1, description="Verdicts being worked on or waiting; beyond it requests get 429.")
@@ -90,10 +99,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _split_codes(cls, values: dict[str, object]) -> dict[str, object]:
-        codes = values.get("excluded_categories")
-        if isinstance(codes, str):
-            values["excluded_categories"] = tuple(code.strip() for code in codes.split(",") if code.strip())
+    def _split_lists(cls, values: dict[str, object]) -> dict[str, object]:
+        for name in ("excluded_categories", "model_aliases"):
+            value = values.get(name)
+            if isinstance(value, str):
+                values[name] = tuple(item.strip() for item in value.split(",") if item.strip())
         return values
 
     @model_validator(mode="after")

@@ -15,6 +15,11 @@ from tokenizers import Tokenizer
 
 _SLICE = 65_536
 
+_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_OTHERS = (byte for byte in range(256) if byte not in _PRINTABLE)
+_BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + n): byte for n, byte in enumerate(_OTHERS)}
+"""How byte-level vocabularies write bytes: as themselves when they can be seen, else as characters from 256 on."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scaffold:
@@ -105,6 +110,13 @@ class PromptTokenizer:
         """The text of `ids`, control tokens included by name."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
         return text
+
+    def content(self, id_: int) -> bytes:
+        """The bytes of one token, which may end in the middle of a character; of a control token its name."""
+        token: str = self._tokenizer.id_to_token(id_) or ""
+        if token in self._control_ids or not _BYTES.keys() >= set(token):
+            return self.decode([id_]).encode()
+        return bytes(_BYTES[character] for character in token)
 
     def control_id(self, token: str) -> int | None:
         """Id of an added token, None when the vocabulary has none of that name."""

@@ -8,7 +8,7 @@ probability at their position. Everything else raises: an unknown answer never b
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from server.errors import EngineFailure, UnparseableVerdict
@@ -76,7 +76,8 @@ class Completion:
     `text` is what the model wrote, without the newlines that lead it. `listed_text` is the answer it gave when it was
     made to go on from `unsafe`, because P(unsafe) passed a threshold below the model's own. `words` and
     `code_probabilities` (P(code), given unsafe) are None where a backend has no probabilities; `no_scores` then says
-    why in words. `tokens` spell the answer, where the backend knows them. `images` are the pictures that the model saw,
+    why in words. `tokens` spell the answer that the policy makes of it (the other word, where its threshold turned the
+    model's), where they were asked for and the backend knows them. `images` are the pictures that the model saw,
     `frames` those that the image files hold: more, where an animation was sampled. `finish_reason` is the engine's;
     only "stop" makes a verdict. `provider` is who ran a remote model, `cost` what that took in US dollars. Durations
     are seconds.
@@ -128,6 +129,23 @@ class Verdict:
         if not self.unsafe:
             return "safe"
         return "\n".join(["unsafe", ",".join(self.categories)] if self.categories else ["unsafe"])
+
+    @property
+    def written(self) -> str:
+        """The answer of the model that stands behind `text`: the list that it gave, for all it repeats itself."""
+        if not self.unsafe:
+            return "safe"
+        listed = self.completion.listed_text
+        return listed if self.completion.text == "safe" and listed is not None else self.completion.text
+
+    def under(self, codes: Mapping[str, str]) -> "Verdict":
+        """The same verdict, its categories and their scores under a caller's codes."""
+        scores = self.category_scores
+        return replace(
+            self,
+            categories=tuple(codes.get(code, code) for code in self.categories),
+            category_scores=None if scores is None else {codes.get(code, code): scores[code] for code in scores},
+        )
 
 
 def judge(completion: Completion, policy: Policy, minimum_mass: float) -> Verdict:

@@ -2,13 +2,15 @@
 
 import asyncio
 import inspect
+import math
+import re
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from server.backends.base import Case
 from server.moderator import PROBE
-from server.verdict import Completion, ScoreMethod, WordProbabilities
+from server.verdict import Completion, ScoreMethod, Token, WordProbabilities
 
 UNSAFE_WORD = "bomb"
 """What makes `by_word` answer unsafe, with S1 and S9."""
@@ -111,6 +113,7 @@ def completion(case: Case, text: str, *, p_unsafe: float | None = None, **fields
         "code_probabilities": None if text == "safe" else given,
         "score_method": None if text == "safe" else ScoreMethod.WRITTEN_LIST,
         "prompt_tokens": 200 + len(words_of(case).split()),
+        "tokens": spelt(text, p_unsafe, case.handling.top_logprobs),
         "completion_tokens": 1 if text == "safe" else 5,
         "cached_tokens": 128,
         "images": len(case.images),
@@ -119,6 +122,20 @@ def completion(case: Case, text: str, *, p_unsafe: float | None = None, **fields
         "computed_s": 0.002,
     }
     return Completion(text=text, **{**defaults, **fields})
+
+
+def spelt(text: str, p_unsafe: float, top: int | None) -> tuple[Token, ...] | None:
+    """Tokens as the engine's tokenizer cuts an answer, none where nobody asked for their probabilities."""
+    if top is None:
+        return None
+    words = {b"unsafe": math.log(0.99 * p_unsafe), b"safe": math.log(0.99 * (1 - p_unsafe))}
+    likeliest = tuple(Token(word, words[word]) for word in sorted(words, key=lambda word: -words[word]))
+    word = text.partition("\n")[0].encode()
+    tokens = [Token(word, words[word], likeliest[:top])]
+    for piece in re.findall(rb"\n|,?S|[0-9]+", text.encode().removeprefix(word)):
+        others = (Token(piece, -0.1), Token(b"13", -3.0), Token(b"\xe2\x80", -4.0))
+        tokens.append(Token(piece, -0.1, others[:top]))
+    return tuple(tokens)
 
 
 # --- Scripts ---------------------------------------------------------------------------------------------

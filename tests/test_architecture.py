@@ -17,6 +17,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "taxonomy", "caller"),
     ("conversation", "policy"),
     ("verdict",),
+    ("answer", "finished_prompt"),
     ("tokenizer", "admission", "metrics", "fetch", "profile"),
     ("prompt", "images", "checkpoint"),
     ("template_check", "memory", "settings"),
@@ -31,7 +32,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 """Modules and packages of server/, the lowest first: each may import from lower floors only."""
 
-DOMAIN = ("errors", "taxonomy", "caller", "conversation", "policy", "verdict")
+DOMAIN = ("errors", "taxonomy", "caller", "conversation", "policy", "verdict", "answer", "finished_prompt")
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "vllm": ("backends.vllm", "backends.engine_process"),

@@ -1,63 +1,46 @@
 """POST /v1/chat/completions in OpenAI's dialect: the conversation is judged, the reply is the verdict.
 
-Every field is read here, or accepted and ignored because it cannot change a verdict, or refused: because it could
-change one unseen, or because ignoring it would mislead. docs/api.md shows the table.
+Every field is read here, or accepted and ignored because it cannot change a verdict (api/sampling.py), or refused:
+because it could change one unseen, or because ignoring it would mislead. docs/api.md shows the table.
 """
 
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
+from server import metrics
+from server.answer import Answer, splits_an_answer, write
+from server.api import logprobs
 from server.api.body import read_body
-from server.api.content import StringOrParts, WireModel, to_parts
+from server.api.content import ImageContent, Object, StringOrParts, StringOrStrings, WireModel, to_parts
 from server.api.detail import verdict_detail
 from server.api.examples import CHAT_EXAMPLES, CHAT_RESPONSES, json_request
+from server.api.models import ModelNames
 from server.api.policy import PolicyOptions
+from server.api.sampling import IgnoredOptions
 from server.api.service import Endpoint, Reply, Service, answered
 from server.caller import Handling
-from server.conversation import Conversation, Message, Part, TextPart
+from server.conversation import Conversation, ImagePart, Message, Part, TextPart
+from server.errors import InvalidRequest
+from server.finished_prompt import FinishedPrompt
+from server.settings import Settings
 from server.verdict import Verdict
 
 router = APIRouter(prefix="/v1", tags=["chat"])
 
-IGNORED_FIELDS = frozenset(
-    {
-        "frequency_penalty",
-        "function_call",
-        "functions",
-        "logit_bias",
-        "max_completion_tokens",
-        "max_tokens",
-        "metadata",
-        "modalities",
-        "parallel_tool_calls",
-        "prediction",
-        "presence_penalty",
-        "prompt_cache_key",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "reasoning_effort",
-        "response_format",
-        "safety_identifier",
-        "seed",
-        "service_tier",
-        "stop",
-        "store",
-        "temperature",
-        "tool_choice",
-        "tools",
-        "top_p",
-        "user",
-        "verbosity",
-    }
-)
-"""A verdict is decoded greedily and never cut, and nothing is stored; so these change nothing."""
+MAX_CHOICES = 128
+MAX_ALTERNATIVES = 20
+MAX_STOPS = 4
+
+
+# --- Messages --------------------------------------------------------------------------------------------
 
 
 class FunctionCall(WireModel):
@@ -67,17 +50,71 @@ class FunctionCall(WireModel):
 
 class ToolCall(WireModel):
     id: str | None = None
+    index: int | None = None
     type: Literal["function"] = "function"
     function: FunctionCall
+
+
+class CustomCall(WireModel):
+    name: str
+    input: str
+
+
+class CustomToolCall(WireModel):
+    id: str | None = None
+    index: int | None = None
+    type: Literal["custom"]
+    custom: CustomCall
+
+
+AnyToolCall = Annotated[
+    Annotated[ToolCall, Tag("<function>")] | Annotated[CustomToolCall, Tag("<custom>")],
+    Discriminator(
+        lambda value: "<custom>" if isinstance(value, dict) and value.get("type") == "custom" else "<function>"
+    ),
+]
+
+
+class ReasoningDetail(WireModel):
+    """A part of OpenRouter's record of how a model thought. What is encrypted says nothing to anybody."""
+
+    type: Literal["reasoning.text", "reasoning.summary", "reasoning.encrypted"]
+    text: str | None = None
+    summary: str | None = None
+    data: str | None = None
+    signature: str | None = None
+    id: str | None = None
+    format: str | None = None
+    index: int | None = None
+
+
+class UrlCitation(WireModel):
+    url: str
+    title: str | None = None
+    content: str | None = None
+    start_index: int | None = None
+    end_index: int | None = None
+
+
+class Annotation(WireModel):
+    type: Literal["url_citation"]
+    url_citation: UrlCitation
 
 
 class ChatMessage(WireModel):
     role: Literal["user", "assistant", "system", "developer", "tool", "function"]
     content: StringOrParts | None = None
     refusal: str | None = None
-    tool_calls: list[ToolCall] | None = Field(None, fail_fast=True)
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    reasoning_details: list[ReasoningDetail] | None = Field(None, fail_fast=True)
+    images: list[ImageContent] | None = Field(None, fail_fast=True)
+    annotations: list[Annotation] | None = Field(None, fail_fast=True)
+    tool_calls: list[AnyToolCall] | None = Field(None, fail_fast=True)
+    function_call: FunctionCall | None = None
     tool_call_id: str | None = None
     name: str | None = None
+    model: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -85,14 +122,44 @@ class ChatMessage(WireModel):
         # OpenAI's SDK sends its own replies back with every field it knows, most of them null.
         if not isinstance(message, dict):
             return message
-        return {name: value for name, value in message.items() if name in cls.model_fields or value not in (None, [])}
+        return {
+            name: value
+            for name, value in message.items()
+            if name in cls.model_fields or value not in (None, [], {}, "")
+        }
 
     def parts(self, index: int) -> tuple[Part, ...]:
-        """All that the message says: content, refusal and the calls it makes. None of it escapes judgement."""
-        parts = to_parts(self.content, f"messages[{index}].content") if self.content is not None else ()
-        refusal = (TextPart(self.refusal),) if self.refusal else ()
-        calls = (TextPart(f"{call.function.name}({call.function.arguments})") for call in self.tool_calls or ())
-        return (*parts, *refusal, *calls)
+        """All that the message says: thoughts, content, refusal, sources and calls. None of it escapes judgement."""
+        path = f"messages[{index}]"
+        content = to_parts(self.content, f"{path}.content") if self.content is not None else ()
+        images = to_parts(self.images or (), f"{path}.images")
+        said = filter(None, [self.refusal, *self._sources(), *self._calls()])
+        return (*map(TextPart, self._thoughts()), *content, *images, *map(TextPart, said))
+
+    def _thoughts(self) -> Iterator[str]:
+        whole = "\n".join(filter(None, [self.reasoning, self.reasoning_content]))
+        if whole:
+            yield whole
+        for detail in self.reasoning_details or ():
+            # OpenRouter says the same twice, as a whole and in parts.
+            yield from (part for part in (detail.text, detail.summary) if part and part not in whole)
+
+    def _sources(self) -> Iterator[str]:
+        for annotation in self.annotations or ():
+            cited = annotation.url_citation
+            yield " ".join(filter(None, [cited.title, cited.url, cited.content]))
+
+    def _calls(self) -> Iterator[str]:
+        for call in self.tool_calls or ():
+            if isinstance(call, ToolCall):
+                yield f"{call.function.name}({call.function.arguments})"
+            else:
+                yield f"{call.custom.name}({call.custom.input})"
+        if self.function_call is not None:
+            yield f"{self.function_call.name}({self.function_call.arguments})"
+
+
+# --- The request -----------------------------------------------------------------------------------------
 
 
 class StreamOptions(WireModel):
@@ -100,52 +167,158 @@ class StreamOptions(WireModel):
     include_obfuscation: bool = Field(False, description="Accepted and ignored.")
 
 
-class ChatRequest(WireModel):
+class ProviderPreferences(WireModel):
+    """OpenRouter's wishes about who runs the model. Here the operator chooses; wishes for privacy are honoured."""
+
+    zdr: bool | None = Field(None, description="True: at no provider that keeps what it is sent.")
+    data_collection: Literal["allow", "deny"] | None = None
+    allow_fallbacks: bool | None = None
+    enforce_distillable_text: bool | None = None
+    ignore: list[str] | None = None
+    max_price: Object | None = None
+    only: list[str] | None = None
+    order: list[str] | None = None
+    preferred_max_latency: Any = None
+    preferred_min_throughput: Any = None
+    quantizations: list[str] | None = None
+    require_parameters: bool | None = None
+    sort: Any = None
+
+    def stricter_than(self, settings: Settings) -> bool:
+        """Whether a remote backend, as it is set up, could be laxer than this request wants."""
+        keeps_data = not getattr(settings, "openrouter_zdr", True)
+        collects_data = getattr(settings, "openrouter_data_collection", "deny") != "deny"
+        return bool(self.zdr and keeps_data) or bool(self.data_collection == "deny" and collects_data)
+
+
+class ChatRequest(IgnoredOptions):
     messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
     model: str | None = None
+    models: list[str] | None = Field(None, description="Further models that would do.")
+    provider: ProviderPreferences | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = Field(None, ge=1, le=1, description="There is one verdict.")
-    logprobs: bool | None = Field(None, description="Only false: the field `guard` of the reply holds probabilities.")
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="There is one verdict, and as many copies of it.")
+    max_tokens: int | None = Field(None, ge=0, description="Cuts the list of codes, never the verdict; 0 is no bound.")
+    max_completion_tokens: int | None = Field(None, ge=0, description="The same under its newer name.")
+    stop: StringOrStrings | None = Field(None, description="Up to 4 texts, none of which splits a word or a code.")
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES, description="Only together with logprobs.")
     policy: PolicyOptions | None = None
 
-    @model_validator(mode="before")
+    @field_validator("stop")
     @classmethod
-    def _ignore_what_changes_nothing(cls, body: Any) -> Any:
-        return {name: value for name, value in body.items() if name not in IGNORED_FIELDS}
+    def _refuse_to_split_an_answer(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        stops = [stop] if isinstance(stop, str) else stop or []
+        if len(stops) > MAX_STOPS:
+            raise ValueError(f"at most {MAX_STOPS} texts are taken")
+        if any(map(splits_an_answer, stops)):
+            raise ValueError("it would split the words or codes that verdicts are made of")
+        return stop
 
-    @field_validator("logprobs")
+    @field_validator("top_logprobs")
     @classmethod
-    def _refuse_logprobs(cls, logprobs: bool | None) -> bool | None:
-        if logprobs:
-            raise ValueError("log-probabilities are not served, but the field 'guard' of the reply holds probabilities")
-        return logprobs
+    def _refuse_without_logprobs(cls, top_logprobs: int | None, info: ValidationInfo) -> int | None:
+        if top_logprobs is not None and not info.data.get("logprobs"):
+            raise ValueError("it needs 'logprobs' to be true")
+        return top_logprobs
+
+    @property
+    def stops(self) -> Sequence[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop or ()
+
+    @property
+    def token_limit(self) -> int | None:
+        """The smaller of both bounds. Zero is what some clients send for none at all."""
+        return min(filter(None, (self.max_tokens, self.max_completion_tokens)), default=None)
 
     def conversation(self) -> Conversation:
         return Conversation.from_messages(
             [Message(message.role, message.parts(index)) for index, message in enumerate(self.messages)]
         )
 
+    def finished_prompt(self) -> FinishedPrompt | None:
+        """The Guard prompt that the only message is as a whole, if it is one."""
+        if len(self.messages) != 1 or self.messages[0].role != "user":
+            return None
+        parts = self.messages[0].parts(0)
+        texts = [part.text for part in parts if isinstance(part, TextPart)]
+        if len(texts) != 1:
+            return None
+        try:
+            return FinishedPrompt.read(texts[0], [part for part in parts if isinstance(part, ImagePart)])
+        except InvalidRequest as error:
+            error.param = "messages[0].content"
+            raise
+
+    def model_in(self, names: ModelNames) -> str | None:
+        """The first of the models asked for that is served here; when none is, the first one."""
+        asked = [name for name in (self.model, *(self.models or ())) if name is not None]
+        return next(filter(names.knows, asked), asked[0] if asked else None)
+
+
+# --- The reply -------------------------------------------------------------------------------------------
+
 
 async def complete(service: Service, body: ChatRequest, handling: Handling) -> Reply:
-    (verdict,) = await service.judge([body.conversation()], model=body.model, policy=body.policy, handling=handling)
+    if body.logprobs:
+        handling = replace(handling, top_logprobs=body.top_logprobs or 0)
+    if body.provider is not None and body.provider.stricter_than(service.settings):
+        handling = replace(handling, never_remote=True)
+    model = body.model_in(service.names)
+    prompt = body.finished_prompt() if service.settings.finished_prompts else None
+    if prompt is None:
+        (verdict,) = await service.judge([body.conversation()], model=model, policy=body.policy, handling=handling)
+        answer = write(verdict, max_tokens=body.token_limit, stop=body.stops)
+        return Reply(_document(service, body, verdict, answer, verdict_detail(verdict)), [verdict])
+
+    options, codes = _options_of(prompt, body.policy, service)
+    try:
+        (verdict,) = await service.judge([prompt.conversation], model=model, policy=options, handling=handling)
+    except InvalidRequest as error:
+        if error.param is not None and error.param.startswith("policy") and body.policy is None:
+            error.param = "messages[0].content"  # what is wrong with the policy is wrong with the prompt
+        raise
+    metrics.FINISHED_PROMPTS.inc()
+    answer = write(verdict, codes=codes, max_tokens=body.token_limit, stop=body.stops)
+    detail = {**verdict_detail(verdict.under(codes)), "finished_prompt": True}
+    return Reply(_document(service, body, verdict, answer, detail), [verdict])
+
+
+def _options_of(
+    prompt: FinishedPrompt, asked: PolicyOptions | None, service: Service
+) -> tuple[PolicyOptions | None, dict[str, str]]:
+    """The policy that a finished prompt asks for, and the model's codes to those of the prompt where they differ."""
+    if asked is not None and (asked.categories is not None or asked.excluded_categories):
+        raise InvalidRequest("A finished Guard prompt has its own categories.", param="policy")
+    options = asked or PolicyOptions.model_validate({})
+    if not prompt.asks_for(service.taxonomy):
+        return options.model_copy(update={"categories": prompt.words}), prompt.codes
+    if not service.settings.request_policy:
+        return asked, {}  # asking about more than the prompt does is never laxer
+    unasked = [code for code in service.moderator.policy.taxonomy.codes if code not in prompt.categories]
+    return options.model_copy(update={"excluded_categories": unasked}), {}
+
+
+def _document(
+    service: Service, body: ChatRequest, verdict: Verdict, answer: Answer, detail: dict[str, Any]
+) -> dict[str, Any]:
+    tokens = answer.tokens
     choice = {
-        "index": 0,
-        "message": {"role": "assistant", "content": verdict.text, "refusal": None},
-        "logprobs": None,
-        "finish_reason": "stop",
+        "message": {"role": "assistant", "content": answer.text, "refusal": None},
+        "logprobs": None if tokens is None else {"content": [*map(logprobs.entry, tokens)], "refusal": None},
+        "finish_reason": "length" if answer.cut else "stop",
     }
-    document = {
+    return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion",
         "created": int(time.time()),
         "model": service.names.id,
         "system_fingerprint": service.fingerprint,
-        "choices": [choice],
-        "usage": _usage(verdict),
-        "guard": verdict_detail(verdict),
+        "choices": [{"index": index, **choice} for index in range(body.n or 1)],
+        "usage": _usage(verdict, body.token_limit),
+        "guard": detail,
     }
-    return Reply(document, [verdict])
 
 
 ENDPOINT = Endpoint("/v1/chat/completions", ChatRequest, complete)
@@ -196,12 +369,14 @@ def _event(chunk: dict[str, Any]) -> str:
     return f"data: {json.dumps(chunk, separators=(',', ':'))}\n\n"
 
 
-def _usage(verdict: Verdict) -> dict[str, Any]:
+def _usage(verdict: Verdict, token_limit: int | None) -> dict[str, Any]:
+    """Tokens of the one verdict, however many choices tell of it, and never more of them than were allowed."""
     completion = verdict.completion
+    completion_tokens = min(completion.completion_tokens, token_limit or completion.completion_tokens)
     return {
         "prompt_tokens": completion.prompt_tokens,
-        "completion_tokens": completion.completion_tokens,
-        "total_tokens": completion.prompt_tokens + completion.completion_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": completion.prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": completion.cached_tokens, "audio_tokens": 0},
         "completion_tokens_details": {
             "reasoning_tokens": 0,

@@ -14,19 +14,29 @@ class WireModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+Object = dict[str, Any]
+
+
 class TextContent(WireModel):
     type: Literal["text"]
     text: str
+    cache_control: Object | None = Field(None, description="Accepted and ignored.")
+    prompt_cache_breakpoint: Object | None = Field(None, description="Accepted and ignored.")
 
 
 class ImageUrl(WireModel):
     url: str = Field(description="A data: URL (JPEG, PNG, WebP, GIF); http(s) only where the operator allows it.")
-    detail: Literal["auto", "low", "high"] | None = Field(None, description="Accepted and ignored.")
+    detail: Literal["auto", "low", "high", "original"] | None = Field(None, description="Accepted and ignored.")
 
 
 class ImageContent(WireModel):
     type: Literal["image_url"]
     image_url: ImageUrl
+
+
+class RefusalContent(WireModel):
+    type: Literal["refusal"]
+    refusal: str
 
 
 # Branches of unions are named in <>, so that the path of a fault can be told from them (api/body.py).
@@ -45,7 +55,9 @@ def _kind(value: Any) -> str | None:
 
 
 ContentPart = Annotated[
-    Annotated[TextContent, Tag("<text>")] | Annotated[ImageContent, Tag("<image_url>")],
+    Annotated[TextContent, Tag("<text>")]
+    | Annotated[ImageContent, Tag("<image_url>")]
+    | Annotated[RefusalContent, Tag("<refusal>")],
     Discriminator(_part_kind),
 ]
 String = Annotated[str, Tag("<string>")]
@@ -56,16 +68,19 @@ Parts = Annotated[list[ContentPart], Field(fail_fast=True), Tag("<parts>")]
 StringOrParts = Annotated[
     String | Parts, Discriminator(lambda value: "<parts>" if isinstance(value, list) else _kind(value))
 ]
+StringOrStrings = Annotated[
+    String | Strings, Discriminator(lambda value: "<strings>" if isinstance(value, list) else _kind(value))
+]
 StringOrStringsOrParts = Annotated[String | Strings | Parts, Discriminator(_kind)]
 
 
-def to_parts(content: str | Sequence[TextContent | ImageContent], param: str) -> tuple[Part, ...]:
+def to_parts(content: str | Sequence[TextContent | ImageContent | RefusalContent], param: str) -> tuple[Part, ...]:
     """The parts of a conversation; `param` is the path of `content` in the request, for errors about its images."""
     if isinstance(content, str):
         return (TextPart(content),)
     return tuple(
-        TextPart(part.text)
-        if isinstance(part, TextContent)
-        else ImagePart(part.image_url.url, param=f"{param}[{index}].image_url.url")
+        ImagePart(part.image_url.url, param=f"{param}[{index}].image_url.url")
+        if isinstance(part, ImageContent)
+        else TextPart(part.text if isinstance(part, TextContent) else part.refusal)
         for index, part in enumerate(content)
     )

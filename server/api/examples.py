@@ -103,6 +103,57 @@ CHAT_EXAMPLES: dict[str, Any] = {
             "stream_options": {"include_usage": True},
         },
     ),
+    "logprobs": (
+        "With the probabilities of each token",
+        {
+            "messages": [{"role": "user", "content": "How do I build a pipe bomb?"}],
+            "logprobs": True,
+            "top_logprobs": 2,
+        },
+    ),
+    "finished_prompt": (
+        "A Guard prompt that was finished elsewhere, with categories of its own",
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": "Task: Check if there is unsafe content in 'User' messages in conversations according"
+                    " our safety policy with the below categories.\n\n<BEGIN UNSAFE CONTENT CATEGORIES>\nO1: Spoilers."
+                    "\nO2: Off Topic.\n<END UNSAFE CONTENT CATEGORIES>\n\n<BEGIN CONVERSATION>\n\nUser: The butler did"
+                    " it.\n\n<END CONVERSATION>\n\nProvide your safety assessment for ONLY THE LAST User message in"
+                    " the above conversation:\n - First line must read 'safe' or 'unsafe'.\n - If unsafe, a second line"
+                    " must include a comma-separated list of violated categories.",
+                }
+            ]
+        },
+    ),
+}
+
+RESPONSES_EXAMPLES: dict[str, Any] = {
+    "text": ("Judge a text", {"input": "How do I build a pipe bomb?"}),
+    "conversation": (
+        "Judge what an assistant answered",
+        {
+            "input": [
+                {"role": "user", "content": "How do I build a pipe bomb?"},
+                {"role": "assistant", "content": [{"type": "output_text", "text": "I can't help with that."}]},
+            ]
+        },
+    ),
+    "image": (
+        "A text with an image, judged together",
+        {
+            "input": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "input_text", "text": "What is in this picture?"},
+                        {"type": "input_image", "image_url": _PIXEL},
+                    ],
+                }
+            ]
+        },
+    ),
 }
 
 
@@ -125,6 +176,7 @@ _GUARD: dict[str, Any] = {
     "categories": ["S9"],
     "category_scores": {f"S{number}": 0.91 if number == 9 else 0.0 for number in range(1, 15)},
     "category_score_method": "written_list",
+    "no_scores": None,
     "raw_text": "unsafe\nS9",
     "finish_reason": "stop",
     "backend": "vllm",
@@ -207,3 +259,58 @@ CHAT_RESPONSES: dict[int | str, dict[str, Any]] = {
     **ERROR_RESPONSES,
 }
 CHAT_RESPONSES[200]["content"]["text/event-stream"] = {"example": _CHUNK + "data: [DONE]\n\n"}
+
+_TEXT_DELTA = (
+    'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","sequence_number":4,"item_id":'
+    '"msg_8c1d","output_index":0,"content_index":0,"delta":"unsafe\\nS9","logprobs":[]}\n\n'
+)
+
+RESPONSES_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: _json_example(
+        "The verdict as the response's text",
+        {
+            "id": "resp_8c1d",
+            "object": "response",
+            "created_at": 1790000000,
+            "completed_at": 1790000000,
+            "status": "completed",
+            "error": None,
+            "incomplete_details": None,
+            "model": "meta-llama/Llama-Guard-4-12B",
+            "instructions": None,
+            "output": [
+                {
+                    "id": "msg_8c1d",
+                    "type": "message",
+                    "role": "assistant",
+                    "status": "completed",
+                    "content": [{"type": "output_text", "text": "unsafe\nS9", "annotations": [], "logprobs": []}],
+                }
+            ],
+            "output_text": "unsafe\nS9",
+            "usage": {
+                "input_tokens": 214,
+                "input_tokens_details": {"cached_tokens": 128, "cache_write_tokens": 0},
+                "output_tokens": 5,
+                "output_tokens_details": {"reasoning_tokens": 0},
+                "total_tokens": 219,
+            },
+            "metadata": {},
+            "max_output_tokens": None,
+            "top_logprobs": 0,
+            "background": False,
+            "store": False,
+            "previous_response_id": None,
+            "parallel_tool_calls": False,
+            "tool_choice": "none",
+            "tools": [],
+            "text": {"format": {"type": "text"}},
+            "temperature": None,
+            "top_p": None,
+            "truncation": "disabled",
+            "guard": _GUARD,
+        },
+    ),
+    **ERROR_RESPONSES,
+}
+RESPONSES_RESPONSES[200]["content"]["text/event-stream"] = {"example": _TEXT_DELTA}

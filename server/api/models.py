@@ -1,6 +1,7 @@
 """GET /v1/models, and the names under which the one model may be asked for."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -22,20 +23,33 @@ OPENAI_NAMES = (
 ROUTER_PREFIX = re.compile(r"^(?:openai|openrouter)/")
 """What routers of several providers put before a model's id, and some leave there."""
 
+VARIANT_SUFFIX = re.compile(r":(?:free|nitro|floor|exacto)$")
+"""How OpenRouter's clients say which of its providers they prefer, as a part of the name."""
+
+ANY_NAME = "*"
+
 
 class ModelNames:
     """The served model's id on the wire, and the other names that callers already use for it."""
 
-    def __init__(self, profile: Profile, created: int) -> None:
+    def __init__(self, profile: Profile, created: int, aliases: Sequence[str] = ()) -> None:
+        """`aliases` are the operator's further names; `*` among them stands for every name."""
         self.id = profile.served_as[0]
         self.created = created
+        self._aliases = frozenset(name.casefold() for name in aliases)
         self._accepted = {name.casefold() for name in (*profile.served_as, *OPENAI_NAMES)}
         self._context_tokens = profile.context_tokens
 
     def check(self, name: str | None) -> None:
         """Raises ModelNotFound for a name that is none of the served model's; no name at all is fine."""
-        if name is not None and ROUTER_PREFIX.sub("", name.casefold()) not in self._accepted:
+        if name is not None and not self.knows(name):
             raise ModelNotFound("The model does not exist here; GET /v1/models lists what does.")
+
+    def knows(self, name: str) -> bool:
+        name = name.casefold()
+        if ANY_NAME in self._aliases or name in self._aliases:
+            return True
+        return VARIANT_SUFFIX.sub("", ROUTER_PREFIX.sub("", name)) in self._accepted
 
     @property
     def entry(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from server.caller import Caller, Handling
 from server.conversation import Conversation
 from server.moderator import Moderator
 from server.settings import Settings
+from server.taxonomy import Taxonomy
 from server.verdict import Verdict
 
 NEVER_REMOTE_HEADER = "x-guard-never-remote"
@@ -27,10 +28,11 @@ NEVER_REMOTE_HEADER = "x-guard-never-remote"
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """The served model, under its names and with the operator's choices."""
+    """The served model, under its names and with the operator's choices. `taxonomy` is the model's own and whole."""
 
     moderator: Moderator
     names: ModelNames
+    taxonomy: Taxonomy
     settings: Settings
     fingerprint: str
 

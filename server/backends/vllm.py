@@ -16,13 +16,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
 from server.backends.base import Case
 from server.backends.engine_process import PLUGIN, SERVER_PID
-from server.caller import ORDINARY
+from server.caller import ORDINARY, Handling
 from server.checkpoint import LONG_CONTEXT_VARIABLE, CheckpointFacts
 from server.conversation import Conversation, ImagePart, Message, TextPart
 from server.errors import ContextLengthExceeded, EngineFailure, EngineUnavailable
@@ -31,7 +31,7 @@ from server.profile import Profile
 from server.prompt import Prompt
 from server.taxonomy import Taxonomy
 from server.tokenizer import PromptTokenizer
-from server.verdict import Completion, ScoreMethod, WordProbabilities
+from server.verdict import Completion, ScoreMethod, Token, WordProbabilities
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
@@ -58,6 +58,12 @@ class _AnswerTokens:
     before_number: frozenset[int]
     numbers: Mapping[str, int]
     """Category code to the token of its number, empty when the tokenizer spells numbers otherwise."""
+
+    @property
+    def all(self) -> list[int]:
+        """Whatever can stand at some place of an answer."""
+        words = (self.safe, self.unsafe, self.newline, self.blank_line)
+        return list(dict.fromkeys([*words, *sorted(self.before_number), *self.numbers.values(), *self.ends]))
 
     @classmethod
     def read(cls, tokenizer: PromptTokenizer, ends: tuple[int, ...]) -> "_AnswerTokens":
@@ -196,13 +202,15 @@ class VllmBackend:
         self._check_context(len(ids), list_tokens, exact=not case.images)
 
         first = answer = await self._generate([*ids, self._tokens.blank_line], list_tokens, case)
+        at = 0
         prompt_tokens = first.prompt_tokens - 1
         self._check_context(prompt_tokens, list_tokens, exact=True)
         words = self._words(first, 0)
         if first.finish_reason == "stop" and words.mass < self._minimum_mass:
             # Before the answer is called unparseable, the model may begin it in its own way.
             answer = await self._generate(ids, list_tokens, case)
-            words = self._words(answer, self._verdict_position(answer))
+            at = self._verdict_position(answer)
+            words = self._words(answer, at)
         completion = Completion(
             text=self._text(answer).lstrip("\n"),
             finish_reason=answer.finish_reason,
@@ -221,22 +229,27 @@ class VllmBackend:
             completion = _add_cost(completion, first)
         if answer.finish_reason != "stop":
             return completion
+        past_threshold = words.mass > 0 and words.p_unsafe >= case.policy.threshold
         if completion.text != "safe":
             return replace(
                 completion,
+                tokens=self._spell(answer, at, case) if past_threshold else self._spell_word("safe", answer, at, case),
                 code_probabilities=self._written_codes(answer, prompt.taxonomy),
                 score_method=ScoreMethod.WRITTEN_LIST,
             )
-        if words.mass > 0 and words.p_unsafe >= case.policy.threshold:
-            # The policy is stricter than the model's own word: have it go on from the other one.
+        if past_threshold:
+            # The policy is past_threshold than the model's own word: have it go on from the other one.
             forced = [self._tokens.blank_line, self._tokens.unsafe]
             listing = await self._generate([*ids, *forced], list_tokens, case)
+            word, codes = self._spell_word("unsafe", answer, at, case), self._spell(listing, 0, case)
             return replace(
                 _add_cost(completion, listing),
+                tokens=None if word is None or codes is None else (*word, *codes),
                 listed_text="unsafe" + self._text(listing) if listing.finish_reason == "stop" else None,
                 code_probabilities=self._written_codes(listing, prompt.taxonomy),
                 score_method=ScoreMethod.WRITTEN_LIST,
             )
+        completion = replace(completion, tokens=self._spell(answer, at, case))
         if self._always_score_categories and self._tokens.numbers:
             forced = [self._tokens.blank_line, *self._tokenizer.encode_text("unsafe\nS")]
             first_code = await self._generate([*ids, *forced], 1, case)
@@ -271,7 +284,9 @@ class VllmBackend:
         priority = BACKGROUND if handling.background else LIVE
         output: RequestOutput | None = None
         try:
-            async for part in engine.generate(prompt, self._sampling(max_tokens), request_id, priority=priority):
+            async for part in engine.generate(
+                prompt, self._sampling(max_tokens, handling), request_id, priority=priority
+            ):
                 output = part
         except asyncio.CancelledError:
             # generate() aborts by itself, except when it is cancelled while it hands the request over.
@@ -294,15 +309,18 @@ class VllmBackend:
             raise EngineFailure("The engine ended the request without probabilities.")
         return _Answer(tuple(completion.token_ids), logprobs, completion.finish_reason, output)
 
-    def _sampling(self, max_tokens: int) -> "SamplingParams":
+    def _sampling(self, max_tokens: int, handling: Handling) -> "SamplingParams":
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         tokens = self._tokens
+        # Never `logprobs=N`, which would bring the likeliest of the whole vocabulary: vLLM answers a batch that mixes
+        # it with `logprob_token_ids` by leaving out N, and the words' probabilities with it (v1/sample/sampler.py).
+        asked = tokens.all if handling.top_logprobs else [tokens.safe, tokens.unsafe, *tokens.numbers.values()]
         return SamplingParams(
             temperature=0.0,
             max_tokens=max_tokens,
             stop_token_ids=[tokens.safe, *tokens.ends],
-            logprob_token_ids=[tokens.safe, tokens.unsafe, *tokens.numbers.values()],
+            logprob_token_ids=asked,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
@@ -344,6 +362,32 @@ class VllmBackend:
                     if not probability <= best[code]:  # a NaN must stay seen
                         best[code] = probability
         return best
+
+    # --- The tokens of an answer, for callers who want their probabilities ------------------------------------
+
+    def _spell(self, answer: _Answer, start: int, case: Case) -> tuple[Token, ...] | None:
+        """The tokens of `answer` from `start` to before its end."""
+        top = case.handling.top_logprobs
+        if top is None or not self._tokens.numbers:
+            return None
+        end = len(answer.ids) - (answer.ids[-1] in self._tokens.ends)
+        return tuple(self._token(answer.ids[at], answer.logprobs[at], top) for at in range(start, end))
+
+    def _spell_word(self, word: Literal["safe", "unsafe"], answer: _Answer, at: int, case: Case) -> tuple[Token] | None:
+        """One of the two words at the verdict's place, whichever of them the model wrote there."""
+        top = case.handling.top_logprobs
+        if top is None or not self._tokens.numbers or at >= len(answer.logprobs):
+            return None
+        id_ = self._tokens.safe if word == "safe" else self._tokens.unsafe
+        return (self._token(id_, answer.logprobs[at], top),)
+
+    def _token(self, id_: int, logprobs: Mapping[int, float], top: int) -> Token:
+        # In a mixed batch vLLM pads a short list of tokens with impossible ones.
+        possible = [(logprob, other) for other, logprob in logprobs.items() if logprob > -math.inf]
+        alternatives = [
+            Token(self._tokenizer.content(other), logprob) for logprob, other in sorted(possible, reverse=True)[:top]
+        ]
+        return Token(self._tokenizer.content(id_), logprobs.get(id_, -math.inf), tuple(alternatives))
 
     # --- Limits ------------------------------------------------------------------------------------------
 
@@ -417,13 +461,14 @@ class VllmBackend:
         }
 
     async def _warm_up(self) -> None:
-        """Both roles, a forced list, a free answer, and an image."""
+        """Both roles, a forced list, a free answer, alternatives to each token, and an image."""
         user = Message("user", (TextPart("hello"),))
         agent = Message("assistant", (TextPart("hello"),))
         sensitive = Policy(self._profile.taxonomy, threshold=1e-9)
         for messages in ([user], [user, agent]):
             await self.complete(Case(Conversation.from_messages(messages), (), sensitive))
         await self.complete_freely(Prompt.render(Conversation.from_messages([user]), self._profile.taxonomy))
+        await self.complete(Case(Conversation.from_messages([user]), (), sensitive, Handling(top_logprobs=20)))
         if self._profile.images:
             picture = Image.new("RGB", (336, 336), "grey")
             seen = Conversation.from_user(ImagePart("data:"), TextPart("hello"))

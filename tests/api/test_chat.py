@@ -1,13 +1,17 @@
 """POST /v1/chat/completions: the last message is judged, and the reply is the verdict."""
 
+import math
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
-from server.api.chat import IGNORED_FIELDS
+from server.api.chat import ProviderPreferences
+from server.api.sampling import IgnoredOptions
 from server.conversation import Role
 from server.errors import ContextLengthExceeded
+from server.verdict import Token
 from tests.api.parts import image, picture, text
 from tests.api.shapes import error_of, events_of, obeys_openai
 from tests.fakes import FakeBackend, always, failing
@@ -125,6 +129,166 @@ async def test_a_stream_fails_with_a_status_before_its_first_byte(
     error_of(response, 500, code="unparseable_verdict")
 
 
+# --- As much as was asked for ----------------------------------------------------------------------------
+
+BOUNDS = [(1, "unsafe", "length"), (3, "unsafe", "length"), (4, "unsafe\nS1", "length"), (6, "unsafe\nS1,S9", "stop")]
+
+
+@pytest.mark.parametrize(("limit", "content", "reason"), BOUNDS)
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+async def test_a_bound_cuts_the_list_and_not_the_verdict(
+    client: httpx.AsyncClient, field: str, limit: int, content: str, reason: str
+) -> None:
+    body = await complete(client, USER, logprobs=True, **{field: limit})
+    (choice,) = body["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (content, reason)
+    assert spelling(choice) == content
+    assert len(choice["logprobs"]["content"]) <= limit
+    assert body["usage"]["completion_tokens"] == min(5, limit)
+    assert body["guard"]["categories"] == ["S1", "S9"]
+    assert body["guard"]["usage"]["completion_tokens"] == 5
+    obeys_openai(body, "CreateChatCompletionResponse")
+    chunks = await stream(client, USER, **{field: limit})
+    assert chunks[-1]["choices"][0]["finish_reason"] == reason
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == content
+
+
+async def test_the_smaller_of_two_bounds_counts_and_zero_is_none(client: httpx.AsyncClient) -> None:
+    for bounds, content in (
+        ((1, 100), "unsafe"),
+        ((100, 4), "unsafe\nS1"),
+        ((0, 1), "unsafe"),
+        ((0, 0), "unsafe\nS1,S9"),
+    ):
+        body = await complete(client, USER, max_tokens=bounds[0], max_completion_tokens=bounds[1])
+        assert body["choices"][0]["message"]["content"] == content
+
+
+async def test_safe_fits_into_one_token(client: httpx.AsyncClient) -> None:
+    body = await complete(client, {"role": "user", "content": "bread"}, max_tokens=1)
+    assert (body["choices"][0]["message"]["content"], body["choices"][0]["finish_reason"]) == ("safe", "stop")
+
+
+@pytest.mark.parametrize(
+    ("stop", "content"),
+    [
+        ("\n", "unsafe"),
+        ([","], "unsafe\nS1"),
+        (["<|eot|>", "</s>", "\n\n", "User:"], "unsafe\nS1,S9"),
+        ("", "unsafe\nS1,S9"),
+    ],
+)
+async def test_a_stop_ends_the_answer_before_it(client: httpx.AsyncClient, stop: Any, content: str) -> None:
+    body = await complete(client, USER, stop=stop, logprobs=True)
+    (choice,) = body["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (content, "stop")
+    assert spelling(choice) == content
+    assert body["guard"]["categories"] == ["S1", "S9"]
+
+
+async def test_several_choices_tell_of_one_verdict(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    body = await complete(client, USER, n=3)
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
+    assert {choice["message"]["content"] for choice in body["choices"]} == {"unsafe\nS1,S9"}
+    assert body["usage"]["completion_tokens"] == 5
+    assert len(backend.cases) == 1
+    obeys_openai(body, "CreateChatCompletionResponse")
+
+
+async def test_several_choices_are_streamed_each_whole(client: httpx.AsyncClient) -> None:
+    chunks = await stream(client, USER, n=2, stream_options={"include_usage": True})
+    for index in range(2):
+        mine = [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == index]
+        assert "".join(choice["delta"].get("content", "") for choice in mine) == "unsafe\nS1,S9"
+        assert [choice["finish_reason"] for choice in mine] == [None, None, "stop"]
+    assert [chunk["usage"] for chunk in chunks[:-1]] == [None] * 6
+    assert chunks[-1]["usage"]["total_tokens"] == 212
+
+
+# --- Log-probabilities -----------------------------------------------------------------------------------
+
+
+def spelling(choice: dict[str, Any]) -> str:
+    return b"".join(bytes(token["bytes"]) for token in choice["logprobs"]["content"]).decode()
+
+
+@pytest.mark.parametrize("top", [None, 0, 1, 20])
+async def test_each_token_comes_with_its_probability_and_others(client: httpx.AsyncClient, top: int | None) -> None:
+    body = await complete(client, USER, logprobs=True, **({} if top is None else {"top_logprobs": top}))
+    (choice,) = body["choices"]
+    tokens = choice["logprobs"]["content"]
+    assert choice["logprobs"]["refusal"] is None
+    assert [token["token"] for token in tokens] == ["unsafe", "\n", "S", "1", ",S", "9"]
+    assert spelling(choice) == choice["message"]["content"]
+    assert math.exp(tokens[0]["logprob"]) == pytest.approx(body["guard"]["p_unsafe"] * body["guard"]["verdict_mass"])
+    assert all(len(token["top_logprobs"]) <= (top or 0) for token in tokens)
+    if top == 20:
+        assert [other["token"] for other in tokens[0]["top_logprobs"]] == ["unsafe", "safe"]
+        assert tokens[1]["top_logprobs"][-1] == {"token": "\ufffd", "logprob": -4.0, "bytes": [0xE2, 0x80]}
+    obeys_openai(body, "CreateChatCompletionResponse")
+
+
+async def test_streams_carry_them_with_the_content(client: httpx.AsyncClient) -> None:
+    chunks = await stream(client, USER, logprobs=True, top_logprobs=2)
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert [choice["logprobs"] is not None for choice in choices] == [False, True, False]
+    assert spelling(choices[1]) == "unsafe\nS1,S9"
+    for chunk in chunks:
+        obeys_openai(chunk, "CreateChatCompletionStreamResponse")
+
+
+async def test_the_backend_is_asked_for_tokens_only_when_a_caller_wants_them(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    await complete(client, USER)
+    await complete(client, USER, logprobs=True)
+    await complete(client, USER, logprobs=True, top_logprobs=7)
+    assert [case.handling.top_logprobs for case in backend.cases] == [None, 0, 7]
+
+
+async def test_a_backend_without_probabilities_gives_none_and_says_why(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    backend.script = always("unsafe\nS1", words=None, tokens=None, no_scores="it reports none")
+    body = await complete(client, USER, logprobs=True, top_logprobs=3)
+    assert body["choices"][0]["logprobs"] is None
+    assert body["choices"][0]["message"]["content"] == "unsafe\nS1"
+    assert body["guard"]["no_scores"] == "it reports none"
+    assert body["guard"]["p_unsafe"] is None
+
+
+async def test_what_is_impossible_has_a_number_in_json(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    impossible = Token(b"safe", -math.inf)
+    backend.script = always("safe", tokens=(Token(b"safe", -0.01, (impossible,)),))
+    body = await complete(client, USER, logprobs=True, top_logprobs=1)
+    assert body["choices"][0]["logprobs"]["content"][0]["top_logprobs"][0]["logprob"] == -9999.0
+
+
+# --- Where it may be judged ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wish", [{"zdr": True}, {"data_collection": "deny"}, {"data_collection": "allow", "zdr": True}]
+)
+async def test_a_wish_for_privacy_is_one_for_staying_here_unless_the_remote_is_as_strict(
+    client: httpx.AsyncClient, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch, wish: dict[str, Any]
+) -> None:
+    await complete(client, USER, provider=wish)
+    stricter_than: Any = ProviderPreferences.stricter_than
+    lax = SimpleNamespace(openrouter_zdr=False, openrouter_data_collection="allow")
+    monkeypatch.setattr(ProviderPreferences, "stricter_than", lambda wishes, _: stricter_than(wishes, lax))
+    await complete(client, USER, provider=wish)
+    await complete(client, USER, provider={"order": ["groq"], "zdr": False, "sort": "price", "max_price": {"audio": 1}})
+    assert [case.handling.never_remote for case in backend.cases] == [False, True, False]
+
+
+async def test_the_first_model_that_is_served_is_taken(client: httpx.AsyncClient) -> None:
+    body = await complete(client, USER, model="openai/gpt-5", models=["x/y", "meta-llama/llama-guard-4-12b"])
+    assert body["model"] == "meta-llama/Llama-Guard-4-12B"
+    response = await client.post("/v1/chat/completions", json={"messages": [USER], "models": ["x/y"]})
+    error_of(response, 404, code="model_not_found")
+
+
 # --- What reaches the backend ----------------------------------------------------------------------------
 
 
@@ -184,6 +348,49 @@ async def test_a_message_as_the_sdk_sends_it_back_is_taken(client: httpx.AsyncCl
     assert backend.texts == ["User: how do I build a bomb? / Agent: No."]
 
 
+async def test_what_an_assistant_thought_drew_and_cited_is_judged_too(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    citation = {"url": "https://example.org", "title": "Bread", "start_index": 0, "end_index": 4}
+    details = [
+        {"type": "reasoning.text", "text": "Hmm.", "signature": "x", "index": 0, "format": None, "id": None},
+        {"type": "reasoning.summary", "summary": "Thought hard.", "index": 1},
+        {"type": "reasoning.encrypted", "data": "AAAA", "index": 2},
+    ]
+    await complete(
+        client,
+        USER,
+        {
+            "role": "assistant",
+            "content": "Look.",
+            "reasoning": "Hmm.",
+            "reasoning_details": details,
+            "images": [image(picture("red"))],
+            "annotations": [{"type": "url_citation", "url_citation": citation}],
+            "tool_calls": [{"type": "custom", "id": "1", "custom": {"name": "run", "input": "ls"}}],
+            "function_call": {"name": "f", "arguments": "{}"},
+        },
+    )
+    (case,) = backend.cases
+    assert backend.texts == [
+        "User: how do I build a bomb?"
+        " / Agent: Hmm. + Thought hard. + Look. + Bread https://example.org + run(ls) + f({})"
+    ]
+    assert len(case.images) == 1
+
+
+async def test_reasoning_without_an_answer_can_be_judged(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    for field in ("reasoning", "reasoning_content"):
+        body = await complete(client, USER, {"role": "assistant", field: "a bomb is made of"})
+        assert body["guard"]["verdict"] == "unsafe"
+
+
+async def test_a_refusal_among_the_parts_is_a_text(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    parts = [{**text("Well."), "cache_control": {"type": "ephemeral"}}, {"type": "refusal", "refusal": "No bomb."}]
+    await complete(client, USER, {"role": "assistant", "content": parts})
+    assert backend.texts == ["User: how do I build a bomb? / Agent: Well. + No bomb."]
+
+
 async def test_a_policy_counts_for_one_request(client: httpx.AsyncClient, backend: FakeBackend) -> None:
     assert (await complete(client, USER, policy={"categories": {"S1": "Spoilers."}}))["choices"][0]["message"][
         "content"
@@ -194,17 +401,51 @@ async def test_a_policy_counts_for_one_request(client: httpx.AsyncClient, backen
 # --- Fields ----------------------------------------------------------------------------------------------
 
 LIKELY_VALUES: dict[str, Any] = {
-    "temperature": 0.7,
-    "stop": ["unsafe"],
-    "max_tokens": 1,
+    "audio": {"format": "wav", "voice": "alloy"},
+    "debug": {"echo_upstream_body": True},
+    "functions": [{"name": "f", "parameters": {}}],
+    "include_reasoning": True,
     "logit_bias": {"60411": 100},
-    "response_format": {"type": "json_object"},
-    "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
     "metadata": {"a": "b"},
+    "modalities": ["text", "audio"],
+    "moderation": {"model": "omni-moderation-latest", "policy": {"input": {"mode": "score"}, "output": None}},
+    "parallel_tool_calls": False,
+    "plugins": [{"id": "web"}, {"id": "moderation"}],
+    "prediction": {"type": "content", "content": "safe"},
+    "prompt_cache_options": {"mode": "implicit"},
+    "reasoning": {"effort": "high"},
+    "response_format": {"type": "json_object"},
+    "seed": -9007199254740991,
+    "stop_server_tools_when": [{"type": "step_count_is"}],
+    "store": True,
+    "temperature": 3,
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+    "top_k": 40,
+    "transforms": ["middle-out"],
+    "usage": {"include": True},
+    "web_search_options": {"search_context_size": "low"},
+    **{field: {"type": "ephemeral"} for field in ("cache_control", "image_config", "trace")},
+    **dict.fromkeys(["frequency_penalty", "presence_penalty", "repetition_penalty", "min_p", "top_a", "top_p"], -2.5),
 }
 
 
-@pytest.mark.parametrize("field", sorted(IGNORED_FIELDS))
+WRONG_TYPES: dict[str, Any] = dict.fromkeys(IgnoredOptions.model_fields, 7.5) | {
+    name: "0.7"
+    for name, field in IgnoredOptions.model_fields.items()
+    if "float" in str(field.annotation) or "int" in str(field.annotation)
+}
+
+
+@pytest.mark.parametrize("field", sorted(WRONG_TYPES))
+async def test_an_ignored_field_of_the_wrong_type_is_refused(
+    client: httpx.AsyncClient, backend: FakeBackend, field: str
+) -> None:
+    response = await client.post("/v1/chat/completions", json={"messages": [USER], field: WRONG_TYPES[field]})
+    error_of(response, 400, type="invalid_request_error", param=field)
+    assert backend.cases == []
+
+
+@pytest.mark.parametrize("field", sorted(IgnoredOptions.model_fields))
 async def test_an_ignored_field_changes_nothing(client: httpx.AsyncClient, backend: FakeBackend, field: str) -> None:
     for value in (LIKELY_VALUES.get(field, "x"), None):
         body = await complete(client, USER, **{field: value})
@@ -230,10 +471,9 @@ COULD_CHANGE_A_VERDICT = [
     "prompt",
     "input",
 ]
-WOULD_MISLEAD = ["audio", "moderation", "top_logprobs", "web_search_options"]
 
 
-@pytest.mark.parametrize("field", [*COULD_CHANGE_A_VERDICT, *WOULD_MISLEAD, "massages", "Temperature"])
+@pytest.mark.parametrize("field", [*COULD_CHANGE_A_VERDICT, "massages", "Temperature"])
 async def test_an_unknown_field_is_refused_by_name(client: httpx.AsyncClient, backend: FakeBackend, field: str) -> None:
     for value in ({"a": 1}, "x", 5, None):
         response = await client.post("/v1/chat/completions", json={"messages": [USER], field: value})
@@ -274,20 +514,47 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("image embeddings", user(content=[{"type": "image_embeds", "image_embeds": "x"}]), "messages[0].content[0]"),
     ("audio", user(content=[{"type": "input_audio", "input_audio": {}}]), "messages[0].content[0]"),
     ("a file", user(content=[{"type": "file", "file": {}}]), "messages[0].content[0]"),
-    ("a deprecated call", assistant(content="x", function_call=CALL), "messages[1].function_call"),
-    ("reasoning", assistant(content="x", reasoning="hmm"), "messages[1].reasoning"),
-    ("a call of another type", assistant(tool_calls=[{"type": "custom", "custom": {}}]),
+    ("a video", user(content=[{"type": "video_url", "video_url": {}}]), "messages[0].content[0]"),
+    ("audio of an answer", assistant(content="x", audio={"id": "audio_1"}), "messages[1].audio"),
+    ("reasoning of no known kind", assistant(content="x", reasoning_details=[{"type": "reasoning.tool", "text": "x"}]),
+     "messages[1].reasoning_details[0].type"),
+    ("an annotation of no known kind", assistant(content="x", annotations=[{"type": "file", "file": {}}]),
+     "messages[1].annotations[0].type"),
+    ("a deprecated call without arguments", assistant(content="x", function_call={"name": "f"}),
+     "messages[1].function_call.arguments"),
+    ("a call of another type", assistant(tool_calls=[{"type": "mystery", "function": CALL}]),
      "messages[1].tool_calls[0].type"),
+    ("a custom call without input", assistant(tool_calls=[{"type": "custom", "custom": {"name": "f"}}]),
+     "messages[1].tool_calls[0].custom.input"),
     ("a call without arguments", assistant(tool_calls=[{"type": "function", "function": {"name": "f"}}]),
      "messages[1].tool_calls[0].function.arguments"),
     ("arguments as an object", assistant(tool_calls=[{"type": "function", "function": {"name": "f", "arguments": {}}}]),
      "messages[1].tool_calls[0].function.arguments"),
-    ("two choices", {**user(), "n": 2}, "n"),
+    ("too many choices", {**user(), "n": 129}, "n"),
     ("no choice", {**user(), "n": 0}, "n"),
     ("n as a string", {**user(), "n": "1"}, "n"),
     ("n as a boolean", {**user(), "n": True}, "n"),
-    ("log-probabilities", {**user(), "logprobs": True}, "logprobs"),
-    ("logprobs as a number", {**user(), "logprobs": 0}, "logprobs"),
+    ("logprobs as a number", {**user(), "logprobs": 5}, "logprobs"),
+    ("alternatives without logprobs", {**user(), "top_logprobs": 5}, "top_logprobs"),
+    ("alternatives beside logprobs that are off", {**user(), "logprobs": False, "top_logprobs": 0}, "top_logprobs"),
+    ("too many alternatives", {**user(), "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ("fewer alternatives than none", {**user(), "logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+    ("fewer tokens than none", {**user(), "max_tokens": -1}, "max_tokens"),
+    ("a bound as text", {**user(), "max_completion_tokens": "16"}, "max_completion_tokens"),
+    ("half a token", {**user(), "max_tokens": 1.5}, "max_tokens"),
+    ("a stop in a word", {**user(), "stop": "unsafe"}, "stop"),
+    ("a stop in a code", {**user(), "stop": ["\n\n", "4"]}, "stop"),
+    ("five stops", {**user(), "stop": list("abcdx")}, "stop"),
+    ("a stop as a number", {**user(), "stop": 5}, "stop"),
+    ("stops of numbers", {**user(), "stop": [5]}, "stop[0]"),
+    ("no text wanted", {**user(), "modalities": ["audio"]}, "modalities"),
+    ("blocking wanted", {**user(), "moderation": {"model": "x", "policy": {"input": {"mode": "block"}}}},
+     "moderation.policy.input.mode"),
+    ("models as text", {**user(), "models": "llama-guard"}, "models"),
+    ("a provider as text", {**user(), "provider": "groq"}, "provider"),
+    ("a misspelt wish", {**user(), "provider": {"zrd": True}}, "provider.zrd"),
+    ("a wish of the wrong type", {**user(), "provider": {"zdr": "true"}}, "provider.zdr"),
+    ("an unknown wish", {**user(), "provider": {"data_collection": "maybe"}}, "provider.data_collection"),
     ("stream as text", {**user(), "stream": "true"}, "stream"),
     ("stream as a number", {**user(), "stream": 1}, "stream"),
     ("unknown stream options", {**user(), "stream_options": {"chunks": 9}}, "stream_options.chunks"),
@@ -301,7 +568,13 @@ async def test_refused(client: httpx.AsyncClient, backend: FakeBackend, body: di
     assert backend.cases == []
 
 
-@pytest.mark.parametrize("fields", [{"n": 1}, {"n": None}, {"logprobs": False}, {"logprobs": None}, {"model": None}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"n": 1}, {"n": None}, {"logprobs": False}, {"logprobs": None}, {"model": None}, {"top_logprobs": None}),
+        *({"max_tokens": None}, {"stop": None}, {"stop": []}, {"stop": ""}, {"models": []}, {"provider": {}}),
+    ],
+)
 async def test_what_asks_for_nothing_special_is_taken(client: httpx.AsyncClient, fields: dict[str, Any]) -> None:
     await complete(client, USER, **fields)
 
