@@ -17,7 +17,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "taxonomy", "caller"),
     ("conversation", "policy"),
     ("verdict",),
-    ("tokenizer", "admission", "metrics", "fetch", "profile"),
+    ("tokenizer", "admission", "rate_limit", "metrics", "fetch", "profile"),
     ("prompt", "images", "checkpoint"),
     ("template_check", "memory", "settings"),
     ("backends.engine_process", "backends.torch_companions", "backends.base"),
@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("readiness", "store"),
     ("api",),
     ("app",),
-    ("serve", "check", "doctor"),
+    ("serve", "check", "doctor", "keys"),
     ("__main__",),
 )
 """Modules and packages of server/, the lowest first: each may import from lower floors only."""
