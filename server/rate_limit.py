@@ -39,24 +39,23 @@ class Allowance:
 
 
 class RateLimits:
-    """The buckets of all keys. Whoever has no limit costs nothing here and is never refused.
-
-    Of a bucket only the time is kept at which it is full again: from that and the limit follows the balance.
-    """
+    """The buckets of all keys. Whoever has no limit costs nothing here and is never refused."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._full_at: dict[tuple[str, Unit], float] = {}
+        self._balances: dict[tuple[str, Unit], tuple[float, float]] = {}
+        """What was left, and when that was. A bucket that is not here is full."""
 
     def take_request(self, caller: Caller) -> None:
         """Count one request of `caller`. Raises RequestLimitReached or TokenLimitReached, and then counts nothing."""
+        now = self._clock()
         for unit in Unit:
             limit = _limit(caller, unit)
-            if limit is not None and (wait := self._seconds_until_one(caller, unit, limit)) > 0:
+            if limit is not None and (missing := 1 - self._balance(caller, unit, limit, now)) > ROUNDING:
                 raise REACHED[unit](
                     f"The key's limit of {limit} {unit} per minute is reached.",
                     # Whole seconds, so upwards: a try that comes when it was told to must not come too early.
-                    retry_after=max(1, math.ceil(wait)),
+                    retry_after=math.ceil(missing * MINUTE_S / limit),
                 )
         self._debit(caller, Unit.REQUESTS, 1)
 
@@ -69,25 +68,19 @@ class RateLimits:
         limit = _limit(caller, unit)
         if limit is None:
             return None
-        missing_s = self._missing_s(caller, unit)
-        return Allowance(limit, max(0, math.floor(self._balance(limit, missing_s) + ROUNDING)), missing_s)
+        balance = self._balance(caller, unit, limit, self._clock())
+        return Allowance(limit, max(0, math.floor(balance + ROUNDING)), (limit - balance) * MINUTE_S / limit)
 
     def _debit(self, caller: Caller, unit: Unit, amount: int) -> None:
         limit = _limit(caller, unit)
         if limit is not None:
-            full_at = self._clock() + self._missing_s(caller, unit) + amount * MINUTE_S / limit
-            self._full_at[caller.owner, unit] = full_at
+            now = self._clock()
+            self._balances[caller.owner, unit] = (self._balance(caller, unit, limit, now) - amount, now)
 
-    def _missing_s(self, caller: Caller, unit: Unit) -> float:
-        """Seconds until the bucket is full."""
-        return max(0.0, self._full_at.get((caller.owner, unit), -math.inf) - self._clock())
-
-    def _seconds_until_one(self, caller: Caller, unit: Unit, limit: int) -> float:
-        missing = 1 - self._balance(limit, self._missing_s(caller, unit))
-        return 0.0 if missing <= ROUNDING else missing * MINUTE_S / limit
-
-    def _balance(self, limit: int, missing_s: float) -> float:
-        return limit - missing_s * limit / MINUTE_S
+    def _balance(self, caller: Caller, unit: Unit, limit: int, now: float) -> float:
+        """What is left at `now`; below nothing while there is a debt."""
+        left, since = self._balances.get((caller.owner, unit), (float(limit), 0.0))
+        return min(float(limit), left + (now - since) * limit / MINUTE_S)
 
 
 def _limit(caller: Caller, unit: Unit) -> int | None:
