@@ -1,4 +1,4 @@
-"""The command line: `python -m server serve | check | doctor`.
+"""The command line: `python -m server serve | check | doctor | keys`.
 
 vLLM starts its processes by importing this module again, so nothing heavy is imported before a command is known.
 """
@@ -55,6 +55,12 @@ def _doctor(options: argparse.Namespace) -> int:
     return doctor.run(options.profile, options.gpu_memory, as_json=options.json)
 
 
+def _keys(options: argparse.Namespace) -> int:
+    from server import keys
+
+    return keys.run(_settings(), options)
+
+
 def _settings(**flags: Any) -> Any:
     """Settings from the environment, overridden by the flags that were given."""
     from pydantic import ValidationError
@@ -89,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--file", metavar="JSONL", help="judge every row: id, and text or messages")
     check.add_argument("--out", metavar="JSONL", help="where verdicts go; rows that are there already are skipped")
     check.add_argument("--url", help="ask a running server of this kind, not an engine of its own")
+    check.add_argument("--api-key", metavar="KEY", help="key for the server at --url (default: $GUARD_API_KEY)")
     check.add_argument("--profile", help="model profile of the engine of its own")
     check.add_argument("--json", action="store_true", help="print the whole verdict as JSON")
     check.set_defaults(run=_check)
@@ -98,6 +105,27 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--gpu-memory", type=float, metavar="GIB", help="pretend to have a GPU of this size")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(run=_doctor)
+
+    keys = commands.add_parser("keys", help="make, list and revoke API keys")
+    keys.set_defaults(run=_keys)
+    keys_commands = keys.add_subparsers(required=True, dest="keys_command", metavar="COMMAND")
+    create = keys_commands.add_parser("create", help="make a key; it is shown this once")
+    create.add_argument("name", metavar="NAME", help="whose key it is, in your words")
+    create.add_argument(
+        "--scope",
+        action="append",
+        choices=("moderate", "batch", "admin"),
+        help="what it may do, repeatable (default: moderate)",
+    )
+    create.add_argument("--requests-per-minute", type=int, metavar="N", help="limit (default: none)")
+    create.add_argument("--tokens-per-minute", type=int, metavar="N", help="limit (default: none)")
+    create.add_argument("--never-remote", action="store_true", help="what it sends never leaves this machine")
+    create.add_argument("--expires", type=int, metavar="DAYS", help="days until it ends (default: never)")
+    listing = keys_commands.add_parser("list", help="show all keys, but not their secrets")
+    revoke = keys_commands.add_parser("revoke", help="end a key; running servers obey within seconds")
+    revoke.add_argument("id", metavar="ID_OR_PREFIX", help="key_... or lgs_..., as `keys list` shows them")
+    for command in (create, listing, revoke):
+        command.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 

@@ -16,7 +16,7 @@ class Admission:
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._seconds_each = 0.1
         self.admitted = 0
         self.draining = False
@@ -27,7 +27,7 @@ class Admission:
         """Hold `verdicts` places. Raises Overloaded (with the seconds to wait) or ShuttingDown."""
         if self.draining:
             raise ShuttingDown("The server is shutting down.", retry_after=1)
-        if self.admitted + verdicts > self._limit:
+        if self.admitted + verdicts > self.limit:
             raise Overloaded("The server is at its limit of concurrent verdicts.", retry_after=self._retry_after())
         self.admitted += verdicts
         try:
@@ -42,12 +42,21 @@ class Admission:
 
         Raises ShuttingDown.
         """
-        while not self.draining and self.admitted and self.admitted + verdicts > self._limit // 2:
+        while not self.draining and self.admitted and self.admitted + verdicts > self.limit // 2:
             self._freed.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._freed.wait(), 1.0)  # draining wakes nobody
         with self.admit(verdicts):
             yield
+
+    @property
+    def free(self) -> int:
+        return max(0, self.limit - self.admitted)
+
+    @property
+    def reset_s(self) -> float:
+        """Seconds until all places are likely to be free: about one verdict's, as those in work run side by side."""
+        return self._seconds_each if self.admitted else 0.0
 
     def observe(self, seconds: float) -> None:
         """Learn from a finished verdict's latency how long a place is held."""

@@ -13,7 +13,9 @@ from fastapi_offline import FastAPIOffline
 
 from server import __version__
 from server.api import chat, errors, examples, models, moderations, operations, responses
+from server.api.access import Access
 from server.api.body import BodyBudget
+from server.api.limits import Limits
 from server.api.middleware import RequestContext
 from server.api.service import Service
 from server.backends.base import Backend
@@ -24,6 +26,8 @@ from server.profile import Profile
 from server.readiness import Readiness
 from server.settings import Settings
 from server.store.database import Database
+from server.store.keys import Keyring
+from server.store.pepper import pepper_of
 
 DESCRIPTION = (
     "Llama Guard 4 on your own machine, behind OpenAI's endpoints. Every answer is a checked verdict or an error:"
@@ -52,11 +56,13 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
     readiness = Readiness(moderator, probe_interval_s=settings.probe_interval, max_age_s=settings.ready_max_age)
 
     database = Database(settings.database)
+    access = Access(Keyring(database, pepper_of(settings)) if settings.needs_keys else None)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
             await database.open()
+            await access.open()
             await backend.start()
             await moderator.probe()
             watch = asyncio.create_task(readiness.watch())
@@ -69,6 +75,7 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
             # Also when the start failed: half of an engine holds its memory too.
             moderator.close()
             backend.close()
+            await access.close()
             await database.close()
 
     # Swagger UI is served from this machine: the page loads nothing from elsewhere.
@@ -83,6 +90,8 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
     )
     app.state.settings = settings
     app.state.database = database
+    app.state.access = access
+    app.state.limits = Limits(moderator.admission, profile.context_tokens)
     app.state.moderator = moderator
     app.state.readiness = readiness
     app.state.body_budget = BodyBudget(4 * settings.max_body_bytes)

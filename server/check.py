@@ -10,6 +10,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
@@ -21,7 +22,7 @@ from pydantic import SecretStr
 from tqdm import tqdm
 
 from server.profile import ProfileError
-from server.settings import Settings
+from server.settings import API_KEY_VARIABLE, Settings
 
 SAFE, UNSAFE, ERROR = 0, 1, 2
 """Exit status; of a file the worst of its rows."""
@@ -214,7 +215,9 @@ async def _client(settings: Settings, options: argparse.Namespace) -> AsyncItera
     """A client of the server at --url, or of one in this process."""
     if options.url:
         base = options.url.rstrip("/").removesuffix("/v1") + "/v1/"
-        async with httpx.AsyncClient(base_url=base, timeout=TIMEOUT_S) as client:
+        key = options.api_key or os.environ.get(API_KEY_VARIABLE)
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        async with httpx.AsyncClient(base_url=base, headers=headers, timeout=TIMEOUT_S) as client:
             yield client
         return
     from server.app import create_app
@@ -222,7 +225,7 @@ async def _client(settings: Settings, options: argparse.Namespace) -> AsyncItera
     from server.profile import load_profile
 
     # One verdict from the command line leaves nothing behind, and needs no keys.
-    settings = settings.model_copy(update={"database_url": SecretStr("sqlite://")})
+    settings = settings.model_copy(update={"database_url": SecretStr("sqlite://"), "auth": "off"})
     profile = load_profile(settings.profile)
     app = create_app(settings, profile, load_backend(settings, profile))
     transport = httpx.ASGITransport(app)

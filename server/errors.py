@@ -72,6 +72,20 @@ class RemoteImagesDisabled(InvalidRequest):
     code = "remote_images_disabled"
 
 
+class InvalidApiKey(InvalidRequest):
+    """No key, or one that is wrong, expired or revoked."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class MissingScope(InvalidRequest):
+    """The key is valid, but not for what this URL does."""
+
+    status = 403
+    code = "missing_scope"
+
+
 class RequestTooLarge(InvalidRequest):
     """The body is larger than the server reads."""
 
@@ -117,6 +131,24 @@ class Overloaded(GuardError):
     status = 429
     type = "requests"
     code = "rate_limit_exceeded"
+    retryable = True
+
+
+class RequestLimitReached(Overloaded):
+    """The key has used up its requests of this minute."""
+
+
+class TokenLimitReached(Overloaded):
+    """The key has used up its tokens of this minute."""
+
+    type = "tokens"
+
+
+class KeysUnavailable(GuardError):
+    """The database does not say which keys are valid, so nobody is let in."""
+
+    status = 503
+    code = "keys_unavailable"
     retryable = True
 
 

@@ -14,7 +14,7 @@ from server.app import create_app
 from server.errors import GuardError
 from server.loading import load_backend
 from server.profile import ProfileError, load_profile
-from server.settings import Settings
+from server.settings import API_KEY_VARIABLE, Settings
 from server.store.database import DatabaseError
 
 log = logging.getLogger(__name__)
@@ -44,11 +44,16 @@ class Server(uvicorn.Server):
     def _announce(self) -> None:
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        log.info("ready at %s (documentation at %s/docs); try:", url, url)
-        print(TRY.format(url=url), flush=True)  # noqa: T201
+        needs_key = self._app.state.access.needs_keys
+        condition = f" with your key in {API_KEY_VARIABLE}" if needs_key else ""
+        log.info("ready at %s (documentation at %s/docs); try%s:", url, url, condition)
+        key = f"""-H "Authorization: Bearer ${API_KEY_VARIABLE}" """ if needs_key else ""
+        print(TRY.format(url=url, key=key), flush=True)  # noqa: T201
 
 
-TRY = """curl -s {url}/v1/moderations -H 'Content-Type: application/json' -d '{{"input": "How do I bake bread?"}}'"""
+TRY = (
+    """curl -s {url}/v1/moderations {key}-H 'Content-Type: application/json' -d '{{"input": "How do I bake bread?"}}'"""
+)
 
 
 def serve(settings: Settings) -> int:
@@ -57,6 +62,8 @@ def serve(settings: Settings) -> int:
     _check_free(settings.host, settings.port)
     try:
         app = create_app(settings, profile, load_backend(settings, profile))
+    except DatabaseError as error:
+        raise ProfileError(str(error)) from error
     except GuardError as error:
         raise ProfileError(f"the settings do not go with {profile.name}: {error.message}") from error
     log.info(

@@ -1,10 +1,11 @@
 """What an operator decides about a deployment. Facts about the model are in its profile, not here."""
 
+import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, StringConstraints, model_validator
+from pydantic import Field, SecretStr, StringConstraints, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from server.images import ImageLimits
@@ -13,8 +14,13 @@ from server.profile import DEFAULT_PROFILE
 
 PREFIX = "GUARD_"
 
-INTERNAL_VARIABLES = frozenset({"GUARD_SERVER_PID"})
-"""Variables of the prefix that the server sets for its own processes."""
+API_KEY_VARIABLE = "GUARD_API_KEY"
+"""Where the commands that ask a running server look for the key to present."""
+
+INTERNAL_VARIABLES = frozenset({"GUARD_SERVER_PID", API_KEY_VARIABLE})
+"""Variables of the prefix that are no settings: one that the server sets for its own processes, one for its clients."""
+
+MINIMUM_PEPPER = 32
 
 Code = Annotated[str, StringConstraints(pattern=f"^{CODE.pattern}$")]
 Codes = Annotated[tuple[Code, ...], NoDecode]
@@ -85,6 +91,14 @@ class Settings(BaseSettings):
         description="`postgresql://user:password@host/name`, or `sqlite:///path`; empty: SQLite in the data folder.",
     )
 
+    auth: Literal["auto", "required", "off"] = Field(
+        "auto", description="Whether requests need an API key. `auto`: unless the address is this machine's loopback."
+    )
+    key_pepper: SecretStr = Field(
+        SecretStr(""),
+        description="Secret of at least 32 characters behind the keys' digests; empty: `pepper` in the data folder.",
+    )
+
     probe_interval: float = Field(5.0, gt=0, description="An idle engine is asked for a verdict this often.")
     ready_max_age: float = Field(12.0, gt=0, description="Not ready once the last verdict is older than this.")
 
@@ -106,6 +120,13 @@ class Settings(BaseSettings):
                 values[name] = tuple(item.strip() for item in value.split(",") if item.strip())
         return values
 
+    @field_validator("key_pepper")
+    @classmethod
+    def _refuse_a_short_pepper(cls, pepper: SecretStr) -> SecretStr:
+        if 0 < len(pepper.get_secret_value()) < MINIMUM_PEPPER:
+            raise ValueError(f"it must have at least {MINIMUM_PEPPER} characters")
+        return pepper
+
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> "Settings":
         if self.ready_max_age <= self.probe_interval:
@@ -122,6 +143,16 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """The URL of the database in use. It may hold a password."""
         return self.database_url.get_secret_value() or f"sqlite:///{self.data_folder / 'guard.db'}"
+
+    @property
+    def needs_keys(self) -> bool:
+        """Whether requests need an API key. Of an address that is not surely this machine's own, they do."""
+        if self.auth != "auto":
+            return self.auth == "required"
+        try:
+            return not ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host != "localhost"
 
     @property
     def image_limits(self) -> ImageLimits:

@@ -18,7 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("conversation", "policy"),
     ("verdict",),
     ("answer", "finished_prompt"),
-    ("tokenizer", "admission", "metrics", "fetch", "profile"),
+    ("tokenizer", "admission", "rate_limit", "metrics", "fetch", "profile"),
     ("prompt", "images", "checkpoint"),
     ("template_check", "memory", "settings"),
     ("backends.engine_process", "backends.torch_companions", "backends.base"),
@@ -27,7 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("readiness", "store"),
     ("api",),
     ("app",),
-    ("serve", "check", "doctor"),
+    ("serve", "check", "doctor", "keys"),
     ("__main__",),
 )
 """Modules and packages of server/, the lowest first: each may import from lower floors only."""

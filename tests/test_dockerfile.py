@@ -1,5 +1,6 @@
 """The image holds what pyproject.toml pins, runs without rights, and carries neither weights nor secrets."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -8,6 +9,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
+from server.__main__ import _parser
+from server.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 DOCKERFILE = ROOT / "Dockerfile.cuda"
@@ -96,6 +100,20 @@ def test_starts_the_server_and_stops_it_cleanly() -> None:
     (health,) = arguments("HEALTHCHECK")
     assert "/health" in health
     assert "--start-period=45m" in health
+
+
+def test_the_container_is_closed_until_a_key_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("GUARD_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    settings = Settings()
+    assert settings.needs_keys
+    (command,) = re.findall(r"docker exec CONTAINER python -m server (.*)", DOCKERFILE.read_text())
+    assert vars(_parser().parse_args(command.split()))["name"] == "NAME"
+    # What it writes survives the container, and is where both processes look.
+    assert settings.data_folder.is_relative_to(arguments("VOLUME")[0])
+    assert settings.database.startswith(f"sqlite:///{arguments('VOLUME')[0]}/")
 
 
 def test_the_documented_command_publishes_to_this_machine_only() -> None:

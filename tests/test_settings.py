@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from server.backends.engine_process import SERVER_PID
 from server.images import ImageLimits
-from server.settings import INTERNAL_VARIABLES, Settings
+from server.settings import API_KEY_VARIABLE, INTERNAL_VARIABLES, MINIMUM_PEPPER, Settings
 
 
 @pytest.fixture(autouse=True)
@@ -99,10 +99,12 @@ def test_variables_of_others_are_none_of_ours(monkeypatch, name):
     assert Settings() == Settings.model_construct()
 
 
-def test_servers_own_variable_is_tolerated(monkeypatch):
-    """The engine leaves it in the environment of this process."""
-    assert {SERVER_PID} == INTERNAL_VARIABLES
-    monkeypatch.setenv(SERVER_PID, "1")
+@pytest.mark.parametrize("name", [SERVER_PID, API_KEY_VARIABLE])
+def test_variables_that_are_no_settings_are_tolerated(monkeypatch, name):
+    """The engine leaves the one in the environment of this process, whoever calls a server may keep his key in the
+    other."""
+    assert {SERVER_PID, API_KEY_VARIABLE} == INTERNAL_VARIABLES
+    monkeypatch.setenv(name, "1")
     assert Settings() == Settings.model_construct()
 
 
@@ -127,6 +129,8 @@ BAD = [
     *(("image_remote", bad) for bad in ("", "maybe", 2)),
     *(("probe_interval", bad) for bad in (0, -1, "nan")),
     *(("ready_max_age", bad) for bad in (0, -1, "inf", "nan")),
+    *(("auth", bad) for bad in ("", "on", "none", "Required", "false")),
+    *(("key_pepper", bad) for bad in ("x", "x" * (MINIMUM_PEPPER - 1))),
     *(("excluded_categories", bad) for bad in ("S15", "S0", "s1", "S1;S2", "S1 S2", "hate", "S1,S99")),
 ]
 
@@ -180,3 +184,23 @@ def test_limits_of_images():
     assert settings.image_limits == ImageLimits(
         max_images=2, max_bytes=2000, max_pixels=300, animation_frames=4, timeout_s=5.5, remote=True
     )
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "::1"])
+def test_nobody_needs_a_key_on_the_loopback_unless_it_is_said(host):
+    assert Settings(host=host).needs_keys is False
+    assert Settings(host=host, auth="required").needs_keys is True
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "", "192.168.1.5", "10.0.0.1", "guard.example", "localhost.example", "127.0.0.1.example"]
+)
+def test_elsewhere_everybody_needs_a_key_unless_it_is_waived(host):
+    assert Settings(host=host).needs_keys is True
+    assert Settings(host=host, auth="off").needs_keys is False
+
+
+def test_a_pepper_is_not_shown():
+    settings = Settings(key_pepper="canary" * 8)
+    assert settings.key_pepper.get_secret_value() == "canary" * 8
+    assert "canary" not in f"{settings!r} {settings}"

@@ -31,6 +31,8 @@ def error_response(error: GuardError, path: str) -> JSONResponse:
     headers = {"x-should-retry": "true" if error.retryable else "false"}
     if error.retry_after is not None:
         headers["retry-after"] = str(error.retry_after)
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
     is_openrouter = path == OPENROUTER_PREFIX or path.startswith(OPENROUTER_PREFIX + "/")
     body = openrouter_body(error) if is_openrouter else openai_body(error)
     return JSONResponse(body, status_code=error.status, headers=headers)

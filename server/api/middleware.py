@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, its time, its metrics, and a last net for defects."""
+"""What surrounds every request: its id, its time, its caller and limits, its metrics, and a last net for defects."""
 
 import logging
 import time
@@ -10,9 +10,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import metrics
+from server.api.access import Access, judges
 from server.api.errors import error_response
-from server.caller import ANYONE
-from server.errors import InternalError
+from server.api.limits import Limits
+from server.errors import GuardError, InternalError
 from server.verdict import Verdict
 
 log = logging.getLogger(__name__)
@@ -34,26 +35,37 @@ class RequestContext:
         started = time.perf_counter()
         request_id = f"req_{uuid.uuid4().hex}"
         state = scope.setdefault("state", {})
-        state.update(request_id=request_id, caller=ANYONE)
+        state["request_id"] = request_id
+        access: Access = scope["app"].state.access
+        limits: Limits = scope["app"].state.limits
         status = 499  # what it stays when the client is gone before an answer
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                verdicts, caller = state.get("verdicts", ()), state.get("caller")
+                if caller is not None:
+                    limits.debit(caller, verdicts)
                 milliseconds = (time.perf_counter() - started) * 1000
                 message["headers"] = [
                     *message.get("headers", []),
                     (b"x-request-id", request_id.encode()),
                     (b"openai-processing-ms", b"%d" % milliseconds),
-                    *_judged_by(state.get("verdicts", ())),
+                    *_judged_by(verdicts),
+                    *(limits.headers(caller) if caller and judges(scope["path"]) else ()),
                 ]
             await send(message)
 
         try:
+            # Before a byte of the body is read.
+            state["caller"] = await access.caller_of(scope["path"], scope["headers"])
+            limits.take_request(state["caller"])
             await self._app(scope, receive, send_with_headers)
         except ClientDisconnect:
             pass  # nobody is left to answer; the work behind it has been cancelled
+        except GuardError as refusal:  # of the two above: those of routes are answered further in
+            await error_response(refusal, scope["path"])(scope, receive, send_with_headers)
         except Exception as error:
             # The last net: whatever it is, the caller gets a 500.
             # The exception's message may hold what the caller wrote; its type and place do not.

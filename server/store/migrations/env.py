@@ -5,9 +5,11 @@ from alembic import context
 from server.store.tables import metadata
 
 connection = context.config.attributes["connection"]
+# Two processes that start at once take turns. Held until the transaction ends.
 if connection.dialect.name == "postgresql":
-    # Two servers that start at once take turns. Held until the transaction ends.
     connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7238164301)")
+else:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
 # SQLite cannot alter most of a table in place: batch mode copies it.
 context.configure(connection=connection, target_metadata=metadata, render_as_batch=True)
 with context.begin_transaction():

@@ -1,0 +1,66 @@
+"""What a caller may still ask for, in the headers that OpenAI's clients read.
+
+A key's own limits where it has them, else the server's: the places that are free, and the tokens that these could take.
+"""
+
+import math
+from collections.abc import Sequence
+
+from server.admission import Admission
+from server.caller import Caller
+from server.rate_limit import Allowance, RateLimits, Unit
+from server.verdict import Verdict
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Limits:
+    """The limits of keys and of the whole server, as requests meet them."""
+
+    def __init__(self, admission: Admission, context_tokens: int) -> None:
+        """`context_tokens` is the longest prompt that one place of `admission` may hold."""
+        self._admission = admission
+        self._context_tokens = context_tokens
+        self._by_key = RateLimits()
+
+    def take_request(self, caller: Caller) -> None:
+        """Count a request. Raises RequestLimitReached or TokenLimitReached."""
+        self._by_key.take_request(caller)
+
+    def debit(self, caller: Caller, verdicts: Sequence[Verdict]) -> None:
+        """Count the tokens of a request that was answered, those read from a cache as well."""
+        completions = [verdict.completion for verdict in verdicts]
+        self._by_key.debit_tokens(caller, sum(each.prompt_tokens + each.completion_tokens for each in completions))
+
+    def headers(self, caller: Caller) -> Headers:
+        """`x-ratelimit-{limit,remaining,reset}-{requests,tokens}`."""
+        return [
+            header
+            for unit in Unit
+            for header in _headers(unit, self._by_key.allowance(caller, unit) or self._of_the_server(unit))
+        ]
+
+    def _of_the_server(self, unit: Unit) -> Allowance:
+        each = 1 if unit is Unit.REQUESTS else self._context_tokens
+        return Allowance(self._admission.limit * each, self._admission.free * each, self._admission.reset_s)
+
+
+def _headers(unit: Unit, allowance: Allowance) -> Headers:
+    return [
+        (b"x-ratelimit-limit-" + unit.encode(), b"%d" % allowance.limit),
+        (b"x-ratelimit-remaining-" + unit.encode(), b"%d" % allowance.remaining),
+        (b"x-ratelimit-reset-" + unit.encode(), duration(allowance.reset_s).encode()),
+    ]
+
+
+def duration(seconds: float) -> str:
+    """As OpenAI writes them: `0s`, `120ms`, `1.5s`, `6m0s`, `1h0m0s`. Rounded up to a whole millisecond."""
+    milliseconds = math.ceil(round(seconds * 1000, 3))
+    if 0 < milliseconds < 1000:
+        return f"{milliseconds}ms"
+    minutes, milliseconds = divmod(milliseconds, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{milliseconds / 1000:g}s"
+    if hours:
+        return f"{hours}h{minutes}m{text}"
+    return f"{minutes}m{text}" if minutes else text

@@ -1,0 +1,242 @@
+"""API keys: made, listed, revoked, and found again by who presents one.
+
+A key is `lgs_<prefix>_<secret>`: 256 random bits behind a prefix that is no secret and by which it is looked up. The
+database holds its HMAC-SHA-256 under the server's pepper and never the key.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import logging
+import math
+import re
+import secrets
+import string
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import RowMapping, or_, select, update
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from server.caller import Caller, Scope
+from server.errors import KeysUnavailable
+from server.store.database import Database, DatabaseError
+from server.store.tables import api_keys
+
+log = logging.getLogger(__name__)
+
+PREFIX_LENGTH = 12
+SECRET_LENGTH = 43
+"""Letters and digits: the least that hold 256 bits."""
+
+FORM = re.compile(rf"lgs_(?P<prefix>[a-z0-9]{{{PREFIX_LENGTH}}})_[A-Za-z0-9]{{{SECRET_LENGTH}}}")
+"""What a scanner for leaked secrets may look for."""
+
+READ_EVERY_S = 5.0
+"""How old a running server's knowledge of its keys gets: a revocation is obeyed after this time."""
+
+READ_AGAIN_S = 0.25
+"""A key that is not known may have been made just now: it is looked for, but never more often than this."""
+
+READ_TIMEOUT_S = 2.0
+
+TRUSTED_S = 60.0
+"""For how long known keys are believed while the database does not answer. Then nobody is let in."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """One row of the table. Times are whole seconds since 1970."""
+
+    caller: Caller
+    prefix: str
+    name: str
+    digest: bytes
+    created_at: int
+    expires_at: int | None
+    revoked_at: int | None
+
+    @property
+    def id(self) -> str:
+        return self.caller.owner
+
+
+async def create(
+    database: Database,
+    pepper: bytes,
+    *,
+    name: str,
+    scopes: Iterable[Scope],
+    never_remote: bool = False,
+    requests_per_minute: int | None = None,
+    tokens_per_minute: int | None = None,
+    expires_at: int | None = None,
+) -> tuple[str, ApiKey]:
+    """Make a key. What is returned first is the key itself: nothing can tell it a second time. Raises DatabaseError."""
+    prefix = _random(string.ascii_lowercase + string.digits, PREFIX_LENGTH)
+    key = f"lgs_{prefix}_{_random(string.ascii_letters + string.digits, SECRET_LENGTH)}"
+    row = {
+        "id": f"key_{uuid.uuid4().hex}",
+        "prefix": prefix,
+        "digest": digest_of(key, pepper),
+        "name": name,
+        "scopes": ",".join(sorted(set(scopes))),
+        "never_remote": never_remote,
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "created_at": int(time.time()),
+        "expires_at": expires_at,
+        "revoked_at": None,
+    }
+    async with _begin(database) as connection:
+        await connection.execute(api_keys.insert().values(row))
+    return key, _api_key(row)
+
+
+async def list_all(database: Database) -> list[ApiKey]:
+    """Every key that was ever made, the oldest first. Raises DatabaseError."""
+    async with _begin(database) as connection:
+        rows = await connection.execute(select(api_keys).order_by(api_keys.c.created_at, api_keys.c.id))
+        return [_api_key(row._mapping) for row in rows]
+
+
+async def revoke(database: Database, id_or_prefix: str) -> ApiKey | None:
+    """End a key for good; None when there is none of this id or prefix. Raises DatabaseError.
+
+    The prefix may be written as it stands in the key.
+    """
+    prefix = id_or_prefix.removeprefix("lgs_")
+    this = or_(api_keys.c.id == id_or_prefix, api_keys.c.prefix == prefix)
+    async with _begin(database) as connection:
+        # Whoever revokes twice does not move the time of the first.
+        await connection.execute(
+            update(api_keys).where(this, api_keys.c.revoked_at.is_(None)).values(revoked_at=int(time.time()))
+        )
+        row = (await connection.execute(select(api_keys).where(this))).first()
+    return None if row is None else _api_key(row._mapping)
+
+
+def digest_of(key: str, pepper: bytes) -> bytes:
+    return hmac.digest(pepper, key.encode(), hashlib.sha256)
+
+
+class Keyring:
+    """All keys that are valid now, in memory, so that no request waits for the database.
+
+    `open()` reads them, `watch()` reads them again every READ_EVERY_S until it is cancelled.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        pepper: bytes,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """`clock` measures how old what was read is, `now` is held against a key's expiry; both in seconds."""
+        self._database = database
+        self._pepper = pepper
+        self._clock = clock
+        self._now = now
+        self._keys: dict[str, ApiKey] = {}
+        self._read_at = self._tried_at = -float("inf")
+        self._reading = asyncio.Lock()
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    async def open(self) -> None:
+        """Read the keys for the first time. Raises DatabaseError."""
+        self._tried_at = self._clock()
+        await self._read()
+
+    async def watch(self) -> None:
+        """Keep up with what is made and revoked elsewhere, until cancelled."""
+        while True:
+            await asyncio.sleep(READ_EVERY_S)
+            await self._read_again(self._clock())
+
+    async def find(self, presented: str) -> Caller | None:
+        """Who holds this key; None when nobody does. Raises KeysUnavailable when that cannot be known."""
+        if FORM.fullmatch(presented) is None:
+            return None
+        key = self._match(presented)
+        if key is None:
+            # A wrong secret goes the same way as an unknown prefix.
+            await self._read_again(self._clock())
+            key = self._match(presented)
+        failing = self._tried_at > self._read_at
+        if self._clock() - self._read_at > TRUSTED_S or (key is None and failing):
+            raise KeysUnavailable("API keys cannot be checked at the moment.", retry_after=math.ceil(READ_EVERY_S))
+        return None if key is None else key.caller
+
+    def _match(self, presented: str) -> ApiKey | None:
+        key = self._keys.get(presented[len("lgs_") :][:PREFIX_LENGTH])
+        right = hmac.compare_digest(digest_of(presented, self._pepper), key.digest if key else bytes(32))
+        if key is None or not right or (key.expires_at is not None and key.expires_at <= self._now()):
+            return None
+        return key
+
+    async def _read_again(self, asked_at: float) -> None:
+        """Let there be a reading that began after `asked_at`, shared by all who ask for one meanwhile."""
+        async with self._reading:
+            if self._tried_at > asked_at:
+                return
+            await asyncio.sleep(max(0.0, self._tried_at + READ_AGAIN_S - self._clock()))
+            failed_before = self._tried_at > self._read_at
+            self._tried_at = self._clock()
+            try:
+                async with asyncio.timeout(READ_TIMEOUT_S):
+                    await self._read()
+            except Exception as error:  # even a defect must not end the watch
+                if not failed_before:
+                    reason = error if isinstance(error, DatabaseError) else type(error).__name__
+                    log.error("API keys cannot be read (%s); known ones are believed for %d s", reason, TRUSTED_S)
+            else:
+                if failed_before:
+                    log.info("API keys can be read again")
+
+    async def _read(self) -> None:
+        expires = api_keys.c.expires_at
+        valid = (api_keys.c.revoked_at.is_(None), or_(expires.is_(None), expires > int(self._now())))
+        async with _begin(self._database) as connection:
+            rows = await connection.execute(select(api_keys).where(*valid))
+            self._keys = {row.prefix: _api_key(row._mapping) for row in rows}
+        self._read_at = self._tried_at
+
+
+@contextlib.asynccontextmanager
+async def _begin(database: Database) -> AsyncIterator[AsyncConnection]:
+    try:
+        async with database.begin() as connection:
+            yield connection
+    except (SQLAlchemyError, OSError) as error:
+        raise DatabaseError(f"the database did not do what it was asked: {type(error).__name__}") from error
+
+
+def _random(alphabet: str, length: int) -> str:
+    return "".join(secrets.choice(alphabet) for _ in range(length))
+
+
+def _api_key(row: RowMapping | dict[str, Any]) -> ApiKey:
+    return ApiKey(
+        caller=Caller(
+            id=row["id"],
+            scopes=frozenset(map(Scope, row["scopes"].split(","))),
+            never_remote=row["never_remote"],
+            requests_per_minute=row["requests_per_minute"],
+            tokens_per_minute=row["tokens_per_minute"],
+        ),
+        prefix=row["prefix"],
+        name=row["name"],
+        digest=row["digest"],
+        created_at=row["created_at"],
+        expires_at=row["expires_at"],
+        revoked_at=row["revoked_at"],
+    )
