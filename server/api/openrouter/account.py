@@ -25,6 +25,9 @@ async def get_key(request: Request) -> dict[str, Any]:
         "data": {
             "label": caller.id or "no key",
             "creator_user_id": None,
+            "organization_id": None,
+            "workspace_id": None,
+            "allowed_data_regions": ["global"],
             "limit": None,
             "limit_remaining": None,
             "limit_reset": None,
@@ -37,6 +40,10 @@ async def get_key(request: Request) -> dict[str, Any]:
             "byok_usage_daily": 0.0,
             "byok_usage_weekly": 0.0,
             "byok_usage_monthly": 0.0,
+            "budgets": [],
+            "effective_budget": None,
+            # There are no free variants, so none was used.
+            "free_model_daily_requests": {"limit": 0, "remaining": 0, "used": 0},
             "is_free_tier": False,
             "is_management_key": False,
             "is_provisioning_key": False,
