@@ -44,7 +44,8 @@ async def test_what_is_unsafe_is_blocked_with_codes_and_names_alone(client: http
 
 
 @pytest.mark.parametrize(
-    ("answer", "reason"), [("unsafe", "Unsafe content."), ("unsafe\nS10,S2", "Unsafe content: S2 Non-Violent Crimes, S10 Hate.")]
+    ("answer", "reason"),
+    [("unsafe", "Unsafe content."), ("unsafe\nS10,S2", "Unsafe content: S2 Non-Violent Crimes, S10 Hate.")],
 )
 async def test_the_reason_lists_what_the_model_did(
     client: httpx.AsyncClient, backend: FakeBackend, answer: str, reason: str

@@ -1,15 +1,20 @@
 """What a key may do, and credits, in OpenRouter's words."""
 
-from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 
-from server.api import middleware
-from server.caller import ANYONE, Caller, Scope
+from server.api.openrouter import account, generations
+from server.caller import Caller, Scope
+from server.errors import GenerationNotFound
 from tests.api.openrouter.shapes import obeys_openrouter
+from tests.api.openrouter.test_generations import GENERATION
+
+
+def asked_by(caller: Caller, app: FastAPI) -> Request:
+    return Request({"type": "http", "app": app, "headers": [], "state": {"caller": caller}})
 
 
 async def data_of(client: httpx.AsyncClient, path: str) -> dict[str, Any]:
@@ -28,10 +33,9 @@ async def test_without_keys_nothing_is_limited(client: httpx.AsyncClient) -> Non
     assert data["guard"]["scopes"] == ["admin", "batch", "moderate"]
 
 
-async def test_a_keys_own_limits(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_keys_own_limits(app: FastAPI) -> None:
     caller = Caller("key-a", frozenset({Scope.MODERATE}), never_remote=True, requests_per_minute=60)
-    monkeypatch.setattr(middleware, "ANYONE", caller)
-    data = (await client.get("/api/v1/key")).json()["data"]
+    data = (await account.get_key(asked_by(caller, app)))["data"]
     assert data["label"] == "key-a"
     assert (data["rate_limit"]["requests"], data["rate_limit"]["interval"]) == (60, "1m")
     assert data["guard"] == {
@@ -42,15 +46,14 @@ async def test_a_keys_own_limits(client: httpx.AsyncClient, monkeypatch: pytest.
     }
 
 
-async def test_a_generation_is_its_keys_alone(
-    client: httpx.AsyncClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(middleware, "ANYONE", replace(ANYONE, id="key-a"))
-    body = {"messages": [{"role": "user", "content": "x"}]}
-    id_ = (await client.post("/api/v1/chat/completions", json=body)).json()["id"]
-    assert (await client.get("/api/v1/generation", params={"id": id_})).status_code == 200
-    monkeypatch.setattr(middleware, "ANYONE", replace(ANYONE, id="key-b"))
-    assert (await client.get("/api/v1/generation", params={"id": id_})).status_code == 404
+async def test_a_keys_own_use_and_generations(app: FastAPI) -> None:
+    app.state.generations.add(GENERATION)
+    owner, other = (asked_by(Caller(id_, frozenset(Scope)), app) for id_ in ("key-a", "key-b"))
+    assert (await account.get_key(owner))["data"]["usage"] == 0.5
+    assert (await account.get_key(other))["data"]["usage"] == 0
+    assert (await generations.get_generation(owner, "gen-1"))["data"]["id"] == "gen-1"
+    with pytest.raises(GenerationNotFound):
+        await generations.get_generation(other, "gen-1")
 
 
 async def test_no_credits_are_needed(client: httpx.AsyncClient) -> None:
