@@ -12,11 +12,16 @@ from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
 from server import __version__
-from server.api import chat, errors, examples, models, moderations, operations, responses
+from server.api import chat, errors, examples, litellm, models, moderations, operations, responses
 from server.api.access import Access
 from server.api.body import BodyBudget
 from server.api.limits import Limits
 from server.api.middleware import RequestContext
+from server.api.openrouter import account as openrouter_account
+from server.api.openrouter import chat as openrouter_chat
+from server.api.openrouter import generations as openrouter_generations
+from server.api.openrouter import models as openrouter_models
+from server.api.openrouter.naming import slug_of
 from server.api.service import Service
 from server.backends.base import Backend
 from server.images import ImageDecoder
@@ -103,10 +108,16 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
         settings=settings,
         fingerprint=_fingerprint(profile, moderator.policy, settings),
     )
+    app.state.generations = openrouter_generations.Generations()
+    app.state.model_card = openrouter_models.ModelCard(
+        profile, slug_of(app.state.model_names), app.state.model_names.created
+    )
     errors.install(app)
     app.add_middleware(RequestContext)
     for router in (chat.router, responses.router, moderations.router, models.router, operations.router):
         app.include_router(router)
+    for dialect in (openrouter_chat, openrouter_models, openrouter_generations, openrouter_account, litellm):
+        app.include_router(dialect.router)
     app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     examples.describe(app)
     return app

@@ -108,6 +108,13 @@ class ModelNotFound(InvalidRequest):
     code = "model_not_found"
 
 
+class GenerationNotFound(InvalidRequest):
+    """No answer of this caller with this id is remembered."""
+
+    status = 404
+    code = "generation_not_found"
+
+
 class UnknownUrl(InvalidRequest):
     """No route has this path."""
 

@@ -12,14 +12,33 @@ from server.errors import GuardError, InvalidRequest, MethodNotAllowed, UnknownU
 
 OPENROUTER_PREFIX = "/api/v1"
 
+OPENROUTER_TYPES: dict[str | int, str] = {
+    "context_length_exceeded": "context_length_exceeded",
+    "image_too_large": "image_too_large",
+    "invalid_value": "invalid_image",
+    "remote_images_disabled": "invalid_image",
+    "engine_unavailable": "provider_unavailable",
+    "shutting_down": "provider_unavailable",
+    "deadline_exceeded": "timeout",
+    401: "authentication",
+    403: "permission_denied",
+    404: "not_found",
+    408: "timeout",
+    413: "payload_too_large",
+    429: "rate_limit_exceeded",
+}
+"""OpenRouter's own word for an error: by our code, else by its status."""
+
 
 def openai_body(error: GuardError) -> dict[str, Any]:
     return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
 
 
 def openrouter_body(error: GuardError) -> dict[str, Any]:
-    """What OpenRouter has no key for goes into its metadata."""
-    known = {"error_type": error.code or error.type, "param": error.param}
+    """What OpenRouter has no key for goes into its metadata: its own word for the kind, and our code."""
+    by_class = "invalid_request" if error.status < 500 else "server"
+    kind = OPENROUTER_TYPES.get(error.code or "") or OPENROUTER_TYPES.get(error.status, by_class)
+    known = {"error_type": kind, "code": error.code, "param": error.param}
     metadata = {key: value for key, value in known.items() if value is not None}
     return {"error": {"code": error.status, "message": error.message, "metadata": metadata}}
 

@@ -69,6 +69,15 @@ _PIXEL = (
 MODERATION_EXAMPLES: dict[str, Any] = {
     "text": ("One text", {"input": "How do I bake bread?"}),
     "list": ("Several texts, one result each", {"input": ["How do I bake bread?", "How do I build a pipe bomb?"]}),
+    "conversation": (
+        "A conversation in the Llama API's format",
+        {
+            "messages": [
+                {"role": "user", "content": "How do I build a pipe bomb?"},
+                {"role": "assistant", "content": "I can't help with that."},
+            ]
+        },
+    ),
     "image": (
         "A text with an image, judged together",
         {
@@ -314,3 +323,25 @@ RESPONSES_RESPONSES: dict[int | str, dict[str, Any]] = {
     **ERROR_RESPONSES,
 }
 RESPONSES_RESPONSES[200]["content"]["text/event-stream"] = {"example": _TEXT_DELTA}
+
+LITELLM_EXAMPLES: dict[str, Any] = {
+    "request": (
+        "What a user is about to send to a model",
+        {
+            "input_type": "request",
+            "texts": ["How do I build a pipe bomb?"],
+            "structured_messages": [{"role": "user", "content": "How do I build a pipe bomb?"}],
+            "model": "gpt-4o",
+        },
+    ),
+    "response": ("What a model answered", {"input_type": "response", "texts": ["I can't help with that."]}),
+    "image": ("A text with an image", {"input_type": "request", "texts": ["What is this?"], "images": [_PIXEL]}),
+}
+
+LITELLM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: _json_example(
+        "`NONE`: all of it is safe; `BLOCKED`: something is not",
+        {"action": "BLOCKED", "blocked_reason": "Unsafe content: S9 Indiscriminate Weapons.", "guard": [_GUARD]},
+    ),
+    **ERROR_RESPONSES,
+}

@@ -1,12 +1,17 @@
-"""POST /v1/moderations in OpenAI's dialect: every form of `input`, all thirteen categories, and the native verdict."""
+"""POST /v1/moderations in two dialects: `input` is OpenAI's, with all thirteen categories; `messages` the Llama API's.
+
+The native verdict stands beside either.
+"""
 
 import uuid
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from pydantic import ConfigDict, Field
 
+from server.api import llama_api
 from server.api.content import StringOrStringsOrParts, WireModel, to_parts
 from server.api.detail import verdict_detail
 from server.api.examples import MODERATION_EXAMPLES, MODERATION_RESPONSES, json_request
@@ -28,14 +33,55 @@ IMAGE_CATEGORIES = frozenset(
 CATEGORIES = tuple(sorted(OPENAI_CATEGORIES))
 
 
+Input = StringOrStringsOrParts
+Messages = Annotated[list[llama_api.LlamaMessage], Field(min_length=1, fail_fast=True)]
+
+
+def _absent_not_null(schema: dict[str, Any]) -> None:
+    """What is not there is None in here; on the wire null is no value for it."""
+    del schema["default"]
+    (values,) = (branch for branch in schema.pop("anyOf") if branch != {"type": "null"})
+    schema.update(values)
+
+
 class ModerationRequest(WireModel):
-    input: StringOrStringsOrParts
+    """Either `input` or `messages`."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["input"]}, {"required": ["messages"]}]})
+
+    input: Input | None = Field(
+        None, description="OpenAI's: a text, several, or one of parts.", json_schema_extra=_absent_not_null
+    )
+    messages: Messages | None = Field(
+        None,
+        description="The Llama API's: a conversation. Its last message is judged.",
+        json_schema_extra=_absent_not_null,
+    )
     model: str | None = None
     policy: PolicyOptions | None = None
 
 
 async def moderate(service: Service, body: ModerationRequest, handling: Handling) -> Reply:
-    conversations = _conversations(body, service.settings.max_list)
+    """What the body asks with decides the dialect. Raises InvalidRequest for both forms, or for none."""
+    if body.input is not None and body.messages is not None:
+        raise InvalidRequest("'input' is OpenAI's, 'messages' the Llama API's: send one of them.", param="messages")
+    if body.input is not None:
+        return await _moderate_input(service, body, body.input, handling)
+    if body.messages is not None:
+        return await _moderate_messages(service, body, body.messages, handling)
+    raise InvalidRequest("Missing required parameter: 'input' (or, as in the Llama API, 'messages').", param="input")
+
+
+async def _moderate_messages(
+    service: Service, body: ModerationRequest, messages: Sequence[llama_api.LlamaMessage], handling: Handling
+) -> Reply:
+    conversation = llama_api.conversation(messages)
+    (verdict,) = await service.judge([conversation], model=body.model, policy=body.policy, handling=handling)
+    return Reply({"model": service.names.id, "results": [llama_api.result(verdict)]}, [verdict])
+
+
+async def _moderate_input(service: Service, body: ModerationRequest, input_: Input, handling: Handling) -> Reply:
+    conversations = _conversations(input_, service.settings.max_list)
     try:
         verdicts = await service.judge(conversations, model=body.model, policy=body.policy, handling=handling)
     except ContextLengthExceeded as error:
@@ -58,16 +104,16 @@ async def create_moderation(request: Request) -> JSONResponse:
     return await ENDPOINT.reply(request)
 
 
-def _conversations(body: ModerationRequest, max_list: int) -> list[Conversation]:
+def _conversations(input_: Input, max_list: int) -> list[Conversation]:
     """One conversation for each result: a list of strings is judged one by one, parts are judged together."""
-    if isinstance(body.input, str):
-        return [_conversation((TextPart(body.input),), "input")]
-    texts = [item for item in body.input if isinstance(item, str)]
+    if isinstance(input_, str):
+        return [_conversation((TextPart(input_),), "input")]
+    texts = [item for item in input_ if isinstance(item, str)]
     if len(texts) > max_list:
         raise InvalidRequest(f"A list may hold at most {max_list} items.", param="input")
     if texts:
         return [_conversation((TextPart(text),), f"input[{index}]") for index, text in enumerate(texts)]
-    parts = to_parts([item for item in body.input if not isinstance(item, str)], "input")
+    parts = to_parts([item for item in input_ if not isinstance(item, str)], "input")
     return [_conversation(parts, "input")]
 
 

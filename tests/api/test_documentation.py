@@ -12,6 +12,8 @@ from fastapi.routing import APIRoute
 from server.api.body import MAX_KEYS, MAX_VALUES
 from server.api.chat import IGNORED_FIELDS, ChatMessage, ChatRequest
 from server.api.models import OPENAI_NAMES
+from server.api.openrouter import chat as openrouter_chat
+from server.api.openrouter.generations import REMEMBERED
 from server.api.policy import PolicyOptions
 from server.errors import GuardError
 from server.profile import load_profile
@@ -79,6 +81,12 @@ def test_the_table_of_errors_is_the_tree() -> None:
         (str(kind.status), kind.type, kind.code or "null", "yes" if kind.retryable else "no") for kind in told
     }
     assert len(table) == len(told)
+
+
+def test_the_table_of_openrouters_fields_is_the_codes() -> None:
+    fields = rows(section("OpenRouter's dialect"))[1:]
+    assert names(fields[3][0]) == openrouter_chat.IGNORED_FIELDS
+    assert f"{REMEMBERED:,} generations" in section("OpenRouter's dialect")
 
 
 async def test_the_tables_of_guard_and_policy_are_complete(client: httpx.AsyncClient) -> None:

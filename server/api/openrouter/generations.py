@@ -1,0 +1,141 @@
+"""GET /api/v1/generation: what is remembered of the last answers. Figures only, nothing that anybody wrote."""
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import APIRouter, Query, Request
+
+from server.api.openrouter import examples
+from server.caller import Caller
+from server.errors import GenerationNotFound
+
+router = APIRouter(prefix="/api/v1", tags=["OpenRouter"])
+
+REMEMBERED = 10_000
+"""Generations and outcomes that are kept in memory; older ones are forgotten."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One answer: who may ask about it, and its figures. Durations are seconds, `cost` US dollars.
+
+    `created` is seconds since 1970.
+    """
+
+    id: str
+    owner: str
+    request_id: str
+    created: float
+    model: str
+    provider: str
+    streamed: bool
+    finish_reason: str
+    native_finish_reason: str | None
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    images: int
+    cost: float
+    upstream_cost: float | None
+    latency_s: float
+    computed_s: float
+
+
+class Generations:
+    """The last answers of this dialect, and how often there was none. Bounded, in memory."""
+
+    def __init__(self, limit: int = REMEMBERED) -> None:
+        self._limit = limit
+        self._kept: OrderedDict[str, Generation] = OrderedDict()
+        self._outcomes: deque[tuple[float, bool]] = deque(maxlen=limit)
+
+    def add(self, generation: Generation) -> None:
+        self._kept[generation.id] = generation
+        self._outcomes.append((generation.created, True))
+        if len(self._kept) > self._limit:
+            self._kept.popitem(last=False)
+
+    def add_failure(self) -> None:
+        """A request that failed by this server's fault."""
+        self._outcomes.append((time.time(), False))
+
+    def of(self, owner: str, id_: str) -> Generation:
+        """Raises GenerationNotFound, also for another caller's: whether it exists is not told."""
+        generation = self._kept.get(id_)
+        if generation is None or generation.owner != owner:
+            raise GenerationNotFound("There is no such generation, or it is remembered no longer.", param="id")
+        return generation
+
+    def since(self, moment: float) -> Iterator[Generation]:
+        return (generation for generation in self._kept.values() if generation.created >= moment)
+
+    def cost_of(self, owner: str, since: float = 0.0) -> float:
+        """US dollars, as far as is remembered."""
+        return sum((generation.cost for generation in self.since(since) if generation.owner == owner), 0.0)
+
+    def uptime(self, seconds: float) -> float | None:
+        """Percent of the requests of so many seconds that were not failed by this server; None without any."""
+        outcomes = [answered for moment, answered in self._outcomes if moment >= time.time() - seconds]
+        return 100.0 * sum(outcomes) / len(outcomes) if outcomes else None
+
+
+@router.get("/generation", summary="Figures of one answer", responses={**examples.BAD_QUERY, **examples.NOT_FOUND})
+async def get_generation(request: Request, id: str = Query(min_length=1, max_length=200)) -> dict[str, Any]:  # noqa: A002
+    caller: Caller = request.state.caller
+    generations: Generations = request.app.state.generations
+    return {"data": _document(generations.of(caller.owner, id))}
+
+
+def _document(generation: Generation) -> dict[str, Any]:
+    """Every key of OpenRouter's; null is what this server does not do or does not keep, such as headers."""
+    return {
+        "id": generation.id,
+        "request_id": generation.request_id,
+        "created_at": datetime.fromtimestamp(generation.created, UTC).isoformat(),
+        "model": generation.model,
+        "provider_name": generation.provider,
+        "api_type": "completions",
+        "streamed": generation.streamed,
+        "cancelled": False,
+        "finish_reason": generation.finish_reason,
+        "native_finish_reason": generation.native_finish_reason,
+        "latency": generation.latency_s * 1000,
+        "generation_time": generation.computed_s * 1000,
+        "moderation_latency": None,
+        "tokens_prompt": generation.prompt_tokens,
+        "tokens_completion": generation.completion_tokens,
+        "native_tokens_prompt": generation.prompt_tokens,
+        "native_tokens_completion": generation.completion_tokens,
+        "native_tokens_cached": generation.cached_tokens,
+        "native_tokens_reasoning": 0,
+        "native_tokens_completion_images": 0,
+        "num_media_prompt": generation.images,
+        "num_input_audio_prompt": 0,
+        "num_media_completion": 0,
+        "num_search_results": 0,
+        "num_fetches": 0,
+        "total_cost": generation.cost,
+        "usage": generation.cost,
+        "upstream_inference_cost": generation.upstream_cost,
+        "cache_discount": None,
+        "is_byok": False,
+        "upstream_id": None,
+        "provider_responses": None,
+        "origin": "",
+        "app_id": None,
+        "http_referer": None,
+        "user_agent": None,
+        "external_user": None,
+        "session_id": None,
+        "workspace_id": None,
+        "preset_id": None,
+        "router": None,
+        "service_tier": None,
+        "web_search_engine": None,
+        "data_region": "global",
+        "response_cache_source_id": None,
+    }

@@ -1,0 +1,236 @@
+"""LiteLLM's guardrail door: all that is sent is judged, and what cannot be is an error."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from server.api.litellm import ENDPOINT
+from tests.api.parts import image, picture, text
+from tests.api.shapes import error_of
+from tests.api.test_errors import FAULTS
+from tests.fakes import FakeBackend, Script, always
+
+RED, BLUE = picture("red"), picture("blue")
+
+
+async def guard(client: httpx.AsyncClient, input_type: str = "request", **fields: Any) -> dict[str, Any]:
+    response = await client.post(ENDPOINT.path, json={"input_type": input_type, **fields})
+    assert response.status_code == 200, response.text
+    body: dict[str, Any] = response.json()
+    return body
+
+
+def user(content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: Any, **fields: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, **fields}
+
+
+async def test_what_is_safe_passes_untouched(client: httpx.AsyncClient) -> None:
+    body = await guard(client, texts=["bread"], structured_messages=[user("bread")])
+    assert list(body) == ["action", "guard"]
+    assert body["action"] == "NONE"
+    assert [verdict["verdict"] for verdict in body["guard"]] == ["safe"]
+
+
+async def test_what_is_unsafe_is_blocked_with_codes_and_names_alone(client: httpx.AsyncClient) -> None:
+    body = await guard(client, texts=["a bomb, zebra"], structured_messages=[user("a bomb, zebra")])
+    assert body["action"] == "BLOCKED"
+    assert body["blocked_reason"] == "Unsafe content: S1 Violent Crimes, S9 Indiscriminate Weapons."
+    assert "zebra" not in str(body)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [("unsafe", "Unsafe content."), ("unsafe\nS10,S2", "Unsafe content: S2 Non-Violent Crimes, S10 Hate.")],
+)
+async def test_the_reason_lists_what_the_model_did(
+    client: httpx.AsyncClient, backend: FakeBackend, answer: str, reason: str
+) -> None:
+    backend.script = always(answer)
+    assert (await guard(client, texts=["x"]))["blocked_reason"] == reason
+
+
+async def test_own_categories_from_the_proxys_configuration(client: httpx.AsyncClient) -> None:
+    parameters = {"policy": {"categories": {"S1": "Zebra crossings."}}, "other_guardrail": [1, "x"]}
+    body = await guard(client, texts=["a bomb"], additional_provider_specific_params=parameters)
+    assert body["blocked_reason"] == "Unsafe content: S1."
+
+
+# --- All of it is judged ---------------------------------------------------------------------------------
+
+
+async def test_every_turn_is_judged_in_its_context(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    """The past of a conversation comes from the client, who can make it up."""
+    messages = [user("a bomb?"), assistant("no"), user("thanks")]
+    body = await guard(client, texts=["a bomb?", "no", "thanks"], structured_messages=messages)
+    assert sorted(backend.texts) == [
+        "User: a bomb?",
+        "User: a bomb? / Agent: no",
+        "User: a bomb? / Agent: no / User: thanks",
+    ]
+    assert body["action"] == "BLOCKED"
+    assert [verdict["verdict"] for verdict in body["guard"]] == ["unsafe", "safe", "safe"]
+
+
+async def test_an_image_is_judged_with_its_text(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    messages = [user([text("what?"), image(RED), {"type": "image_url", "image_url": BLUE}])]
+    await guard(client, texts=["what?"], images=[RED, BLUE], structured_messages=messages)
+    (case,) = backend.cases
+    assert [frame.getpixel((0, 0)) for frame in case.images] == [(255, 0, 0), (0, 0, 255)]
+
+
+async def test_what_stands_in_no_message_is_judged_too(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "make", "arguments": '{"what":"a bomb"}'}}
+    body = await guard(
+        client, texts=["bread", "tea"], images=[RED], structured_messages=[user("bread")], tool_calls=[call]
+    )
+    assert sorted(backend.texts) == ['User:  / Agent: make({"what":"a bomb"})', "User: bread", "User: tea"]
+    assert sum(len(case.images) for case in backend.cases) == 1
+    assert body["action"] == "BLOCKED"
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+async def test_each_of_several_texts_can_block(client: httpx.AsyncClient, position: int) -> None:
+    texts = ["bread", "tea", "cake"]
+    texts[position] = "a bomb"
+    assert (await guard(client, texts=texts))["action"] == "BLOCKED"
+
+
+async def test_a_response_is_judged_as_an_assistants(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    await guard(client, "response", texts=["one", "two"])
+    assert sorted(backend.texts) == ["User:  / Agent: one", "User:  / Agent: two"]
+
+
+async def test_a_response_is_judged_as_an_answer_to_its_request(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    await guard(client, "response", texts=["sure"], structured_messages=[user("bread?")])
+    assert sorted(backend.texts) == ["User: bread?", "User: bread? / Agent: sure"]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"id": None, "type": "function", "index": 0, "function": {"name": None, "arguments": "a bomb"}},
+        {"type": "custom", "custom": {"name": "make", "input": "a bomb"}},
+    ],
+)
+async def test_calls_of_any_shape_are_judged(client: httpx.AsyncClient, call: dict[str, Any]) -> None:
+    for input_type in ("request", "response"):
+        assert (await guard(client, input_type, texts=[], tool_calls=[call]))["action"] == "BLOCKED"
+
+
+async def test_images_without_their_data_url(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    await guard(client, images=[RED.partition(",")[2]])
+    assert backend.cases[0].images[0].getpixel((0, 0)) == (255, 0, 0)
+    messages = [user([image(RED)])]
+    await guard(client, images=[RED.partition(",")[2]], structured_messages=messages)
+    assert len(backend.cases) == 2
+
+
+async def test_messages_of_other_providers(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    thinking = {"type": "thinking", "thinking": "aloud", "signature": "sig"}
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": "kind", "cache_control": {"type": "ephemeral"}}]},
+        user([{"type": "input_text", "text": "hello"}, {"type": "input_image", "image_url": RED}]),
+        assistant(
+            [thinking, {"type": "redacted_thinking", "data": "x"}, {"type": "output_text", "text": "said"}],
+            thinking_blocks=[thinking],
+            reasoning_items=[{"type": "reasoning", "id": "r", "summary": [{"type": "summary_text", "text": "short"}]}],
+            function_call={"name": "f", "arguments": "{}"},
+            name="bot",
+            cache_control=None,
+        ),
+        {"role": "tool", "tool_call_id": "c", "content": [{"type": "tool_reference", "tool_name": "saw"}]},
+    ]
+    await guard(client, structured_messages=messages)
+    whole = max(backend.texts, key=len)
+    assert whole == "User: kind + hello / Agent: aloud + said + aloud + short + f({}) / User: saw"
+
+
+async def test_metadata_of_the_call_is_not_judged(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    body = await guard(
+        client,
+        texts=["bread"],
+        request_data={"user_api_key_alias": "a bomb"},
+        request_headers={"x": "a bomb"},
+        litellm_call_id="a bomb",
+        litellm_trace_id=None,
+        litellm_version="1",
+        litellm_future={"x": "a bomb"},
+        model="a-bomb",
+        tools=[{"type": "function", "function": {"name": "a bomb"}}],
+        future_flag=True,
+        future_number=1.5,
+        future_nothing=None,
+    )
+    assert body["action"] == "NONE"
+    assert backend.texts == ["User: bread"]
+
+
+# --- What cannot be judged is an error -------------------------------------------------------------------
+
+REFUSED: list[tuple[dict[str, Any], str, str | None]] = [
+    ({}, "texts", "empty_input"),
+    ({"texts": [], "images": [], "structured_messages": []}, "texts", "empty_input"),
+    ({"texts": ["", "  "]}, "texts", "empty_input"),
+    ({"texts": ["x"], "documents": ["a bomb"]}, "documents", None),
+    ({"texts": ["x"], "prompt": "a bomb"}, "prompt", None),
+    ({"texts": "a bomb"}, "texts", None),
+    ({"texts": [1]}, "texts[0]", None),
+    ({"texts": ["x"], "input_type": "both"}, "input_type", None),
+    ({"images": ["data:image/png;base64,AAAA"]}, "images[0]", "invalid_value"),
+    ({"images": ["https://example.com/a.png"]}, "images[0]", "remote_images_disabled"),
+    ({"images": [picture(size=n) for n in range(8, 14)]}, "images", "too_many_images"),
+    ({"structured_messages": [{"role": "narrator", "content": "x"}]}, "structured_messages[0].role", None),
+    ({"structured_messages": [{"content": "x"}]}, "structured_messages[0].role", None),
+    ({"structured_messages": [user(["x"])]}, "structured_messages[0].content[0]", None),
+    ({"structured_messages": [user([{"text": "x"}])]}, "structured_messages[0].content[0]", None),
+    ({"structured_messages": [user([{"type": "text"}])]}, "structured_messages[0].content[0]", None),
+    (
+        {"structured_messages": [user([{"type": "input_audio", "input_audio": {"data": "x"}}])]},
+        "structured_messages[0].content[0]",
+        None,
+    ),
+    ({"structured_messages": [user([{"type": "image_url"}])]}, "structured_messages[0].content[0].image_url", None),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "code"), REFUSED)
+async def test_refused(client: httpx.AsyncClient, fields: dict[str, Any], param: str, code: str | None) -> None:
+    response = await client.post(ENDPOINT.path, json={"input_type": "request", **fields})
+    error = error_of(response, 400, code=code)
+    assert code == "too_many_images" or error["param"] == param
+    assert "bomb" not in response.text
+
+
+@pytest.mark.parametrize("settings", [{"max_list": 2}], indirect=True)
+async def test_more_than_one_request_may_hold(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    response = await client.post(ENDPOINT.path, json={"input_type": "request", "texts": ["a", "b", "c"]})
+    error_of(response, 400, param="texts")
+    assert backend.cases == []
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "code"), [(row[1], row[2], row[4]) for row in FAULTS], ids=[row[0] for row in FAULTS]
+)
+async def test_a_fault_is_an_error_and_never_none(
+    client: httpx.AsyncClient, backend: FakeBackend, script: Script, status: int, code: str
+) -> None:
+    backend.script = script
+    response = await client.post(ENDPOINT.path, json={"input_type": "request", "texts": ["zebra"]})
+    error_of(response, status, code=code)
+    assert "zebra" not in response.text
+
+
+async def test_one_fault_among_many_is_an_error(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    def faulty(case: Any) -> Any:
+        return always("Sure!" if "tea" in str(case.conversation) else "safe")(case)
+
+    backend.script = faulty
+    response = await client.post(ENDPOINT.path, json={"input_type": "request", "texts": ["bread", "tea", "cake"]})
+    error_of(response, 500, code="unparseable_verdict")
