@@ -11,12 +11,13 @@ from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
-from server import __version__
+from server import __version__, metrics
 from server.api import chat, errors, examples, models, moderations, operations
 from server.api.body import BodyBudget
 from server.api.middleware import RequestContext
 from server.api.service import Service
 from server.backends.base import Backend
+from server.backends.fallback import parts
 from server.images import ImageDecoder
 from server.moderator import Moderator
 from server.policy import Policy
@@ -39,7 +40,7 @@ def create_moderator(settings: Settings, profile: Profile, backend: Backend) -> 
         backend,
         ImageDecoder(replace(limits, max_images=min(limits.max_images, profile.image_limit))),
         policy,
-        max_queue=settings.max_queue,
+        max_queue=settings.places,
         list_concurrency=settings.list_concurrency,
         deadline_s=settings.deadline,
         minimum_mass=settings.minimum_verdict_mass,
@@ -68,7 +69,7 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
         finally:
             # Also when the start failed: half of an engine holds its memory too.
             moderator.close()
-            backend.close()
+            await backend.close()
             await database.close()
 
     # Swagger UI is served from this machine: the page loads nothing from elsewhere.
@@ -85,6 +86,9 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
     app.state.database = database
     app.state.moderator = moderator
     app.state.readiness = readiness
+    local = parts(backend)[0].name
+    priced = settings.price_per_hour and settings.backend == "vllm"
+    app.state.local_cost = metrics.LocalCost(local, settings.price_per_hour) if priced else None
     app.state.body_budget = BodyBudget(4 * settings.max_body_bytes)
     app.state.model_names = models.ModelNames(profile, created=int(time.time()))
     app.state.service = Service(
@@ -106,5 +110,6 @@ def _fingerprint(profile: Profile, policy: Policy, settings: Settings) -> str:
     """Changes whenever the same request could be judged differently."""
     model = (profile.name, profile.model, profile.revision, dict(profile.engine))
     choices = (policy, settings.minimum_verdict_mass, settings.category_scores, settings.image_limits)
-    facts = repr((__version__, model, choices))
+    remote = (settings.backend, settings.fallback, settings.openrouter_model) if settings.is_remote else None
+    facts = repr((__version__, model, choices, remote))
     return f"fp_{hashlib.sha256(facts.encode()).hexdigest()[:10]}"
