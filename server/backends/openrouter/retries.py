@@ -35,7 +35,7 @@ class RetryBudget:
 
 def pause(attempt: int) -> float:
     """Seconds before try number `attempt` (the first retry is 1): any time up to a bound that doubles."""
-    return random.uniform(0.0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt))  # noqa: S311 - jitter, no secret
+    return random.uniform(0.0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(attempt, 9)))  # noqa: S311 - jitter, no secret
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
