@@ -96,7 +96,11 @@ class OpenRouterBackend:
     async def start(self) -> None:
         """Ask whether the key works and the model is offered. Raises RemoteRejected and RemoteFailure."""
         self._client = OpenRouterClient(self._settings)
-        await self.look()
+        offer = await self.look()
+        log.info("OpenRouter offers %s by %d providers:", self._settings.openrouter_model, len(offer.providers))
+        for provider in offer.providers:
+            excluded = "" if provider.allowed(self._settings) else " (excluded by the settings)"
+            log.info("  %s%s", provider.words, excluded)
 
     async def close(self) -> None:
         if self._client is not None:

@@ -22,6 +22,18 @@ class ProviderOffer:
     uptime: float | None
     latency_s: float | None
 
+    @property
+    def words(self) -> str:
+        """For people: what it takes, charges and how it does."""
+        return ", ".join(
+            [
+                f"{self.name} ({self.tag}): {self.context_tokens:,} tokens",
+                f"{_dollars(self.prompt_price)} in and {_dollars(self.completion_price)} out per million",
+                f"uptime {'unknown' if self.uptime is None else f'{self.uptime:g} %'}",
+                f"latency {'unknown' if self.latency_s is None else f'{self.latency_s:.2f} s'}",
+            ]
+        )
+
     def allowed(self, settings: Settings) -> bool:
         """Whether the operator's `only`, `ignore` and `max_price` let this one serve. Whether it keeps data is not
         told here."""
@@ -90,6 +102,10 @@ def _number(value: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None
+
+
+def _dollars(price: float | None) -> str:
+    return "unknown" if price is None else f"${price:g}"
 
 
 def _slug(name: str) -> str:
