@@ -270,6 +270,7 @@ FAULTS: dict[str, tuple[openrouter.Play, type[GuardError]]] = {
         RemoteFailure,
     ),
     "a bomb": (answer(200, gzip.compress(b" " * 2**24), content_encoding="gzip"), RemoteFailure),
+    "an answer called compressed": (answer(200, chat("safe"), content_encoding="gzip"), RemoteFailure),
     "a reset": (reset, RemoteFailure),
     "hung up on": (hangs_up, RemoteFailure),
     "stalled": (stalls, RemoteFailure),
