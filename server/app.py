@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
-from server import __version__
+from server import __version__, metrics
 from server.api import chat, errors, examples, litellm, models, moderations, operations, responses
 from server.api.access import Access
 from server.api.body import BodyBudget
@@ -24,6 +24,7 @@ from server.api.openrouter import models as openrouter_models
 from server.api.openrouter.naming import slug_of
 from server.api.service import Service
 from server.backends.base import Backend
+from server.backends.fallback import parts
 from server.images import ImageDecoder
 from server.moderator import Moderator
 from server.policy import Policy
@@ -48,7 +49,7 @@ def create_moderator(settings: Settings, profile: Profile, backend: Backend) -> 
         backend,
         ImageDecoder(replace(limits, max_images=min(limits.max_images, profile.image_limit))),
         policy,
-        max_queue=settings.max_queue,
+        max_queue=settings.places,
         list_concurrency=settings.list_concurrency,
         deadline_s=settings.deadline,
         minimum_mass=settings.minimum_verdict_mass,
@@ -79,7 +80,7 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
         finally:
             # Also when the start failed: half of an engine holds its memory too.
             moderator.close()
-            backend.close()
+            await backend.close()
             await access.close()
             await database.close()
 
@@ -99,6 +100,9 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
     app.state.limits = Limits(moderator.admission, profile.context_tokens)
     app.state.moderator = moderator
     app.state.readiness = readiness
+    local = parts(backend)[0].name
+    priced = settings.price_per_hour and settings.backend == "vllm"
+    app.state.local_cost = metrics.LocalCost(local, settings.price_per_hour) if priced else None
     app.state.body_budget = BodyBudget(4 * settings.max_body_bytes)
     app.state.model_names = models.ModelNames(profile, int(time.time()), settings.model_aliases)
     app.state.service = Service(
@@ -128,5 +132,6 @@ def _fingerprint(profile: Profile, policy: Policy, settings: Settings) -> str:
     model = (profile.name, profile.model, profile.revision, dict(profile.engine))
     limits = (settings.minimum_verdict_mass, settings.category_scores, settings.image_limits)
     choices = (policy, *limits, settings.finished_prompts)
-    facts = repr((__version__, model, choices))
+    remote = (settings.backend, settings.fallback, settings.openrouter_model) if settings.is_remote else None
+    facts = repr((__version__, model, choices, remote))
     return f"fp_{hashlib.sha256(facts.encode()).hexdigest()[:10]}"

@@ -1,19 +1,25 @@
 """`python -m server doctor`: what this machine is, and which variant of a profile fits it.
 
-Loads no engine and downloads nothing. Exit status: 0 when the selected profile fits, 1 when it does not, 2 on an error.
+Loads no engine and downloads nothing; a remote backend that is configured is asked what it offers. Exit status: 0 when
+the selected profile fits (or a remote that stands alone can serve), 1 when it does not, 2 on an error.
 """
 
+import asyncio
 import json
 import os
 import platform
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
 from server import checkpoint, memory
+from server.backends.openrouter.backend import OpenRouterBackend
+from server.backends.openrouter.offer import Offer
+from server.errors import GuardError
 from server.profile import DEFAULT_PROFILE, Network, Profile, ProfileError, load_profile, variant_specs
+from server.settings import Settings
 
 FITS, DOES_NOT_FIT, ERROR = 0, 1, 2
 
@@ -45,10 +51,20 @@ class Diagnosis:
         return self.fit.memory_bytes > 0 and self.fit.fits
 
 
-def run(profile: str | None, gpu_memory_gib: float | None, as_json: bool) -> int:
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """What OpenRouter says of the model now; `fault` is why it could not serve, None when it could."""
+
+    settings: Settings
+    offer: Offer | None
+    fault: str | None
+
+
+def run(profile: str | None, gpu_memory_gib: float | None, as_json: bool, settings: Settings | None = None) -> int:
     """Print which variants of `profile` fit, and return the exit status.
 
-    `gpu_memory_gib` stands in for a card that is not in this machine.
+    `gpu_memory_gib` stands in for a card that is not in this machine. Where `settings` name a remote backend it is
+    asked what it offers, which costs nothing; the status is about it when it stands alone.
     """
     spec = profile or DEFAULT_PROFILE
     try:
@@ -61,9 +77,23 @@ def run(profile: str | None, gpu_memory_gib: float | None, as_json: bool) -> int
     except ProfileError as error:
         sys.stderr.write(f"{error}\n")
         return ERROR
+    remote = asyncio.run(_ask(settings)) if settings is not None and settings.is_remote else None
     render = _as_json if as_json else _as_text
-    sys.stdout.write(render(machine, diagnoses, selected) + "\n")
+    sys.stdout.write(render(machine, diagnoses, selected, remote) + "\n")
+    if remote is not None and remote.settings.backend == "openrouter":
+        return FITS if remote.fault is None else DOES_NOT_FIT
     return FITS if any(found.fits for found in diagnoses if found.profile.name == selected.name) else DOES_NOT_FIT
+
+
+async def _ask(settings: Settings) -> Remote:
+    backend = OpenRouterBackend(settings, load_profile(DEFAULT_PROFILE).taxonomy)
+    try:
+        await backend.start()
+    except GuardError as error:
+        return Remote(settings, backend.offer, error.message)
+    finally:
+        await backend.close()
+    return Remote(settings, backend.offer, None)
 
 
 def _machine(profile: Profile, gpu_memory_gib: float | None) -> Machine:
@@ -120,7 +150,7 @@ def _choice(diagnoses: Iterable[Diagnosis], selected: Profile) -> str | None:
 # --- Printing --------------------------------------------------------------------------------------------
 
 
-def _as_json(machine: Machine, diagnoses: Sequence[Diagnosis], selected: Profile) -> str:
+def _as_json(machine: Machine, diagnoses: Sequence[Diagnosis], selected: Profile, remote: Remote | None) -> str:
     document: dict[str, Any] = {
         "python": machine.python,
         "engine": machine.engine,
@@ -145,11 +175,12 @@ def _as_json(machine: Machine, diagnoses: Sequence[Diagnosis], selected: Profile
             for found in diagnoses
         ],
         "choose": _choice(diagnoses, selected),
+        "remote": None if remote is None else _remote_document(remote),
     }
     return json.dumps(document, indent=2)
 
 
-def _as_text(machine: Machine, diagnoses: Sequence[Diagnosis], selected: Profile) -> str:
+def _as_text(machine: Machine, diagnoses: Sequence[Diagnosis], selected: Profile, remote: Remote | None) -> str:
     judged = machine.judged_source
     if machine.judged_bytes is not None:
         judged = f"{memory.gib(machine.judged_bytes)} ({machine.judged_source})"
@@ -176,7 +207,51 @@ def _as_text(machine: Machine, diagnoses: Sequence[Diagnosis], selected: Profile
         "All sizes are arithmetic, not measured. engine: an allowance for what vLLM needs beside weights and KV cache;",
         "room for: tokens of KV cache that this memory leaves, whatever the model makes of so many.",
     ]
+    if remote is not None:
+        lines += ["", *_remote_lines(remote)]
     return "\n".join(lines)
+
+
+def _remote_lines(remote: Remote) -> Iterator[str]:
+    settings = remote.settings
+    yield f"Remote   {settings.openrouter_model} at {settings.openrouter_url}: {remote.fault or 'offered'}"
+    for provider in remote.offer.providers if remote.offer is not None else ():
+        yield f"         {provider.words}{'' if provider.allowed(settings) else ' (excluded by the settings)'}"
+    if settings.openrouter_zdr:
+        yield "         only those that retain nothing are asked (GUARD_OPENROUTER_ZDR); this list does not tell which"
+    tokens = _break_even(remote)
+    if tokens is not None:
+        yield f"Cost     ${settings.price_per_hour:g}, an hour here, is {tokens / 1e6:,.1f} million prompt tokens there"
+
+
+def _remote_document(remote: Remote) -> dict[str, Any]:
+    settings, tokens = remote.settings, _break_even(remote)
+    return {
+        "model": settings.openrouter_model,
+        "url": settings.openrouter_url,
+        "fault": remote.fault,
+        "providers": [
+            {
+                "name": provider.name,
+                "tag": provider.tag,
+                "context_tokens": provider.context_tokens,
+                "prompt_dollars_per_million": provider.prompt_price,
+                "completion_dollars_per_million": provider.completion_price,
+                "uptime_last_30m": provider.uptime,
+                "latency_seconds": provider.latency_s,
+                "allowed": provider.allowed(settings),
+            }
+            for provider in (remote.offer.providers if remote.offer is not None else ())
+        ],
+        "break_even_tokens_per_hour": None if tokens is None else round(tokens),
+    }
+
+
+def _break_even(remote: Remote) -> float | None:
+    """Prompt tokens an hour above which this machine costs less than the remote; None while a price is unknown."""
+    allowed = remote.offer.allowed(remote.settings) if remote.offer is not None else ()
+    prices = [provider.prompt_price for provider in allowed if provider.prompt_price]
+    return remote.settings.price_per_hour / min(prices) * 1e6 if prices and remote.settings.price_per_hour else None
 
 
 def _table(diagnoses: Iterable[Diagnosis]) -> list[str]:

@@ -72,6 +72,12 @@ class RemoteImagesDisabled(InvalidRequest):
     code = "remote_images_disabled"
 
 
+class RemoteRefused(InvalidRequest):
+    """Only a remote backend is there, and it may not be given this request, or could not judge it as asked."""
+
+    code = "remote_refused"
+
+
 class InvalidApiKey(InvalidRequest):
     """No key, or one that is wrong, expired or revoked."""
 
@@ -189,6 +195,21 @@ class EngineFailure(GuardError):
     status = 500
     code = "engine_failure"
     retryable = True
+
+
+class RemoteFailure(GuardError):
+    """The remote backend could not be reached, failed, or answered what is no answer."""
+
+    status = 502
+    code = "remote_failure"
+    retryable = True
+
+
+class RemoteRejected(GuardError):
+    """The remote backend does not take this request: its key, its credit, its rules. It would not take it again."""
+
+    status = 502
+    code = "remote_rejected"
 
 
 class UnparseableVerdict(GuardError):

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 
 from server import memory
 from server.backends.base import Backend
+from server.backends.fallback import FallbackBackend
+from server.backends.openrouter.backend import OpenRouterBackend
 from server.backends.vllm import VllmBackend
 from server.checkpoint import locate, read_facts, verify
-from server.profile import Network, Profile, ProfileError
+from server.profile import DEFAULT_PROFILE, Network, Profile, ProfileError, load_profile
 from server.prompt import CONTROL_TOKENS
 from server.settings import Settings
 from server.template_check import differences
@@ -17,7 +19,34 @@ log = logging.getLogger(__name__)
 
 
 def load_backend(settings: Settings, profile: Profile) -> Backend:
-    """The local engine for `profile`, not yet started. Raises ProfileError with a message for the operator."""
+    """What judges by `profile`: the local engine, OpenRouter, or one behind the other; not yet started.
+
+    Raises ProfileError with a message for the operator.
+    """
+    if settings.backend == "openrouter":
+        return _remote(settings, profile)
+    local = _local(settings, profile)
+    if settings.fallback == "none":
+        return local
+    return FallbackBackend(
+        local,
+        _remote(settings, profile),
+        after_s=settings.fallback_after,
+        places=settings.max_queue,
+        context_tokens=profile.context_tokens,
+    )
+
+
+def _remote(settings: Settings, profile: Profile) -> OpenRouterBackend:
+    official = load_profile(DEFAULT_PROFILE).taxonomy
+    if profile.taxonomy != official:
+        raise ProfileError(
+            f"{profile.name} has other categories than {DEFAULT_PROFILE}, and OpenRouter asks about those only."
+        )
+    return OpenRouterBackend(settings, official)
+
+
+def _local(settings: Settings, profile: Profile) -> VllmBackend:
     gpus = _gpus_for(profile)
     _check_fits(profile, profile.network, gpus)
     log.info("reading the checkpoint %s", profile.model)

@@ -1,6 +1,9 @@
 """What Prometheus is told. vLLM's own metrics stand beside these in the same registry. No label holds content."""
 
-from prometheus_client import Counter, Gauge, Histogram
+import time
+from collections.abc import Iterable
+
+from prometheus_client import REGISTRY, Counter, Enum, Gauge, Histogram
 
 from server.verdict import Verdict
 
@@ -20,6 +23,22 @@ FINISHED_PROMPTS = Counter("guard_finished_prompts", "Guard prompts that callers
 ADMITTED = Gauge("guard_admitted_verdicts", "Verdicts being worked on or waiting")
 READY = Gauge("guard_ready", "1 while /ready answers 200")
 
+ALIVE = Gauge("guard_backend_alive", "1 until only a restart can help this backend", ["backend"])
+MOVES = Counter("guard_fallback_moves", "Requests that the local engine left to the remote backend", ["reason"])
+REMOTE_CALLS = Counter("guard_remote_calls", "Calls of the remote backend, retries included, by outcome", ["outcome"])
+REMOTE_BREAKER = Enum(
+    "guard_remote_breaker", "State of the remote backend's circuit breaker", states=["closed", "open", "half_open"]
+)
+BACKEND_TOKENS = Counter("guard_backend_tokens", "Prompt and completion tokens of verdicts, by backend", ["backend"])
+COST = Counter(
+    "guard_cost_dollars",
+    "US dollars: what a remote backend charged, and of the local one its price an hour times its uptime",
+    ["backend"],
+)
+COST_PER_MILLION = Gauge(
+    "guard_cost_dollars_per_million_tokens", "guard_cost_dollars through a million guard_backend_tokens", ["backend"]
+)
+
 
 def observe_verdict(verdict: Verdict, judged: str, seconds: float) -> None:
     completion = verdict.completion
@@ -32,3 +51,28 @@ def observe_verdict(verdict: Verdict, judged: str, seconds: float) -> None:
     TOKENS.labels("cached").inc(completion.cached_tokens)
     TOKENS.labels("completion").inc(completion.completion_tokens)
     IMAGES.inc(completion.images)
+    BACKEND_TOKENS.labels(completion.backend).inc(completion.prompt_tokens + completion.completion_tokens)
+
+
+class LocalCost:
+    """What the local backend costs: a price an hour, busy or not."""
+
+    def __init__(self, backend: str, dollars_per_hour: float) -> None:
+        self._cost = COST.labels(backend)
+        self._dollars_per_second = dollars_per_hour / 3600
+        self._counted_until = time.monotonic()
+
+    def count(self) -> None:
+        """Charge the time since the last count."""
+        now = time.monotonic()
+        self._cost.inc(self._dollars_per_second * (now - self._counted_until))
+        self._counted_until = now
+
+
+def compare_costs(backends: Iterable[str]) -> None:
+    """Set each backend's cost per million tokens, once it has a cost and tokens."""
+    for backend in backends:
+        dollars = REGISTRY.get_sample_value("guard_cost_dollars_total", {"backend": backend})
+        tokens = REGISTRY.get_sample_value("guard_backend_tokens_total", {"backend": backend})
+        if dollars and tokens:
+            COST_PER_MILLION.labels(backend).set(dollars / tokens * 1e6)

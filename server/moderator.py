@@ -1,8 +1,9 @@
 """The heart: a conversation in, a verdict out."""
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from server import metrics
@@ -67,8 +68,12 @@ class Moderator:
             return await self._together(conversations, policy, handling, at_once)
 
     async def probe(self) -> None:
-        """Take one harmless verdict past the queue, so that readiness rests on the whole path through the backend."""
-        await self._judge(PROBE, self.policy, ORDINARY)
+        """Have the backend show, past the queue, that verdicts come through it; readiness rests on this."""
+        async with self._deadline() as deadline:
+            completion = await self.backend.probe(Case(PROBE, (), self.policy, ORDINARY, deadline))
+        if completion is not None:
+            judge(completion, self.policy, self._minimum_mass)
+        self.last_verdict_at = time.monotonic()
 
     def close(self) -> None:
         self._decoder.close()
@@ -98,13 +103,22 @@ class Moderator:
         return verdict
 
     async def _judge(self, conversation: Conversation, policy: Policy, handling: Handling) -> Verdict:
+        async with self._deadline() as deadline:
+            pictures = await self._decoder.decode(conversation.images)
+            seen = conversation.with_frames([len(picture.frames) for picture in pictures])
+            frames = [frame for picture in pictures for frame in picture.frames]
+            completion = await self.backend.complete(Case(seen, frames, policy, handling, deadline))
+            completion = replace(completion, frames=sum(picture.total_frames for picture in pictures))
+        verdict = judge(completion, policy, self._minimum_mass)
+        self.last_verdict_at = time.monotonic()
+        return verdict
+
+    @contextlib.asynccontextmanager
+    async def _deadline(self) -> AsyncIterator[float]:
+        """The one deadline of all that a verdict takes, by time.monotonic(); what is dropped below is a failure."""
         try:
             async with asyncio.timeout(self._deadline_s):
-                pictures = await self._decoder.decode(conversation.images)
-                seen = conversation.with_frames([len(picture.frames) for picture in pictures])
-                frames = [frame for picture in pictures for frame in picture.frames]
-                completion = await self.backend.complete(Case(seen, frames, policy, handling))
-                completion = replace(completion, frames=sum(picture.total_frames for picture in pictures))
+                yield time.monotonic() + self._deadline_s
         except TimeoutError:
             raise DeadlineExceeded(f"No verdict within {self._deadline_s:g} seconds.") from None
         except asyncio.CancelledError:
@@ -113,6 +127,3 @@ class Moderator:
                 raise
             # Nobody here cancelled this: the work below was dropped, and a caller waits for an answer.
             raise EngineFailure("The work on this request was dropped.") from None
-        verdict = judge(completion, policy, self._minimum_mass)
-        self.last_verdict_at = time.monotonic()
-        return verdict

@@ -66,13 +66,17 @@ def serve(settings: Settings) -> int:
         raise ProfileError(str(error)) from error
     except GuardError as error:
         raise ProfileError(f"the settings do not go with {profile.name}: {error.message}") from error
-    log.info(
-        "starting the engine for %s (%s; %d tokens of context, %s), this takes a while",
-        profile.name,
-        profile.description,
-        profile.context_tokens,
-        f"up to {profile.image_limit} images" if profile.images else "no images",
-    )
+    if settings.is_remote:
+        what = "EVERYTHING that is asked" if settings.backend == "openrouter" else "what the engine cannot judge now"
+        log.warning("%s is sent to %s", what, settings.openrouter_url)
+    if settings.backend == "vllm":
+        log.info(
+            "starting the engine for %s (%s; %d tokens of context, %s), this takes a while",
+            profile.name,
+            profile.description,
+            profile.context_tokens,
+            f"up to {profile.image_limit} images" if profile.images else "no images",
+        )
     server = Server(
         uvicorn.Config(
             app,

@@ -2,8 +2,10 @@
 
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, StringConstraints, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -25,6 +27,10 @@ MINIMUM_PEPPER = 32
 Code = Annotated[str, StringConstraints(pattern=f"^{CODE.pattern}$")]
 Codes = Annotated[tuple[Code, ...], NoDecode]
 Names = Annotated[tuple[str, ...], NoDecode]
+Providers = Annotated[tuple[Annotated[str, StringConstraints(pattern=r"^[\w./-]+$")], ...], NoDecode]
+HeaderText = Annotated[str, StringConstraints(pattern=r"^[ -~]*$", strip_whitespace=True)]
+LISTS = ("excluded_categories", "model_aliases", "openrouter_only", "openrouter_order", "openrouter_ignore")
+"""Settings that are written with commas."""
 
 
 class Settings(BaseSettings):
@@ -98,6 +104,50 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="Secret of at least 32 characters behind the keys' digests; empty: `pepper` in the data folder.",
     )
+    backend: Literal["vllm", "openrouter"] = Field(
+        "vllm", description="Who judges: the engine on this machine, or OpenRouter, to which everything is then sent."
+    )
+    fallback: Literal["none", "openrouter"] = Field(
+        "none", description="Who judges what the local engine is too busy for, or too short of memory, or down."
+    )
+    fallback_after: float = Field(
+        10.0, gt=0, description="Time that the local engine gets before a request moves to the fallback."
+    )
+    openrouter_api_key: SecretStr = Field(SecretStr(""), description="Key of an OpenRouter account.")
+    openrouter_model: str = Field(
+        "meta-llama/llama-guard-4-12b", pattern=r"^[\w.-]+/[\w.:-]+$", description="The model's name there."
+    )
+    openrouter_url: str = Field(
+        "https://openrouter.ai/api/v1", description="Where its API is; `http` only for this very machine."
+    )
+    openrouter_zdr: bool = Field(True, description="Only providers that retain nothing.")
+    openrouter_data_collection: Literal["deny", "allow"] = Field(
+        "deny", description="Whether providers may collect what is sent."
+    )
+    openrouter_only: Providers = Field((), description="Comma-separated providers; no other one is asked.")
+    openrouter_order: Providers = Field((), description="Comma-separated providers, the preferred one first.")
+    openrouter_ignore: Providers = Field((), description="Comma-separated providers that are never asked.")
+    openrouter_allow_fallbacks: bool = Field(
+        True, description="OpenRouter may ask another provider when the first one fails."
+    )
+    openrouter_sort: Literal["", "price", "throughput", "latency"] = Field(
+        "", description="What OpenRouter chooses providers by: `price`, `throughput`, `latency`; empty: its own way."
+    )
+    openrouter_max_price: float = Field(
+        0.0, ge=0, description="Most dollars for a million tokens, prompt or completion; 0 sets no limit."
+    )
+    openrouter_referer: HeaderText = Field("", description="URL of the application, shown in OpenRouter's statistics.")
+    openrouter_title: HeaderText = Field("", description="Name of the application, shown in OpenRouter's statistics.")
+    openrouter_concurrency: int = Field(32, ge=1, description="Requests that are there at the same time.")
+    openrouter_retries: int = Field(
+        2, ge=0, description="Tries after the first one, within the deadline and a budget over all requests."
+    )
+    openrouter_timeout: float = Field(10.0, gt=0, description="Time that one try gets.")
+    price_per_hour: float = Field(
+        0.0,
+        ge=0,
+        description="Dollars that this machine costs an hour, for the cost per million tokens in the metrics.",
+    )
 
     probe_interval: float = Field(5.0, gt=0, description="An idle engine is asked for a verdict this often.")
     ready_max_age: float = Field(12.0, gt=0, description="Not ready once the last verdict is older than this.")
@@ -114,10 +164,10 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _split_lists(cls, values: dict[str, object]) -> dict[str, object]:
-        for name in ("excluded_categories", "model_aliases"):
-            value = values.get(name)
-            if isinstance(value, str):
-                values[name] = tuple(item.strip() for item in value.split(",") if item.strip())
+        for name in LISTS:
+            items = values.get(name)
+            if isinstance(items, str):
+                values[name] = tuple(item.strip() for item in items.split(",") if item.strip())
         return values
 
     @field_validator("key_pepper")
@@ -134,6 +184,36 @@ class Settings(BaseSettings):
         if self.list_concurrency > self.max_queue:
             raise ValueError("list_concurrency must not exceed max_queue, or no long list could ever be admitted")
         return self
+
+    @model_validator(mode="after")
+    def _refuse_what_no_remote_can_do(self) -> "Settings":
+        if not self.is_remote:
+            return self
+        key, url = self.openrouter_api_key.get_secret_value(), urlsplit(self.openrouter_url)
+        if not re.fullmatch(r"[!-~]+", key):
+            raise ValueError("openrouter needs openrouter_api_key, one word of printable ASCII")
+        if url.scheme != "https" and not (url.scheme == "http" and url.hostname in ("127.0.0.1", "::1", "localhost")):
+            raise ValueError("openrouter_url must be https, or http on this machine: key and texts travel on it")
+        if self.threshold != 0.5 or self.excluded_categories:
+            raise ValueError(
+                "openrouter reports no probabilities and asks about every category:"
+                " it goes with neither another threshold than 0.5 nor excluded_categories"
+            )
+        if self.fallback != "none" and self.backend != "vllm":
+            raise ValueError("fallback stands behind the local engine: backend must be vllm")
+        if self.fallback != "none" and self.fallback_after >= self.deadline:
+            raise ValueError("fallback_after must be below deadline, or the fallback would have no time")
+        return self
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether anything that callers wrote may ever leave this machine."""
+        return "openrouter" in (self.backend, self.fallback)
+
+    @property
+    def places(self) -> int:
+        """Verdicts in work or waiting: what a fallback takes comes on top of the local engine's queue."""
+        return self.max_queue + (min(self.max_queue, self.openrouter_concurrency) if self.fallback != "none" else 0)
 
     @property
     def data_folder(self) -> Path:

@@ -59,7 +59,7 @@ async def reference_backend(reference_profile: Profile) -> AsyncIterator[VllmBac
     backend = open_backend(reference_profile)
     await backend.start()
     yield backend
-    backend.close()
+    await backend.close()
 
 
 @pytest_asyncio.fixture(scope="session")
@@ -67,7 +67,7 @@ async def pocket_backend() -> AsyncIterator[VllmBackend]:
     backend = open_backend(load_profile("pocket"))
     await backend.start()
     yield backend
-    backend.close()
+    await backend.close()
 
 
 def open_backend(profile: Profile) -> VllmBackend:

@@ -40,8 +40,11 @@ class FakeBackend:
     async def start(self) -> None:
         self.started = True
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self.closed = True
+
+    async def probe(self, case: Case) -> Completion | None:
+        return await self.complete(case)
 
     async def complete(self, case: Case) -> Completion:
         if case.conversation == PROBE:

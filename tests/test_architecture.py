@@ -22,7 +22,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("prompt", "images", "checkpoint"),
     ("template_check", "memory", "settings"),
     ("backends.engine_process", "backends.torch_companions", "backends.base"),
-    ("backends.vllm",),
+    ("backends.vllm", "backends.openrouter"),
+    ("backends.fallback",),
     ("moderator", "loading"),
     ("readiness", "store"),
     ("api",),
@@ -45,7 +46,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "starlette": ("api", "app", "serve"),
     "uvicorn": ("serve",),
     "uvloop": ("serve",),
-    "httpx": ("fetch", "check"),
+    "httpx": ("fetch", "check", "backends.openrouter.client"),
     "requests": (),
     "tokenizers": ("tokenizer",),
     "jinja2": ("template_check",),
@@ -141,7 +142,7 @@ def test_a_package_does_not_run_in_circles(room):
     assert inside == {}
 
 
-@pytest.mark.parametrize("module", ["", "backends"])
+@pytest.mark.parametrize("module", ["", "backends", "backends.openrouter"])
 def test_bare_packages_import_nothing(module):
     """Importing any module of a package runs these: whatever they imported, everybody would."""
     assert imports_of(SERVER[module]) == frozenset()

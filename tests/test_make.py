@@ -53,6 +53,12 @@ def test_overrides(make):
     assert "--profile llama-guard-4-12b:24gb --host 0.0.0.0 --port 9000" in recipe
 
 
+def test_a_remote_backend_needs_no_gpu_for_the_real_model(make):
+    recipe = make("serve", "GUARD_BACKEND=openrouter")
+    assert "'.[cpu]'" in recipe
+    assert "serve --profile llama-guard-4-12b " in recipe
+
+
 def test_second_start_installs_nothing(make, tmp_path):
     install(tmp_path, ".installed-cpu")
     assert "pip " not in make("serve")

@@ -57,6 +57,7 @@ FROM_ENVIRONMENT = [
     ("GUARD_EXCLUDED_CATEGORIES", "S5", "excluded_categories", ("S5",)),
     ("GUARD_EXCLUDED_CATEGORIES", "S5,S13", "excluded_categories", ("S5", "S13")),
     ("GUARD_EXCLUDED_CATEGORIES", " S5 , S13, ", "excluded_categories", ("S5", "S13")),
+    ("GUARD_OPENROUTER_ONLY", "deepinfra/fp8, groq", "openrouter_only", ("deepinfra/fp8", "groq")),
 ]
 
 
@@ -127,6 +128,23 @@ BAD = [
     *(("animation_frames", bad) for bad in (0, -1)),
     *(("image_timeout", bad) for bad in (0, -1, "inf")),
     *(("image_remote", bad) for bad in ("", "maybe", 2)),
+    *(("backend", bad) for bad in ("", "OpenRouter", "none")),
+    *(("fallback", bad) for bad in ("", "vllm", "true")),
+    *(("fallback_after", bad) for bad in (0, -1, "inf", "nan")),
+    *(("openrouter_model", bad) for bad in ("", "llama-guard-4-12b", "a/b/c", "a/../b", "a/b?c")),
+    *(("openrouter_zdr", bad) for bad in ("", "maybe")),
+    *(("openrouter_data_collection", bad) for bad in ("", "none", "Deny")),
+    *(("openrouter_only", bad) for bad in ("deep infra", "a;b", "a,b c")),
+    *(("openrouter_order", bad) for bad in ("deep infra", "a;b")),
+    *(("openrouter_ignore", bad) for bad in ("deep infra", "a;b")),
+    *(("openrouter_sort", bad) for bad in ("cheap", "Price")),
+    *(("openrouter_max_price", bad) for bad in (-1, "inf", "nan", "free")),
+    *(("openrouter_referer", bad) for bad in ("a\nb", "ä")),
+    *(("openrouter_title", bad) for bad in ("a\r\nX-Evil: 1", "ä")),
+    *(("openrouter_concurrency", bad) for bad in (0, -1)),
+    *(("openrouter_retries", bad) for bad in (-1, "many")),
+    *(("openrouter_timeout", bad) for bad in (0, -1, "inf", "nan")),
+    *(("price_per_hour", bad) for bad in (-1, "inf", "nan")),
     *(("probe_interval", bad) for bad in (0, -1, "nan")),
     *(("ready_max_age", bad) for bad in (0, -1, "inf", "nan")),
     *(("auth", bad) for bad in ("", "on", "none", "Required", "false")),
@@ -159,9 +177,56 @@ CONTRADICTIONS = {
 }
 
 
+REMOTE = {"backend": "openrouter", "openrouter_api_key": "sk-or-canary"}
+BEHIND = {"fallback": "openrouter", "openrouter_api_key": "sk-or-canary"}
+CONTRADICTIONS |= {
+    "a remote without a key": {"backend": "openrouter"},
+    "a fallback without a key": {"fallback": "openrouter"},
+    "a key of two words": {**REMOTE, "openrouter_api_key": "sk-or canary"},
+    "a key that breaks a header": {**REMOTE, "openrouter_api_key": "sk-or-canary\n"},
+    "a key beyond ASCII": {**REMOTE, "openrouter_api_key": "sk-ör"},
+    "a key in the clear": {**REMOTE, "openrouter_url": "http://openrouter.ai/api/v1"},
+    "a host that only begins like this one": {**REMOTE, "openrouter_url": "http://localhost.example/api/v1"},
+    "no URL": {**REMOTE, "openrouter_url": "openrouter.ai"},
+    "a threshold without probabilities": {**REMOTE, "threshold": 0.4},
+    "a threshold that keeps everything here": {**BEHIND, "threshold": 0.4},
+    "categories that the remote asks about": {**REMOTE, "excluded_categories": "S5"},
+    "a fallback behind itself": {**REMOTE, "fallback": "openrouter"},
+    "a fallback without time": {**BEHIND, "fallback_after": 30, "deadline": 30},
+}
+
+
 @pytest.mark.parametrize("values", CONTRADICTIONS.values(), ids=CONTRADICTIONS)
 def test_contradictions_are_refused(values):
     assert faults(**values) == [()]
+
+
+def test_nothing_leaves_unless_it_is_said():
+    assert Settings().is_remote is False
+    assert Settings(openrouter_api_key="sk-or-canary").is_remote is False
+    assert Settings(**REMOTE).is_remote
+    assert Settings(**BEHIND).is_remote
+    assert (Settings().openrouter_zdr, Settings().openrouter_data_collection) == (True, "deny")
+
+
+@pytest.mark.parametrize("values", [REMOTE, {**REMOTE, "openrouter_url": "http://example.org"}])
+def test_the_key_is_never_shown(values):
+    try:
+        shown = repr(Settings(**values)) + str(Settings(**values).model_dump())
+    except ValidationError as error:
+        shown = "; ".join(fault["msg"] for fault in error.errors(include_input=False))
+    assert "canary" not in shown
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:9", "localhost", "[::1]:9"])
+def test_this_machine_may_be_spoken_to_in_the_clear(host):
+    assert Settings(**REMOTE, openrouter_url=f"http://{host}/api/v1").is_remote
+
+
+def test_a_fallback_adds_its_places_to_the_queue():
+    assert Settings(max_queue=100).places == 100
+    assert Settings(**BEHIND, max_queue=100, openrouter_concurrency=8).places == 108
+    assert Settings(**BEHIND, max_queue=32, openrouter_concurrency=99).places == 64
 
 
 def test_nearest_values_do_not_contradict():

@@ -186,8 +186,7 @@ class ProviderPreferences(WireModel):
 
     def stricter_than(self, settings: Settings) -> bool:
         """Whether a remote backend, as it is set up, could be laxer than this request wants."""
-        keeps_data = not getattr(settings, "openrouter_zdr", True)
-        collects_data = getattr(settings, "openrouter_data_collection", "deny") != "deny"
+        keeps_data, collects_data = not settings.openrouter_zdr, settings.openrouter_data_collection != "deny"
         return bool(self.zdr and keeps_data) or bool(self.data_collection == "deny" and collects_data)
 
 

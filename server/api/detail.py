@@ -20,6 +20,8 @@ def verdict_detail(verdict: Verdict) -> dict[str, Any]:
         "raw_text": completion.text,
         "finish_reason": completion.finish_reason,
         "backend": completion.backend,
+        "provider": completion.provider,
+        "cost": completion.cost,
         "usage": {
             "prompt_tokens": completion.prompt_tokens,
             "cached_tokens": completion.cached_tokens,

@@ -189,6 +189,8 @@ _GUARD: dict[str, Any] = {
     "raw_text": "unsafe\nS9",
     "finish_reason": "stop",
     "backend": "vllm",
+    "provider": None,
+    "cost": None,
     "usage": {"prompt_tokens": 214, "cached_tokens": 128, "completion_tokens": 5, "images": 0, "frames": 0, "tiles": 0},
     "timing": {"queued": 0.001, "computed": 0.04},
 }
@@ -203,6 +205,7 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     ),
     429: _error("The queue is full; see Retry-After", "requests", "rate_limit_exceeded", "The server is at its limit."),
     500: _error("The answer was no verdict", "server_error", "unparseable_verdict", "The answer is no verdict."),
+    502: _error("A remote backend failed", "server_error", "remote_failure", "The remote backend failed."),
     503: _error("The engine cannot answer", "server_error", "engine_unavailable", "The engine is not running."),
     504: _error("No verdict in time", "server_error", "deadline_exceeded", "No verdict within 60 seconds."),
 }

@@ -20,8 +20,8 @@ OPENAI_NAMES = (
 )
 """What clients of OpenAI's moderation endpoint ask for, often without a way to change it."""
 
-ROUTER_PREFIX = re.compile(r"^(?:openai|openrouter)/")
-"""What routers of several providers put before a model's id, and some leave there."""
+ROUTER_PREFIX = re.compile(r"^(?:openai|openrouter|llama-guard-server)/")
+"""What routers of several providers put before a model's id, and some leave there; and this server's own name."""
 
 VARIANT_SUFFIX = re.compile(r":(?:free|nitro|floor|exacto)$")
 """How OpenRouter's clients say which of its providers they prefer, as a part of the name."""

@@ -5,6 +5,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from server import metrics
+from server.backends.fallback import parts
 from server.readiness import Readiness
 
 router = APIRouter(tags=["operations"])
@@ -31,4 +32,10 @@ async def prometheus(request: Request) -> Response:
     readiness: Readiness = request.app.state.readiness
     metrics.READY.set(readiness.reason_not_ready() is None)
     metrics.ADMITTED.set(request.app.state.moderator.admission.admitted)
+    backends = parts(request.app.state.moderator.backend)
+    for backend in backends:
+        metrics.ALIVE.labels(backend.name).set(backend.alive)
+    if request.app.state.local_cost is not None:
+        request.app.state.local_cost.count()
+    metrics.compare_costs(backend.name for backend in backends)
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

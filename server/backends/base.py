@@ -1,5 +1,6 @@
 """The seam between the moderator and whatever judges: one case in, one completion out."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,13 +18,14 @@ class Case:
     """What is to be judged, and by which policy.
 
     `images` are decoded RGB pictures, one for each image part of the conversation, in the order of
-    `conversation.images`.
+    `conversation.images`. After `deadline`, by time.monotonic(), nobody waits for the answer any more.
     """
 
     conversation: Conversation
     images: Sequence[Image]
     policy: Policy
     handling: Handling = ORDINARY
+    deadline: float = math.inf
 
 
 class Backend(Protocol):
@@ -42,12 +44,19 @@ class Backend(Protocol):
         """Judge one case.
 
         Raises ContextLengthExceeded, EngineUnavailable when the backend is dead, EngineFailure when this one
-        request failed.
+        request failed, and of a remote backend RemoteRefused, RemoteRejected, RemoteFailure and Overloaded.
+        """
+
+    async def probe(self, case: Case) -> Completion | None:
+        """Show that verdicts come through: judge a harmless case of the server's own.
+
+        Must cost nothing and send nothing of anybody's. A backend that has to be paid returns None once it has found
+        out otherwise. Raises like `complete`.
         """
 
     @property
     def alive(self) -> bool:
         """False once only a restart can help."""
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Free everything. No `complete` may be running."""

@@ -181,7 +181,7 @@ class VllmBackend:
     def alive(self) -> bool:
         return self.engine is not None and not self.engine.errored
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self._encoders.shutdown(wait=False, cancel_futures=True)
         if self.engine is not None:
             # Nothing is left to finish: its processes spend seconds on tidying up what dies with them.
@@ -259,6 +259,9 @@ class VllmBackend:
                 score_method=ScoreMethod.FIRST_CODE,
             )
         return completion
+
+    async def probe(self, case: Case) -> Completion:
+        return await self.complete(case)
 
     async def complete_freely(self, prompt: Prompt) -> str:
         """What the model writes when nothing is forced: the reference that the one-pass verdict is held against."""

@@ -153,6 +153,7 @@ async def test_counts_move_with_what_happens(client: httpx.AsyncClient, backend:
         "guard_tokens_total kind=prompt": 813,
         "guard_tokens_total kind=cached": 512,
         "guard_tokens_total kind=completion": 12,
+        "guard_backend_tokens_total backend=fake": 825,
     }
 
 

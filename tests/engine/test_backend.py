@@ -31,7 +31,7 @@ def environment(monkeypatch):
             os.environ.update(variables)
             backend = open_backend(load_profile("pocket"))
             backend._prepare_environment()
-            backend.close()
+            await backend.close()
             return dict(os.environ)
 
         yield prepared

@@ -50,7 +50,7 @@ async def long_backend(tmp_path_factory, reference_profile):
     backend = open_backend(profile)
     await backend.start()
     yield backend
-    backend.close()
+    await backend.close()
 
 
 async def test_an_alarm_is_heard_across_the_whole_context(long_backend, record_property):

@@ -1,7 +1,6 @@
 """POST /api/v1/chat/completions: OpenAI's chat completions with OpenRouter's names, costs and generation ids.
 
-The request goes the way of api/chat.py; what OpenRouter adds is read here, or accepted and ignored because it chooses
-among models and providers that this server has not, or refused because it promises what a verdict has not.
+The request goes the way of api/chat.py, which reads what OpenRouter adds to it too; only the reply differs.
 """
 
 import json
@@ -13,113 +12,35 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from server.api import chat
 from server.api.body import read_body
-from server.api.chat import ChatMessage, ChatRequest
+from server.api.chat import ChatRequest
 from server.api.examples import json_request
 from server.api.openrouter import examples, naming
 from server.api.openrouter.generations import Generation, Generations
 from server.api.service import Reply, Service, answered
 from server.caller import Caller, Handling
-from server.conversation import Conversation, Message, Part, TextPart
 from server.errors import GuardError
 
 router = APIRouter(prefix="/api/v1", tags=["OpenRouter"])
 
-IGNORED_FIELDS = frozenset(
-    {
-        "cache_control",
-        "debug",
-        "image_config",
-        "include_reasoning",
-        "min_p",
-        "reasoning",
-        "repetition_penalty",
-        "route",
-        "session_id",
-        "stop_server_tools_when",
-        "top_a",
-        "top_k",
-        "trace",
-        "transforms",
-        "usage",
-    }
-)
-"""A verdict is decoded greedily, nothing is cut out of a prompt, nothing is stored, and usage is always told."""
 
-
-class ReasoningDetail(BaseModel):
-    """A piece of what a reasoning model sent before. What is encrypted nobody can read, nor judge."""
-
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
-
-    text: str | None = None
-    summary: str | None = None
-
-
-class OpenRouterMessage(ChatMessage):
-    """A reply of OpenRouter's goes back as it came, with what its model thought aloud: that is judged too."""
-
-    model: str | None = None
-    reasoning: str | None = None
-    reasoning_details: list[ReasoningDetail] | None = Field(None, fail_fast=True)
-
-    def parts(self, index: int) -> tuple[Part, ...]:
-        details = (words for detail in self.reasoning_details or () for words in (detail.text, detail.summary))
-        thoughts = dict.fromkeys(words for words in (self.reasoning, *details) if words)
-        return (*(TextPart(words) for words in thoughts), *super().parts(index))
-
-
-class ProviderPreferences(BaseModel):
-    """Here is one provider; of the preferences only those about privacy have a meaning."""
-
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
-
-    zdr: bool | None = Field(None, description="True keeps the request on this machine.")
-    data_collection: str | None = Field(None, description='"deny" keeps the request on this machine.')
-
-    @property
-    def stay_here(self) -> bool:
-        return self.zdr is True or self.data_collection == "deny"
-
-
-class OpenRouterChatRequest(ChatRequest):
-    messages: list[OpenRouterMessage] = Field(min_length=1, fail_fast=True)  # type: ignore[assignment]
-    models: list[str] | None = Field(None, description="Tried after `model`: one of them must be served.")
-    provider: ProviderPreferences | None = None
-    plugins: list[Any] | None = Field(None, max_length=0, description="Only an empty list: no plugin runs here.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _ignore_what_has_no_meaning_here(cls, body: Any) -> Any:
-        return {name: value for name, value in body.items() if name not in IGNORED_FIELDS}
-
-    def conversation(self) -> Conversation:
-        return Conversation.from_messages(
-            [Message(message.role, message.parts(index)) for index, message in enumerate(self.messages)]
-        )
-
-
-async def complete(service: Service, body: OpenRouterChatRequest, handling: Handling) -> Reply:
-    naming.check_any(service.names, [name for name in (body.model, *(body.models or ())) if name is not None])
-    if body.provider is not None and body.provider.stay_here:
-        handling = replace(handling, never_remote=True)
-    reply = await chat.complete(service, body.model_copy(update={"model": None}), handling)
+async def complete(service: Service, body: ChatRequest, handling: Handling) -> Reply:
+    reply = await chat.complete(service, body, handling)
     return replace(reply, document=_document(service, reply))
 
 
 @router.post(
     "/chat/completions",
     summary="Judge the last message of a conversation",
-    openapi_extra=json_request(OpenRouterChatRequest, examples.REQUEST_EXAMPLES),
+    openapi_extra=json_request(ChatRequest, examples.REQUEST_EXAMPLES),
     responses=examples.CHAT,
 )
 async def create_openrouter_chat_completion(request: Request) -> Response:
     generations: Generations = request.app.state.generations
     started = time.perf_counter()
-    body = await read_body(request, OpenRouterChatRequest)
+    body = await read_body(request, ChatRequest)
     try:
         reply = await answered(request, body, complete)
     except GuardError as error:

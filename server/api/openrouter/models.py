@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Query, Request
 
 from server.api.chat import ChatRequest
+from server.api.models import ModelNames
 from server.api.openrouter import examples, naming
 from server.api.openrouter.generations import Generations
 from server.profile import Profile
@@ -183,7 +184,8 @@ async def list_openrouter_providers() -> dict[str, Any]:
 
 
 def _card(request: Request, author: str, slug: str) -> ModelCard:
-    naming.check(request.app.state.model_names, f"{author}/{slug}")
+    names: ModelNames = request.app.state.model_names
+    names.check(f"{author}/{slug}")
     card: ModelCard = request.app.state.model_card
     return card
 

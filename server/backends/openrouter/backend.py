@@ -1,0 +1,282 @@
+"""OpenRouter as a `Backend`: a case goes out as plain messages, and what comes back is believed as little as an engine.
+
+No probability comes with it, so there are no scores, and what needs one (own thresholds) is refused, as is what must
+not leave. Whether an answer is a verdict is decided by `server.verdict.judge`, as for every backend.
+"""
+
+import asyncio
+import logging
+import math
+import re
+import time
+from http import HTTPStatus
+
+from server import metrics
+from server.backends.base import Case
+from server.backends.openrouter.breaker import Breaker
+from server.backends.openrouter.client import Answer, OpenRouterClient, Unreachable
+from server.backends.openrouter.offer import Offer, read_offer
+from server.backends.openrouter.reply import Garbage, RemoteError, Reply, read_error, read_json, read_reply
+from server.backends.openrouter.request import body_of, refusal
+from server.backends.openrouter.retries import RetryBudget, pause
+from server.errors import (
+    ContextLengthExceeded,
+    EngineUnavailable,
+    GuardError,
+    Overloaded,
+    RemoteFailure,
+    RemoteRefused,
+    RemoteRejected,
+    UnparseableVerdict,
+)
+from server.settings import Settings
+from server.taxonomy import Taxonomy
+from server.verdict import Completion
+
+log = logging.getLogger(__name__)
+
+TRANSIENT = frozenset({408, 429, 500, 502, 503, 504, 524, 529})
+"""Statuses after which the same request may succeed."""
+
+BUSY = frozenset({429, 529})
+
+ABOUT_THE_REQUEST = frozenset({400, 403, 413, 422})
+"""Statuses that say nothing against the remote: the next request may be taken."""
+
+ANOTHER_MODEL, ANOTHER_PROVIDER = "another_model", "another_provider"
+OWN_KINDS = (ANOTHER_MODEL, ANOTHER_PROVIDER)
+"""Kinds of errors that only this module finds."""
+
+REJECTIONS = {
+    "400": "it is not valid there",
+    "401": "the key is refused",
+    "402": "the account has no credit left",
+    "403": "the key may not, or the provider's own rules forbid it",
+    "404": "no provider serves the model under these preferences",
+    "413": "it is too large",
+    "422": "it cannot be processed there",
+    ANOTHER_MODEL: "another model answered",
+    ANOTHER_PROVIDER: "a provider answered that the operator excludes",
+}
+
+MODEL_SUFFIX = r"(-\d{4}-?\d{2}-?\d{2})?(:[a-z0-9-]+)?"
+
+CONTACT_AGE_S = 60.0
+"""Seconds for which an answer of the remote proves that it is there."""
+
+NO_SCORES = "the remote backend reports no probabilities"
+
+
+class _Again(Exception):
+    """A call failed in a way that another call may cure; else `error` is the end of it."""
+
+    def __init__(self, error: GuardError, retry_after: float | None = None) -> None:
+        super().__init__()
+        self.error = error
+        self.retry_after = retry_after
+        if retry_after is not None:
+            error.retry_after = max(1, math.ceil(min(retry_after, 86_400)))
+
+
+class OpenRouterBackend:
+    """A `Backend` on OpenRouter. `taxonomy` is what the remote asks about: the model's own categories."""
+
+    name = "openrouter"
+
+    def __init__(self, settings: Settings, taxonomy: Taxonomy, breaker: Breaker | None = None) -> None:
+        self._settings = settings
+        self._taxonomy = taxonomy
+        self._breaker = breaker or Breaker()
+        self._budget = RetryBudget()
+        self._places = asyncio.Semaphore(settings.openrouter_concurrency)
+        self._client: OpenRouterClient | None = None
+        self._contact_at = -math.inf
+        self.offer: Offer | None = None
+
+    async def start(self) -> None:
+        """Ask whether the key works and the model is offered. Raises RemoteRejected and RemoteFailure."""
+        self._client = OpenRouterClient(self._settings)
+        offer = await self.look()
+        log.info("OpenRouter offers %s by %d providers:", self._settings.openrouter_model, len(offer.providers))
+        for provider in offer.providers:
+            excluded = "" if provider.allowed(self._settings) else " (excluded by the settings)"
+            log.info("  %s%s", provider.words, excluded)
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+    @property
+    def alive(self) -> bool:
+        """No restart of this process would help a remote."""
+        return True
+
+    @property
+    def available(self) -> bool:
+        """Whether a request would be sent now, and not held back because the last ones failed."""
+        return self._client is not None and self._breaker.available
+
+    @property
+    def context_tokens(self) -> int:
+        """The longest context among the providers that may serve, 0 while nobody knows."""
+        allowed = self.offer.allowed(self._settings) if self.offer is not None else ()
+        return max((provider.context_tokens for provider in allowed), default=0)
+
+    def refusal(self, case: Case) -> RemoteRefused | None:
+        """Why `case` is never sent; None when it may be."""
+        if case.images and self.offer is not None and not self.offer.images:
+            return RemoteRefused("The remote backend takes no images.")
+        return refusal(case, self._taxonomy)
+
+    async def probe(self, case: Case) -> None:
+        """Costs nothing: an answer of a moment ago is enough, else the list of providers is asked for."""
+        if not self.available:
+            raise EngineUnavailable("The remote backend failed repeatedly and is left alone.")
+        if time.monotonic() - self._contact_at > CONTACT_AGE_S:
+            await self.look()
+
+    async def look(self) -> Offer:
+        """Ask what OpenRouter offers now, which costs nothing. Raises RemoteRejected and RemoteFailure."""
+        model = self._settings.openrouter_model
+        await self._ask("key", "OpenRouter refuses the key.")
+        gone = f"OpenRouter does not offer {model} any more."
+        document = await self._ask(f"models/{model}/endpoints", gone)
+        try:
+            offer = read_offer(read_json(document.body))
+        except Garbage:
+            raise RemoteFailure("OpenRouter's list of providers cannot be read.") from None
+        self.offer = offer
+        if not offer.providers:
+            raise RemoteRejected(gone)
+        if not offer.allowed(self._settings):
+            raise RemoteRejected(f"No provider of {model} satisfies GUARD_OPENROUTER_ONLY, _IGNORE and _MAX_PRICE.")
+        self._contact_at = time.monotonic()
+        return offer
+
+    async def _ask(self, path: str, refused: str) -> Answer:
+        if self._client is None:
+            raise EngineUnavailable("The remote backend is not started.")
+        try:
+            answer = await self._client.get(path, time.monotonic() + self._settings.openrouter_timeout)
+        except Unreachable as error:
+            raise RemoteFailure(f"OpenRouter cannot be reached ({error}).") from None
+        if answer.status in (401, 403, 404):
+            raise RemoteRejected(refused)
+        if answer.status != HTTPStatus.OK:
+            raise RemoteFailure(f"OpenRouter answers {answer.status} when asked for {path}.")
+        return answer
+
+    # --- One case ----------------------------------------------------------------------------------------
+
+    async def complete(self, case: Case) -> Completion:
+        refused = self.refusal(case)
+        if refused is not None:
+            raise refused
+        began = time.monotonic()
+        if case.images:
+            body = await asyncio.get_running_loop().run_in_executor(None, body_of, case, self._settings)
+        else:
+            body = body_of(case, self._settings)
+        self._budget.deposit()
+        attempt = 0
+        while True:
+            try:
+                return await self._try(case, body, began)
+            except _Again as again:
+                attempt += 1
+                wait = max(pause(attempt), again.retry_after or 0.0)
+                in_time = time.monotonic() + wait < case.deadline
+                if attempt > self._settings.openrouter_retries or not in_time or not self._budget.withdraw():
+                    raise again.error from None
+            await asyncio.sleep(wait)
+
+    async def _try(self, case: Case, body: bytes, began: float) -> Completion:
+        """One call. Raises _Again for what another call may cure."""
+        async with self._places:
+            if self._client is None:
+                raise EngineUnavailable("The remote backend is not started.")
+            ticket = self._breaker.enter()
+            sent = time.monotonic()
+            try:
+                deadline = min(case.deadline, sent + self._settings.openrouter_timeout)
+                reply = self._read(await self._client.post("chat/completions", body, deadline))
+            except asyncio.CancelledError:
+                # A caller that left says nothing about the remote; one that waited to the end does.
+                (self._breaker.failed if time.monotonic() >= case.deadline else self._breaker.dropped)(ticket)
+                raise
+            except RemoteError as error:
+                about_request = error.status in ABOUT_THE_REQUEST
+                (self._breaker.succeeded if about_request else self._breaker.failed)(ticket)
+                raise self._told(error) from None
+            except (Unreachable, Garbage) as error:
+                self._breaker.failed(ticket)
+                metrics.REMOTE_CALLS.labels("unreachable" if isinstance(error, Unreachable) else "garbage").inc()
+                raise _Again(RemoteFailure("The remote backend gave no usable answer.")) from None
+            except BaseException:
+                self._breaker.dropped(ticket)
+                raise
+            self._breaker.succeeded(ticket)
+        self._contact_at = time.monotonic()
+        return self._completion(case, reply, queued_s=sent - began, computed_s=self._contact_at - sent)
+
+    def _read(self, answer: Answer) -> Reply:
+        """The reply in `answer`, from the model and a provider that were asked. Raises RemoteError and Garbage."""
+        try:
+            if answer.status != HTTPStatus.OK:
+                raise read_error(answer.status, answer.body)
+            reply = read_reply(answer.content_type, answer.body)
+        except RemoteError as error:
+            error.retry_after = answer.retry_after
+            raise
+        metrics.COST.labels(self.name).inc(reply.cost or 0.0)
+        if not self._is_the_model(reply.model):
+            raise RemoteError(HTTPStatus.NOT_FOUND, ANOTHER_MODEL)
+        if not self._may_serve(reply.provider):
+            raise RemoteError(HTTPStatus.NOT_FOUND, ANOTHER_PROVIDER)
+        metrics.REMOTE_CALLS.labels("answered").inc()
+        return reply
+
+    def _is_the_model(self, model: str) -> bool:
+        """OpenRouter may add a date or a variant to the name, or answer with the permanent id of its offer."""
+        asked = self._settings.openrouter_model.lower().partition(":")[0]
+        known = self.offer.models if self.offer is not None else frozenset()
+        return model.lower() in known or bool(re.fullmatch(re.escape(asked) + MODEL_SUFFIX, model.lower()))
+
+    def _may_serve(self, provider: str | None) -> bool:
+        """Held against the operator's choice as far as the provider is known; OpenRouter need not name it."""
+        offered = self.offer.providers if self.offer is not None else ()
+        return all(known.allowed(self._settings) for known in offered if known.name == provider)
+
+    def _told(self, error: RemoteError) -> Exception:
+        """What a caller is told of `error`. None of its words: they may repeat what was sent."""
+        metrics.REMOTE_CALLS.labels(error.kind if error.kind in OWN_KINDS else str(error.status)).inc()
+        if error.status in BUSY:
+            return _Again(Overloaded("The remote backend is at its limit.", retry_after=1), error.retry_after)
+        if error.status in TRANSIENT:
+            return _Again(RemoteFailure(f"The remote backend failed with status {error.status}."), error.retry_after)
+        if error.kind == "context_length_exceeded":
+            return ContextLengthExceeded("The remote backend's context is too short for this.", param="messages")
+        reason = REJECTIONS.get(error.kind) or REJECTIONS.get(str(error.status), f"status {error.status}")
+        log.warning("the remote backend rejects a request: %s", reason)
+        return RemoteRejected(f"The remote backend rejects this request: {reason}.")
+
+    def _completion(self, case: Case, reply: Reply, *, queued_s: float, computed_s: float) -> Completion:
+        if reply.besides:
+            raise UnparseableVerdict("The remote backend's answer is more than a verdict.")
+        taxonomy = case.policy.taxonomy
+        return Completion(
+            text=reply.text,
+            finish_reason=reply.finish_reason,
+            backend=self.name,
+            taxonomy=taxonomy.for_images() if case.conversation.images else taxonomy,
+            no_scores=NO_SCORES,
+            provider=reply.provider,
+            cost=reply.cost,
+            prompt_tokens=reply.prompt_tokens,
+            completion_tokens=reply.completion_tokens,
+            cached_tokens=reply.cached_tokens,
+            images=len(case.images),
+            queued_s=queued_s,
+            computed_s=computed_s,
+        )
