@@ -151,6 +151,21 @@ class ReasoningItem(_Item):
         return Message("assistant", (*summary, *_parts(self.content or [], f"{param}.content")))
 
 
+class ItemReference(WireModel):
+    """Refused by name, as the Vercel AI SDK sends it unless it is told not to count on a store."""
+
+    type: Literal["item_reference"]
+    id: str
+
+    @field_validator("id")
+    @classmethod
+    def _refuse(cls, _: str) -> str:
+        raise ValueError("nothing is stored here, so send the item itself, which clients do with 'store': false")
+
+    def message(self, param: str) -> Message:
+        raise NotImplementedError  # none is ever read
+
+
 def _item_kind(value: Any) -> str | None:
     if not isinstance(value, dict):
         return None
@@ -165,7 +180,8 @@ InputItem = Annotated[
     | Annotated[FunctionCallItem, Tag("<function_call>")]
     | Annotated[CustomCallItem, Tag("<custom_tool_call>")]
     | Annotated[CallOutputItem, Tag("<function_call_output>")]
-    | Annotated[ReasoningItem, Tag("<reasoning>")],
+    | Annotated[ReasoningItem, Tag("<reasoning>")]
+    | Annotated[ItemReference, Tag("<item_reference>")],
     Discriminator(_item_kind),
 ]
 StringOrItems = Annotated[

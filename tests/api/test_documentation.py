@@ -10,11 +10,12 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from server.api.body import MAX_KEYS, MAX_VALUES
-from server.api.chat import IGNORED_FIELDS, ChatMessage, ChatRequest
+from server.api.chat import ChatMessage, ChatRequest
 from server.api.models import OPENAI_NAMES
-from server.api.openrouter import chat as openrouter_chat
 from server.api.openrouter.generations import REMEMBERED
 from server.api.policy import PolicyOptions
+from server.api.responses import IgnoredResponseOptions, ResponsesRequest
+from server.api.sampling import IgnoredOptions
 from server.errors import GuardError
 from server.profile import load_profile
 from tests.api.conftest import PROFILE
@@ -37,17 +38,24 @@ def names(cell: str) -> set[str]:
     return set(re.findall(r"`([^`]+)`", cell))
 
 
-READ, IGNORED, MISLEADING, DANGEROUS = (names(cell) for _, cell in rows(section("Chat completions"))[1:])
+READ, IGNORED, DANGEROUS = (names(cell) for _, cell in rows(section("Chat completions"))[1:])
 
 
 def test_the_table_of_chat_fields_is_the_codes() -> None:
-    assert set(ChatRequest.model_fields) == READ
-    assert IGNORED == IGNORED_FIELDS
+    assert set(ChatRequest.model_fields) == READ | IGNORED
+    assert set(IgnoredOptions.model_fields) == IGNORED
     assert not READ & IGNORED
-    assert not (READ | IGNORED) & (MISLEADING | DANGEROUS)
+    assert not (READ | IGNORED) & DANGEROUS
 
 
-@pytest.mark.parametrize("field", sorted(MISLEADING | DANGEROUS))
+def test_the_table_of_response_fields_is_the_codes() -> None:
+    read, ignored, stored = (names(cell) for _, cell in rows(section("Responses"))[1:])
+    assert set(ResponsesRequest.model_fields) == read | ignored | stored
+    assert set(IgnoredResponseOptions.model_fields) == ignored
+    assert not read & stored
+
+
+@pytest.mark.parametrize("field", sorted(DANGEROUS))
 async def test_what_it_calls_refused_is_refused(client: httpx.AsyncClient, field: str) -> None:
     body = {"messages": [{"role": "user", "content": "x"}], field: "x"}
     assert (await client.post("/v1/chat/completions", json=body)).json()["error"]["param"] == field
@@ -57,9 +65,7 @@ def test_every_chat_field_that_openai_knows_is_in_the_table() -> None:
     spec = specification()
     if spec is None:
         pytest.skip("OpenAI's specification is not at hand")
-    assert fields_of({"$ref": "#/components/schemas/CreateChatCompletionRequest"}, spec) <= (
-        READ | IGNORED | MISLEADING | DANGEROUS
-    )
+    assert fields_of({"$ref": "#/components/schemas/CreateChatCompletionRequest"}, spec) <= READ | IGNORED
 
 
 def fields_of(schema: dict[str, Any], spec: dict[str, Any]) -> set[str]:
@@ -69,7 +75,7 @@ def fields_of(schema: dict[str, Any], spec: dict[str, Any]) -> set[str]:
 
 
 def test_the_fields_of_a_message_are_named() -> None:
-    named = names(section("Chat completions").rpartition("\n\n")[2])
+    named = names(section("Chat completions").partition("\nOf a message, ")[2].partition("\n\n")[0])
     assert set(ChatMessage.model_fields) <= named
 
 
@@ -83,9 +89,7 @@ def test_the_table_of_errors_is_the_tree() -> None:
     assert len(table) == len(told)
 
 
-def test_the_table_of_openrouters_fields_is_the_codes() -> None:
-    fields = rows(section("OpenRouter's dialect"))[1:]
-    assert names(fields[3][0]) == openrouter_chat.IGNORED_FIELDS
+def test_as_many_generations_as_it_says_are_remembered() -> None:
     assert f"{REMEMBERED:,} generations" in section("OpenRouter's dialect")
 
 

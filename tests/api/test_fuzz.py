@@ -15,7 +15,7 @@ from server.settings import Settings
 from tests.api.conftest import PROFILE
 from tests.fakes import FakeBackend
 
-PATHS = ["/v1/moderations", "/v1/chat/completions"]
+PATHS = ["/v1/moderations", "/v1/chat/completions", "/v1/responses"]
 
 # Words that mean something somewhere, so that a guess is often nearly right.
 KEYS = (
@@ -38,7 +38,10 @@ MESSAGES = st.lists(
     ),
     max_size=4,
 )
-OPTIONS = {"policy": VALUES, "stream": VALUES, "n": VALUES, "temperature": VALUES}
+OPTIONS = {
+    **dict.fromkeys(["policy", "stream", "n", "temperature", "stop", "max_tokens", "provider", "models"], VALUES),
+    **dict.fromkeys(["include", "max_output_tokens", "conversation", "logprobs", "top_logprobs"], VALUES),
+}
 BODIES = (
     st.fixed_dictionaries({"input": VALUES | PARTS}, optional=OPTIONS)
     | st.fixed_dictionaries({"messages": VALUES | MESSAGES}, optional=OPTIONS)

@@ -19,6 +19,8 @@ ACCEPTED = [
     "text-moderation-latest",
     "text-moderation-stable",
     "text-moderation-007",
+    "meta-llama/llama-guard-4-12b:free",
+    "openrouter/meta-llama/llama-guard-4-12b:nitro",
 ]
 UNKNOWN = [
     "gpt-4o",
@@ -28,6 +30,8 @@ UNKNOWN = [
     "openai/openai/llama-guard",
     "azure/llama-guard",
     "Llama-Guard ",
+    "llama-guard:48gb",
+    "*",
 ]
 
 
@@ -68,3 +72,20 @@ async def test_the_model_is_found_by_each_name(client: httpx.AsyncClient, name: 
 
 async def test_other_models_are_not_found(client: httpx.AsyncClient) -> None:
     error_of(await client.get("/v1/models/gpt-4o"), 404, code="model_not_found")
+
+
+@pytest.mark.parametrize("settings", [{"model_aliases": " our-guard, GPT-4o ,"}], indirect=True)
+async def test_an_operator_may_name_further_names(client: httpx.AsyncClient) -> None:
+    for name in ("our-guard", "OUR-GUARD", "gpt-4o", "Llama-Guard"):
+        moderation = await client.post("/v1/moderations", json={"input": "x", "model": name})
+        assert moderation.json()["model"] == "meta-llama/Llama-Guard-4-12B"
+    for name in ("gpt-4", "", "our"):
+        response = await client.post("/v1/moderations", json={"input": "x", "model": name})
+        error_of(response, 404, code="model_not_found")
+
+
+@pytest.mark.parametrize("settings", [{"model_aliases": "*"}], indirect=True)
+async def test_an_operator_may_take_every_name(client: httpx.AsyncClient) -> None:
+    for name in ("gpt-5.4", "anything at all", ""):
+        body = (await client.post("/v1/responses", json={"input": "x", "model": name})).json()
+        assert body["model"] == "meta-llama/Llama-Guard-4-12B"

@@ -177,7 +177,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("no items", {"input": []}, "input"),
     ("instructions without input", {"input": [], "instructions": "x"}, "input"),
     ("an item of text", {"input": ["x"]}, "input[0]"),
-    ("a reference", {"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0]"),
+    ("a reference", {"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].id"),
     ("a web search", {"input": [{"type": "web_search_call", "id": "1", "status": "completed"}]}, "input[0]"),
     ("an unknown role", {"input": [{"role": "tool", "content": "x"}]}, "input[0].role"),
     ("a part of another kind", said({"type": "input_file", "file_id": "f"}), "input[0].content[0]"),

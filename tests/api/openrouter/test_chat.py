@@ -134,6 +134,15 @@ async def test_no_model_is_found_by_another_name(
     assert backend.cases == []
 
 
+LAX = {
+    "fallback": "openrouter",
+    "openrouter_api_key": "k",
+    "openrouter_zdr": False,
+    "openrouter_data_collection": "allow",
+}
+
+
+@pytest.mark.parametrize("settings", [LAX], indirect=True)
 @pytest.mark.parametrize(
     ("provider", "stays"),
     [
@@ -144,11 +153,16 @@ async def test_no_model_is_found_by_another_name(
         (None, False),
     ],
 )
-async def test_who_asks_for_no_retention_stays_on_this_machine(
+async def test_who_asks_for_more_privacy_than_the_remote_gives_stays_on_this_machine(
     client: httpx.AsyncClient, backend: FakeBackend, provider: Any, stays: bool
 ) -> None:
     await chat(client, provider=provider)
     assert backend.cases[0].handling.never_remote is stays
+
+
+async def test_a_remote_as_strict_as_the_request_may_be_asked(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    await chat(client, provider={"zdr": True, "data_collection": "deny"})
+    assert not backend.cases[0].handling.never_remote
 
 
 IGNORED = {
@@ -165,7 +179,7 @@ IGNORED = {
     "include_reasoning": True,
     "trace": {"trace_id": "t"},
     "user": "u",
-    "plugins": [],
+    "plugins": [{"id": "web"}],
 }
 
 
@@ -177,7 +191,6 @@ async def test_what_cannot_change_a_verdict_is_ignored(client: httpx.AsyncClient
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"plugins": [{"id": "web"}]}, "plugins"),
         ({"provider": {"zdr": "yes"}}, "provider.zdr"),
         ({"models": SLUG}, "models"),
         ({"chat_template": "x"}, "chat_template"),
