@@ -12,18 +12,21 @@ from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
 from server import __version__
-from server.api import chat, errors, examples, models, moderations, operations
+from server.api import batches, chat, errors, examples, files, models, moderations, operations
 from server.api.body import BodyBudget
 from server.api.middleware import RequestContext
 from server.api.service import Service
 from server.backends.base import Backend
+from server.batch_runner import BatchRunner
 from server.images import ImageDecoder
 from server.moderator import Moderator
 from server.policy import Policy
 from server.profile import Profile
 from server.readiness import Readiness
 from server.settings import Settings
+from server.store.batches import Batches
 from server.store.database import Database
+from server.store.files import Files
 
 DESCRIPTION = (
     "Llama Guard 4 on your own machine, behind OpenAI's endpoints. Every answer is a checked verdict or an error:"
@@ -59,12 +62,14 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
             await database.open()
             await backend.start()
             await moderator.probe()
-            watch = asyncio.create_task(readiness.watch())
+            runner = BatchRunner(database, app.state.service, readiness, app.state.batches_changed)
+            background = [asyncio.create_task(readiness.watch()), asyncio.create_task(runner.run())]
             try:
                 yield
             finally:
-                watch.cancel()
-                await asyncio.gather(watch, return_exceptions=True)
+                for task in background:
+                    task.cancel()
+                await asyncio.gather(*background, return_exceptions=True)
         finally:
             # Also when the start failed: half of an engine holds its memory too.
             moderator.close()
@@ -83,6 +88,10 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
     )
     app.state.settings = settings
     app.state.database = database
+    app.state.files = Files(database)
+    app.state.uploads = asyncio.Semaphore(files.UPLOADS_AT_ONCE)
+    app.state.batches = Batches(database)
+    app.state.batches_changed = asyncio.Event()
     app.state.moderator = moderator
     app.state.readiness = readiness
     app.state.body_budget = BodyBudget(4 * settings.max_body_bytes)
@@ -95,7 +104,14 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
     )
     errors.install(app)
     app.add_middleware(RequestContext)
-    for router in (chat.router, moderations.router, models.router, operations.router):
+    for router in (
+        chat.router,
+        moderations.router,
+        models.router,
+        files.router,
+        batches.router,
+        operations.router,
+    ):
         app.include_router(router)
     app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     examples.describe(app)

@@ -76,6 +76,11 @@ class Settings(BaseSettings):
         description="`postgresql://user:password@host/name`, or `sqlite:///path`; empty: SQLite in the data folder.",
     )
 
+    max_file_bytes: int = Field(200 * 2**20, ge=1024, description="Largest file that may be uploaded.")
+    batch_concurrency: int = Field(
+        16, ge=1, description="Lines of batches that are judged at the same time, while live requests leave room."
+    )
+
     probe_interval: float = Field(5.0, gt=0, description="An idle engine is asked for a verdict this often.")
     ready_max_age: float = Field(12.0, gt=0, description="Not ready once the last verdict is older than this.")
 

@@ -25,6 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("moderator", "loading"),
     ("readiness", "store"),
     ("api",),
+    ("batch_runner",),
     ("app",),
     ("serve", "check", "doctor"),
     ("__main__",),

@@ -125,6 +125,8 @@ BAD = [
     *(("animation_frames", bad) for bad in (0, -1)),
     *(("image_timeout", bad) for bad in (0, -1, "inf")),
     *(("image_remote", bad) for bad in ("", "maybe", 2)),
+    *(("max_file_bytes", bad) for bad in (0, 1023, "200M")),
+    *(("batch_concurrency", bad) for bad in (0, -1)),
     *(("probe_interval", bad) for bad in (0, -1, "nan")),
     *(("ready_max_age", bad) for bad in (0, -1, "inf", "nan")),
     *(("excluded_categories", bad) for bad in ("S15", "S0", "s1", "S1;S2", "S1 S2", "hate", "S1,S99")),
