@@ -155,8 +155,15 @@ class RunningServer:
 @contextlib.contextmanager
 def running_server(*arguments: str, **environment: str) -> Iterator[RunningServer]:
     """Start a server on a free port, wait until it says that it is ready, and kill what is left of it at the end."""
+    with running("server", "serve", "--profile", "pocket", "--port", "0", *arguments, **environment) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def running(module: str, *arguments: str, **environment: str) -> Iterator[RunningServer]:
+    """The same of any module that serves."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "server", "serve", "--profile", "pocket", "--port", "0", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=Path(__file__).parents[1],
         env={**os.environ, **environment},
         stderr=subprocess.STDOUT,
