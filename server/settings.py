@@ -16,6 +16,9 @@ PREFIX = "GUARD_"
 INTERNAL_VARIABLES = frozenset({"GUARD_SERVER_PID"})
 """Variables of the prefix that the server sets for its own processes."""
 
+CLIENT_VARIABLES = frozenset({"GUARD_API_KEY"})
+"""Variables of the prefix that commands read which talk to a server."""
+
 Code = Annotated[str, StringConstraints(pattern=f"^{CODE.pattern}$")]
 Codes = Annotated[tuple[Code, ...], NoDecode]
 
@@ -87,7 +90,7 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_variables(cls, values: dict[str, object]) -> dict[str, object]:
-        known = INTERNAL_VARIABLES | {f"{PREFIX}{name.upper()}" for name in cls.model_fields}
+        known = INTERNAL_VARIABLES | CLIENT_VARIABLES | {f"{PREFIX}{name.upper()}" for name in cls.model_fields}
         unknown = [name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known]
         if unknown:
             raise ValueError(f"there are no settings of these names: {', '.join(sorted(unknown))}")

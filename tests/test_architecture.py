@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("verdict",),
     ("tokenizer", "admission", "metrics", "fetch", "profile"),
     ("prompt", "images", "checkpoint"),
-    ("template_check", "memory", "settings"),
+    ("template_check", "memory", "settings", "rows"),
     ("backends.engine_process", "backends.torch_companions", "backends.base"),
     ("backends.vllm",),
     ("moderator", "loading"),
@@ -27,7 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("api",),
     ("batch_runner",),
     ("app",),
-    ("serve", "check", "doctor"),
+    ("serve", "check", "batch", "doctor"),
     ("__main__",),
 )
 """Modules and packages of server/, the lowest first: each may import from lower floors only."""
@@ -45,7 +45,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "starlette": ("api", "app", "serve"),
     "uvicorn": ("serve",),
     "uvloop": ("serve",),
-    "httpx": ("fetch", "check"),
+    "httpx": ("fetch", "check", "batch"),
     "requests": (),
     "tokenizers": ("tokenizer",),
     "jinja2": ("template_check",),

@@ -5,6 +5,8 @@ import contextlib
 import fcntl
 import logging
 import os
+import sqlite3
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from sqlalchemy import Connection, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import StaticPool
 
 from server.errors import StoreUnavailable
 from server.store.tables import metadata
@@ -41,6 +44,12 @@ class Database:
         Raises DatabaseError for anything else.
         """
         self._url = _with_driver(url)
+        self.in_memory = self._url.get_backend_name() == "sqlite" and self._url.database in (None, "", ":memory:")
+        self._anchor: sqlite3.Connection | None = None
+        if self.in_memory:
+            # A name, so that a connection that was cut by a cancellation does not take all that is stored with it.
+            name = f"file:guard-{uuid.uuid4().hex}"
+            self._url = self._url.set(database=name, query={"mode": "memory", "cache": "shared", "uri": "true"})
         self._engine: AsyncEngine | None = None
         # In memory all transactions share one connection, so they take turns.
         self._turn = asyncio.Lock() if self.in_memory else contextlib.nullcontext()
@@ -53,20 +62,19 @@ class Database:
         """`sqlite` or `postgresql`."""
         return self._url.get_backend_name()
 
-    @property
-    def in_memory(self) -> bool:
-        return self.dialect == "sqlite" and self._url.database in (None, "", ":memory:")
-
     async def open(self) -> None:
         """Connect and bring the schema up to date. Raises DatabaseError."""
         if self._engine is not None:
             return
         if self.in_memory:
+            self._anchor = sqlite3.connect(f"{self._url.database}?mode=memory&cache=shared", uri=True)
             self.opened_alone = True
         elif self.dialect == "sqlite":
             _make_folder(Path(str(self._url.database)).parent)
             self._presence, self.opened_alone = await asyncio.to_thread(_be_present, f"{self._url.database}.lock")
         options: dict[str, Any] = {"connect_args": {"timeout": BUSY_TIMEOUT_S}} if self.dialect == "sqlite" else {}
+        if self.in_memory:
+            options["poolclass"] = StaticPool
         try:
             self._engine = create_async_engine(self._url, pool_pre_ping=self.dialect != "sqlite", **options)
             if self.dialect == "sqlite":
@@ -99,6 +107,9 @@ class Database:
         if self._engine is not None:
             await self._engine.dispose()
             self._engine = None
+        if self._anchor is not None:
+            self._anchor.close()
+            self._anchor = None
         if self._presence is not None:
             os.close(self._presence)
             self._presence = None

@@ -102,6 +102,28 @@ async def test_transactions_in_memory_do_not_mix() -> None:
     await database.close()
 
 
+async def test_a_cancelled_transaction_in_memory_takes_nothing_with_it() -> None:
+    """A connection that was cut off is closed, and what is in memory must outlive it."""
+    database = Database("sqlite://")
+    await database.open()
+    async with database.begin() as connection:
+        await connection.execute(insert(files).values(id="file-kept", **ROW))
+    for steps in range(12):
+
+        async def transact(number: int = steps) -> None:
+            async with database.begin() as connection:
+                await connection.execute(insert(files).values(id=f"file-{number}", **ROW))
+                await asyncio.Event().wait()
+
+        task = asyncio.create_task(transact())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert await count(database) == 1
+    await database.close()
+
+
 # --- Who is there ----------------------------------------------------------------------------------------
 
 
