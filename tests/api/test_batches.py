@@ -16,8 +16,9 @@ from server.api.batches import ENDPOINTS
 from server.errors import DeadlineExceeded, EngineUnavailable
 from server.moderator import PROBE
 from server.store.tables import batches
+from tests.api.conftest import As, LiveServer, wait_until
 from tests.api.shapes import error_of, obeys_openai
-from tests.api.test_files import As, be, upload  # noqa: F401
+from tests.api.test_files import upload
 from tests.fakes import FakeBackend, Gate, always, by_word, failing, hanging, held_at, until, words_of
 
 CANARY = "zebra crossing"
@@ -136,7 +137,7 @@ async def test_faults_of_a_body_are_the_lines_own(client: httpx.AsyncClient, bac
 async def test_lines_go_behind_live_requests_and_keep_what_their_owner_said(
     client: httpx.AsyncClient,
     backend: FakeBackend,
-    be: As,  # noqa: F811
+    be: As,
 ) -> None:
     be("key_anna", never_remote=True)
     await ended(client, await create(client, line("a")))
@@ -265,7 +266,7 @@ async def test_lists_page(client: httpx.AsyncClient) -> None:
         error_of(await client.get(f"/v1/batches?{query}"), 400, param=query.partition("=")[0])
 
 
-async def test_another_callers_batch_is_not_there(client: httpx.AsyncClient, be: As) -> None:  # noqa: F811
+async def test_another_callers_batch_is_not_there(client: httpx.AsyncClient, be: As) -> None:
     be("key_anna")
     batch = await create(client, line("a"))
     done = await ended(client, batch)
@@ -425,3 +426,63 @@ async def test_metrics_tell_of_batches(client: httpx.AsyncClient) -> None:
     text = (await client.get("/metrics")).text
     for sample in ('guard_batches_total{status="completed"}', 'guard_batch_lines_total{outcome="failed"}'):
         assert sample in text
+
+
+# --- The bad day -----------------------------------------------------------------------------------------
+
+
+def test_a_stopping_server_does_not_wait_for_a_batch(live: LiveServer, backend: FakeBackend) -> None:
+    backend.script = lambda case: by_word(case) if case.conversation == PROBE else hanging(case)
+    with live.client() as client:
+        content = written(*(line(str(number)) for number in range(100)))
+        file = client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("a", content)}).json()
+        body = {"input_file_id": file["id"], "endpoint": "/v1/moderations", "completion_window": "24h"}
+        assert client.post("/v1/batches", json=body).status_code == 200
+        wait_until(lambda: backend.running == 16)
+        live.terminate()
+    live.thread.join(3)
+    assert not live.thread.is_alive()
+    assert (backend.running, backend.closed) == (0, True)
+
+
+async def test_a_database_that_fails_is_told_and_nothing_is_reported_as_done(
+    client: httpx.AsyncClient, app: FastAPI, backend: FakeBackend
+) -> None:
+    file = await upload(client, written(line("a")))
+    body = {"input_file_id": file["id"], "endpoint": "/v1/moderations", "completion_window": "24h"}
+    async with app.state.database.begin() as connection:
+        await connection.exec_driver_sql("PRAGMA query_only=ON")
+    for response in (
+        await client.post("/v1/batches", json=body),
+        await client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("a", b"x")}),
+        await client.delete(f"/v1/files/{file['id']}"),
+    ):
+        error_of(response, 503, code="store_unavailable")
+        assert response.headers["x-should-retry"] == "true"
+    # Live verdicts need no database.
+    assert (await client.post("/v1/moderations", json={"input": "bread"})).status_code == 200
+    async with app.state.database.begin() as connection:
+        await connection.exec_driver_sql("PRAGMA query_only=OFF")
+    assert (await client.get("/v1/batches")).json()["data"] == []
+    assert len((await client.get("/v1/files")).json()["data"]) == 1
+
+
+async def test_a_batch_outlives_a_database_that_fails_for_a_while(
+    client: httpx.AsyncClient, app: FastAPI, backend: FakeBackend, patient: None
+) -> None:
+    gate = Gate()
+    backend.script = held_at(gate)
+    batch = await create(client, *map(line, "abc"))
+    await backend.busy_with(3)
+    async with app.state.database.begin() as connection:
+        await connection.exec_driver_sql("PRAGMA query_only=ON")
+    gate.open()
+    await until(lambda: backend.running == 0)
+    await asyncio.sleep(0.3)  # several heartbeats and attempts to record
+    assert (await get(client, batch))["request_counts"]["completed"] == 0
+    async with app.state.database.begin() as connection:
+        await connection.exec_driver_sql("PRAGMA query_only=OFF")
+    await restart(app)
+    done = await ended(client, batch)
+    assert (done["status"], done["request_counts"]) == ("completed", {"total": 3, "completed": 3, "failed": 0})
+    assert [answer["custom_id"] for answer in await answers(client, done)] == list("abc")

@@ -1,12 +1,13 @@
 """OpenAI's own client does files and batches from end to end, and takes every answer in its strict mode."""
 
+# ruff: noqa: F401, F811
 import json
 
 import openai
 import pytest
 
 from tests.api.conftest import wait_until
-from tests.api.test_openai_sdk import async_sdk, sdk  # noqa: F401
+from tests.api.test_openai_sdk import async_sdk, sdk
 from tests.fakes import until
 
 LINES = b"".join(
@@ -16,7 +17,7 @@ LINES = b"".join(
 )
 
 
-def test_from_upload_to_output(sdk: openai.OpenAI) -> None:  # noqa: F811
+def test_from_upload_to_output(sdk: openai.OpenAI) -> None:
     file = sdk.files.create(
         file=("rows.jsonl", LINES), purpose="batch", expires_after={"anchor": "created_at", "seconds": 3600}
     )
@@ -40,7 +41,7 @@ def test_from_upload_to_output(sdk: openai.OpenAI) -> None:  # noqa: F811
         sdk.batches.cancel(batch.id)
 
 
-async def test_the_async_client(async_sdk: openai.AsyncOpenAI) -> None:  # noqa: F811
+async def test_the_async_client(async_sdk: openai.AsyncOpenAI) -> None:
     file = await async_sdk.files.create(file=("rows.jsonl", LINES), purpose="batch")
     batch = await async_sdk.batches.create(input_file_id=file.id, endpoint="/v1/moderations", completion_window="24h")
     statuses = []

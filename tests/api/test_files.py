@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -10,8 +9,7 @@ import pytest
 from fastapi import FastAPI
 
 from server.api.files import INPUT_EXPIRES_AFTER_S, UPLOADS_AT_ONCE
-from server.caller import ANYONE
-from tests.api.conftest import LiveServer
+from tests.api.conftest import As, LiveServer
 from tests.api.shapes import error_of, obeys_openai
 
 CONTENT = b'{"custom_id": "1"}\n\xff\x00\n'
@@ -207,21 +205,6 @@ async def test_a_charset_cannot_smuggle_a_broken_name_in(client: httpx.AsyncClie
 
 
 # --- Owners ----------------------------------------------------------------------------------------------
-
-
-class As:
-    """Every request is of one caller, as if a key had been shown."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._monkeypatch = monkeypatch
-
-    def __call__(self, key: str, **changes: Any) -> None:
-        self._monkeypatch.setattr("server.api.middleware.ANYONE", replace(ANYONE, id=key, **changes))
-
-
-@pytest.fixture
-def be(monkeypatch: pytest.MonkeyPatch) -> As:
-    return As(monkeypatch)
 
 
 async def test_another_callers_file_is_not_there(client: httpx.AsyncClient, be: As) -> None:

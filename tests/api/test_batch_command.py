@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from server.__main__ import main
-from tests.api.conftest import LiveServer, StartServer, backend, live, start_server  # noqa: F401
+from tests.api.conftest import LiveServer
 from tests.fakes import FakeBackend, always
 
 ROWS = [{"id": "a", "text": "bread"}, {"messages": [{"role": "user", "content": "bread"}]}]
@@ -22,7 +22,7 @@ def write(file: Path, *rows: object) -> Path:
     return file
 
 
-def guard(live: LiveServer, *arguments: object) -> int:  # noqa: F811
+def guard(live: LiveServer, *arguments: object) -> int:
     return main(["batch", *map(str, arguments), "--url", live.url])
 
 
@@ -33,7 +33,7 @@ def test_exit_status_is_the_worst_of_the_lines(
     rows: Path,
     text: str,
     status: int,
-    capsys: pytest.CaptureFixture[str],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     write(rows, *ROWS, {"id": "c", "text": text})
     out = tmp_path / "answers.jsonl"
@@ -46,7 +46,7 @@ def test_exit_status_is_the_worst_of_the_lines(
     assert "3/3" in console.err
 
 
-def test_full_lines_go_where_they_say(live: LiveServer, tmp_path: Path) -> None:  # noqa: F811
+def test_full_lines_go_where_they_say(live: LiveServer, tmp_path: Path) -> None:
     line = {"custom_id": "x", "method": "POST", "url": "/v1/moderations", "body": {"input": "a bomb"}}
     out = tmp_path / "answers.jsonl"
     assert guard(live, "submit", write(tmp_path / "lines.jsonl", line), "--out", out) == 1
@@ -57,7 +57,7 @@ def test_submit_status_and_fetch(
     live: LiveServer,
     tmp_path: Path,
     rows: Path,
-    capsys: pytest.CaptureFixture[str],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert guard(live, "submit", rows) == 0
     batch_id = capsys.readouterr().out.strip()
@@ -70,7 +70,7 @@ def test_submit_status_and_fetch(
     assert guard(live, "submit", rows, "--wait") == 0
 
 
-def test_what_is_no_verdict_is_an_error(live: LiveServer, tmp_path: Path, rows: Path, backend: FakeBackend) -> None:  # noqa: F811
+def test_what_is_no_verdict_is_an_error(live: LiveServer, tmp_path: Path, rows: Path, backend: FakeBackend) -> None:
     backend.script = always("Sure!")
     assert guard(live, "submit", rows, "--out", tmp_path / "answers.jsonl") == 2
     assert guard(live, "submit", rows, "--wait") == 2
@@ -79,7 +79,7 @@ def test_what_is_no_verdict_is_an_error(live: LiveServer, tmp_path: Path, rows: 
 def test_faults_of_the_file_are_told(
     live: LiveServer,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert guard(live, "submit", write(tmp_path / "r.jsonl", ROWS[0], ROWS[0]), "--wait") == 2
     assert "line 2: duplicate_custom_id" in capsys.readouterr().err
@@ -90,7 +90,7 @@ def test_rows_that_cannot_be_lines(
     live: LiveServer,
     tmp_path: Path,
     content: str,
-    capsys: pytest.CaptureFixture[str],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(content)
@@ -98,7 +98,7 @@ def test_rows_that_cannot_be_lines(
     assert capsys.readouterr().err.startswith("guard: ")
 
 
-def test_what_is_not_there(live: LiveServer, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_what_is_not_there(live: LiveServer, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert guard(live, "submit", tmp_path / "none.jsonl") == 2
     assert guard(live, "status", "batch_none") == 2
     assert guard(live, "fetch", "batch_none", "--out", tmp_path / "x") == 2
