@@ -1,4 +1,4 @@
-"""The command line: `python -m server serve | check | doctor | keys`.
+"""The command line: `python -m server serve | check | batch | doctor | keys`.
 
 vLLM starts its processes by importing this module again, so nothing heavy is imported before a command is known.
 """
@@ -47,6 +47,13 @@ def _check(options: argparse.Namespace) -> int:
     from server.check import check
 
     return check(_settings(profile=options.profile), options)
+
+
+def _batch(options: argparse.Namespace) -> int:
+    from server import batch
+
+    options.action = getattr(batch, options.action)
+    return batch.run(options)
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -99,6 +106,25 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--profile", help="model profile of the engine of its own")
     check.add_argument("--json", action="store_true", help="print the whole verdict as JSON")
     check.set_defaults(run=_check)
+
+    batch = commands.add_parser("batch", help="judge a file in the background of a running server")
+    actions = batch.add_subparsers(required=True, metavar="ACTION")
+    submit = actions.add_parser("submit", help="hand a file over and print the batch's id")
+    submit.add_argument(
+        "file", metavar="JSONL", help="lines of a batch as OpenAI has them, or rows as check takes them"
+    )
+    submit.add_argument("--endpoint", help="where the lines go (default: what they say)")
+    submit.add_argument("--wait", action="store_true", help="wait until the batch has ended")
+    submit.add_argument("--out", metavar="JSONL", help="wait, and write all answers to this file")
+    status = actions.add_parser("status", help="how far a batch is, or all batches")
+    status.add_argument("id", nargs="?")
+    fetch = actions.add_parser("fetch", help="wait for a batch and write all its answers to a file")
+    fetch.add_argument("id")
+    fetch.add_argument("--out", metavar="JSONL", required=True, help="the file")
+    for name, action in (("submit", submit), ("status", status), ("fetch", fetch)):
+        action.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default %(default)s)")
+        action.add_argument("--api-key", help="its key, where it asks for one (default: GUARD_API_KEY)")
+        action.set_defaults(run=_batch, action=name)
 
     doctor = commands.add_parser("doctor", help="what fits on this machine")
     doctor.add_argument("--profile", help="model profile to look at")

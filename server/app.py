@@ -12,7 +12,7 @@ from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
 from server import __version__, metrics
-from server.api import chat, errors, examples, litellm, models, moderations, operations, responses
+from server.api import batches, chat, errors, examples, files, litellm, models, moderations, operations, responses
 from server.api.access import Access
 from server.api.body import BodyBudget
 from server.api.limits import Limits
@@ -25,13 +25,16 @@ from server.api.openrouter.naming import slug_of
 from server.api.service import Service
 from server.backends.base import Backend
 from server.backends.fallback import parts
+from server.batch_runner import BatchRunner
 from server.images import ImageDecoder
 from server.moderator import Moderator
 from server.policy import Policy
 from server.profile import Profile
 from server.readiness import Readiness
 from server.settings import Settings
+from server.store.batches import Batches
 from server.store.database import Database
+from server.store.files import Files
 from server.store.keys import Keyring
 from server.store.pepper import pepper_of
 
@@ -71,12 +74,14 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
             await access.open()
             await backend.start()
             await moderator.probe()
-            watch = asyncio.create_task(readiness.watch())
+            runner = BatchRunner(database, app.state.service, readiness, app.state.batches_changed)
+            background = [asyncio.create_task(readiness.watch()), asyncio.create_task(runner.run())]
             try:
                 yield
             finally:
-                watch.cancel()
-                await asyncio.gather(watch, return_exceptions=True)
+                for task in background:
+                    task.cancel()
+                await asyncio.gather(*background, return_exceptions=True)
         finally:
             # Also when the start failed: half of an engine holds its memory too.
             moderator.close()
@@ -98,6 +103,10 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
     app.state.database = database
     app.state.access = access
     app.state.limits = Limits(moderator.admission, profile.context_tokens)
+    app.state.files = Files(database)
+    app.state.uploads = asyncio.Semaphore(files.UPLOADS_AT_ONCE)
+    app.state.batches = Batches(database)
+    app.state.batches_changed = asyncio.Event()
     app.state.moderator = moderator
     app.state.readiness = readiness
     local = parts(backend)[0].name
@@ -118,7 +127,15 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
     )
     errors.install(app)
     app.add_middleware(RequestContext)
-    for router in (chat.router, responses.router, moderations.router, models.router, operations.router):
+    for router in (
+        chat.router,
+        responses.router,
+        moderations.router,
+        models.router,
+        files.router,
+        batches.router,
+        operations.router,
+    ):
         app.include_router(router)
     for dialect in (openrouter_chat, openrouter_models, openrouter_generations, openrouter_account, litellm):
         app.include_router(dialect.router)

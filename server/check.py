@@ -6,7 +6,6 @@ a socket. So a verdict on the command line is the verdict that a client would ge
 
 import argparse
 import asyncio
-import base64
 import contextlib
 import hashlib
 import json
@@ -22,6 +21,7 @@ from pydantic import SecretStr
 from tqdm import tqdm
 
 from server.profile import ProfileError
+from server.rows import messages_of, read_rows
 from server.settings import API_KEY_VARIABLE, Settings
 
 SAFE, UNSAFE, ERROR = 0, 1, 2
@@ -50,7 +50,7 @@ async def _single(settings: Settings, options: argparse.Namespace) -> int:
     row = {"text": sys.stdin.read() if options.text == "-" else options.text or "", "images": options.image}
     if options.response is not None:
         row["response"] = options.response
-    messages = _messages(row, Path())
+    messages = messages_of(row, Path())
     async with _client(settings, options) as client:
         answer = await _ask(client, messages)
     print(json.dumps(answer) if options.json else _in_words(answer))  # noqa: T201
@@ -108,18 +108,8 @@ _NAMES = {SAFE: "safe", UNSAFE: "unsafe", ERROR: "errors"}
 
 def _read_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Id and content of every row; a row without an `id` goes by its line number."""
-    try:
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise ProfileError(f"{file}: line {number} is no JSON object.")
-                    yield str(row.get("id", number)), row
-    except OSError as error:
-        raise ProfileError(f"{file}: cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise ProfileError(f"{file}: is no JSON Lines in UTF-8.") from error
+    for number, row in read_rows(file):
+        yield str(row.get("id", number)), row
 
 
 def _fingerprint(row: dict[str, Any]) -> str:
@@ -152,7 +142,7 @@ def _resume(out: Path, fingerprints: Mapping[str, str]) -> dict[str, int]:
 
 async def _ask_about(client: httpx.AsyncClient, row: dict[str, Any], folder: Path) -> dict[str, Any]:
     try:
-        messages = _messages(row, folder)
+        messages = messages_of(row, folder)
     except ProfileError as error:
         return {"error": {"message": str(error), "code": "invalid_row"}}
     except (AttributeError, TypeError):
@@ -161,29 +151,6 @@ async def _ask_about(client: httpx.AsyncClient, row: dict[str, Any], folder: Pat
 
 
 # --- From a row to a verdict -----------------------------------------------------------------------------
-
-
-def _messages(row: dict[str, Any], folder: Path) -> list[Any]:
-    """A row's `messages`, or the ones that its `text`, `images` (files or data: URLs) and `response` make."""
-    if "messages" in row:
-        return list(row["messages"]) if isinstance(row["messages"], list) else [row["messages"]]
-    if "text" not in row and "images" not in row:
-        raise ProfileError("A row needs `messages`, `text` or `images`.")
-    images = [{"type": "image_url", "image_url": {"url": _data_url(image, folder)}} for image in row.get("images", ())]
-    messages = [{"role": "user", "content": [*images, {"type": "text", "text": row.get("text", "")}]}]
-    if "response" in row:
-        messages.append({"role": "assistant", "content": row["response"]})
-    return messages
-
-
-def _data_url(image: str, folder: Path) -> str:
-    if image.startswith(("data:", "http:", "https:")):
-        return image
-    try:
-        content = (folder / image).read_bytes()
-    except OSError as error:
-        raise ProfileError(f"{image}: cannot be read: {error.strerror}.") from error
-    return f"data:;base64,{base64.b64encode(content).decode()}"
 
 
 async def _ask(client: httpx.AsyncClient, messages: Iterable[Any]) -> dict[str, Any]:

@@ -92,6 +92,20 @@ class MissingScope(InvalidRequest):
     code = "missing_scope"
 
 
+class NotFound(InvalidRequest):
+    """There is no such file or batch, or it is somebody else's."""
+
+    status = 404
+    code = "not_found"
+
+
+class Conflict(InvalidRequest):
+    """What is asked for does not go with the state that a file or a batch is in."""
+
+    status = 409
+    code = "conflict"
+
+
 class RequestTooLarge(InvalidRequest):
     """The body is larger than the server reads."""
 
@@ -170,6 +184,14 @@ class ShuttingDown(GuardError):
 
     status = 503
     code = "shutting_down"
+    retryable = True
+
+
+class StoreUnavailable(GuardError):
+    """The database failed: full, locked, read-only or out of reach. What was asked for was not done."""
+
+    status = 503
+    code = "store_unavailable"
     retryable = True
 
 

@@ -20,6 +20,8 @@ QUEUE_SECONDS = Histogram("guard_engine_queue_seconds", "Time a verdict waited i
 TOKENS = Counter("guard_tokens", "Tokens by kind: prompt, cached (part of prompt), completion", ["kind"])
 IMAGES = Counter("guard_images", "Images judged, sampled frames counted one by one")
 FINISHED_PROMPTS = Counter("guard_finished_prompts", "Guard prompts that callers had finished, judged as such")
+BATCHES = Counter("guard_batches", "Batches by the status that they came into", ["status"])
+BATCH_LINES = Counter("guard_batch_lines", "Lines of batches by what became of them", ["outcome"])
 ADMITTED = Gauge("guard_admitted_verdicts", "Verdicts being worked on or waiting")
 READY = Gauge("guard_ready", "1 while /ready answers 200")
 

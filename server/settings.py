@@ -148,6 +148,10 @@ class Settings(BaseSettings):
         ge=0,
         description="Dollars that this machine costs an hour, for the cost per million tokens in the metrics.",
     )
+    max_file_bytes: int = Field(200 * 2**20, ge=1024, description="Largest file that may be uploaded.")
+    batch_concurrency: int = Field(
+        16, ge=1, description="Lines of batches that are judged at the same time, while live requests leave room."
+    )
 
     probe_interval: float = Field(5.0, gt=0, description="An idle engine is asked for a verdict this often.")
     ready_max_age: float = Field(12.0, gt=0, description="Not ready once the last verdict is older than this.")

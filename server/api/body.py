@@ -31,7 +31,11 @@ _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 async def read_body(request: Request, model: type[Model]) -> Model:
     """The request's JSON body as `model`. Raises RequestTooLarge or InvalidRequest, which never repeat a value."""
-    document = _parse(await _read(request))
+    return validate(parse(await _read(request)), model)
+
+
+def validate(document: dict[str, Any], model: type[Model]) -> Model:
+    """What was parsed as `model`. Raises InvalidRequest, which never repeats a value."""
     try:
         return model.model_validate(document)
     except ValidationError as error:
@@ -80,7 +84,8 @@ async def _read_within(request: Request, limit: int) -> bytes:
     return b"".join(chunks)
 
 
-def _parse(body: bytes) -> dict[str, Any]:
+def parse(body: bytes) -> dict[str, Any]:
+    """The one reading of a JSON object. Raises InvalidRequest when there is none, or more than one."""
     try:
         text = body.decode("utf-8")
         if text.count(",") >= MAX_VALUES and _STRING.sub("", text).count(",") >= MAX_VALUES:

@@ -67,7 +67,11 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
         # Bodies are read by api/body.py; this is for paths and queries. The error itself repeats what was sent.
-        return error_response(InvalidRequest("The request's path or query is not valid. See /docs."), request.url.path)
+        place, *name = error.errors()[0]["loc"]
+        # The names of a query's parameters are the route's; what a path holds is the caller's.
+        param = str(name[0]) if place == "query" and name else None
+        message = "The request's path or query is not valid. See /docs."
+        return error_response(InvalidRequest(message, param=param), request.url.path)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:

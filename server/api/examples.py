@@ -170,7 +170,7 @@ def _json_example(description: str, value: dict[str, Any]) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"example": value}}}
 
 
-def _error(description: str, type_: str, code: str, message: str, param: str | None = None) -> dict[str, Any]:
+def _error(description: str, type_: str, code: str | None, message: str, param: str | None = None) -> dict[str, Any]:
     return _json_example(description, {"error": {"message": message, "type": type_, "param": param, "code": code}})
 
 
@@ -347,4 +347,68 @@ LITELLM_RESPONSES: dict[int | str, dict[str, Any]] = {
         {"action": "BLOCKED", "blocked_reason": "Unsafe content: S9 Indiscriminate Weapons.", "guard": [_GUARD]},
     ),
     **ERROR_RESPONSES,
+}
+
+# --- Files and batches -----------------------------------------------------------------------------------
+
+_STORE_ERRORS: dict[int | str, dict[str, Any]] = {
+    400: _error("The request is wrong", "invalid_request_error", None, "Invalid value for 'limit'.", "limit"),
+    404: _error("Not there, or somebody else's", "invalid_request_error", "not_found", "There is no such file.", "id"),
+    409: _error("Not in this state", "invalid_request_error", "conflict", "A batch still reads this file.", "id"),
+    503: _error("The database failed", "server_error", "store_unavailable", "The server's database failed."),
+}
+_FILE: dict[str, Any] = {
+    "id": "file-18c3f0a4b2d6e7f80123456789abcdef",
+    "object": "file",
+    "bytes": 1024,
+    "created_at": 1790000000,
+    "filename": "rows.jsonl",
+    "purpose": "batch",
+    "status": "processed",
+    "expires_at": 1792592000,
+}
+_BATCH: dict[str, Any] = {
+    "id": "batch_18c3f0a4b2d6e7f80123456789abcdef",
+    "object": "batch",
+    "endpoint": "/v1/moderations",
+    "input_file_id": _FILE["id"],
+    "completion_window": "24h",
+    "status": "in_progress",
+    "created_at": 1790000000,
+    "expires_at": 1790086400,
+    "request_counts": {"total": 10000, "completed": 4200, "failed": 3},
+    "in_progress_at": 1790000001,
+    "model": "meta-llama/Llama-Guard-4-12B",
+    "usage": {
+        "input_tokens": 900000,
+        "input_tokens_details": {"cached_tokens": 500000},
+        "output_tokens": 9000,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": 909000,
+    },
+}
+
+
+def _page(entry: dict[str, Any]) -> dict[str, Any]:
+    return {"object": "list", "data": [entry], "first_id": entry["id"], "last_id": entry["id"], "has_more": False}
+
+
+UPLOAD_RESPONSES = {200: _json_example("The file", _FILE), **_STORE_ERRORS, 413: ERROR_RESPONSES[413]}
+FILE_RESPONSES = {200: _json_example("The file", _FILE), **_STORE_ERRORS}
+FILE_LIST_RESPONSES = {200: _json_example("A page of files", _page(_FILE)), **_STORE_ERRORS}
+FILE_DELETED_RESPONSES = {
+    200: _json_example("It is gone", {"id": _FILE["id"], "object": "file", "deleted": True}),
+    **_STORE_ERRORS,
+}
+FILE_CONTENT_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The bytes of the file", "content": {"application/octet-stream": {}}},
+    **_STORE_ERRORS,
+}
+BATCH_RESPONSES = {200: _json_example("The batch", _BATCH), **_STORE_ERRORS}
+BATCH_LIST_RESPONSES = {200: _json_example("A page of batches", _page(_BATCH)), **_STORE_ERRORS}
+BATCH_EXAMPLES: dict[str, Any] = {
+    "moderations": (
+        "Judge every line of a file that was uploaded",
+        {"input_file_id": _FILE["id"], "endpoint": "/v1/moderations", "completion_window": "24h"},
+    ),
 }

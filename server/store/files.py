@@ -1,0 +1,182 @@
+"""Files with their content, in one place with all that refers to them."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, delete, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from server.errors import Conflict, NotFound
+from server.store.database import Database
+from server.store.ids import Kind, is_id, new_id
+from server.store.tables import batches, file_chunks, files
+
+CHUNK_BYTES = 2**20
+
+INPUT, OUTPUT = "batch", "batch_output"
+"""Purposes: what a batch reads, and what it writes."""
+
+ENDED = ("completed", "failed", "expired", "cancelled")
+"""Statuses of a batch that needs its input no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """One file without its content. Times are seconds since 1970; `expires_at` is None for one that stays."""
+
+    id: str
+    owner: str
+    purpose: str
+    filename: str
+    bytes: int
+    created_at: int
+    expires_at: int | None
+
+
+class Files:
+    """Every owner sees their own files only. All raise StoreUnavailable when the database fails."""
+
+    def __init__(self, database: Database, now: Callable[[], float] = time.time) -> None:
+        self._database = database
+        self._now = now
+
+    async def add(
+        self, owner: str, purpose: str, filename: str, content: AsyncIterator[bytes], expires_after: int | None
+    ) -> StoredFile:
+        """Keep `content`, wholly or not at all; `expires_after` counts seconds from now."""
+        async with self._database.begin() as connection:
+            writer = await FileWriter.begin(connection, owner, purpose, filename, int(self._now()), expires_after)
+            async for piece in content:
+                await writer.write(piece)
+            return await writer.end()
+
+    async def get(self, owner: str, file_id: str) -> StoredFile:
+        """Raises NotFound."""
+        async with self._database.begin() as connection:
+            return await visible(connection, owner, file_id, self._now())
+
+    async def page(
+        self, owner: str, *, purpose: str | None, after: str | None, limit: int, newest_first: bool
+    ) -> tuple[list[StoredFile], bool]:
+        """Up to `limit` files beyond the one called `after`, and whether there are more."""
+        query = select(files).where(files.c.owner == owner, _unexpired(self._now()))
+        if purpose is not None:
+            query = query.where(files.c.purpose == purpose)
+        if after is not None:
+            query = query.where(files.c.id < after if newest_first else files.c.id > after)
+        query = query.order_by(files.c.id.desc() if newest_first else files.c.id).limit(limit + 1)
+        async with self._database.begin() as connection:
+            found = [StoredFile(*row) for row in await connection.execute(query)]
+        return found[:limit], len(found) > limit
+
+    async def delete(self, owner: str, file_id: str) -> None:
+        """Raises NotFound, and Conflict while a batch still reads the file."""
+        async with self._database.begin() as connection:
+            await hold(connection, owner, file_id)
+            await visible(connection, owner, file_id, self._now())
+            if (await connection.execute(select(batches.c.id).where(_reads(file_id)).limit(1))).first() is not None:
+                raise Conflict("A batch that has not ended reads this file; cancel the batch first.", param="id")
+            await connection.execute(delete(files).where(files.c.id == file_id))
+
+    async def delete_expired(self) -> int:
+        """How many are gone. One that a batch still reads stays until the batch has ended."""
+        read = select(batches.c.id).where(batches.c.input_file_id == files.c.id, batches.c.status.not_in(ENDED))
+        async with self._database.begin() as connection:
+            gone = await connection.execute(delete(files).where(files.c.expires_at <= self._now(), ~read.exists()))
+            return gone.rowcount
+
+    async def content(self, file_id: str) -> AsyncIterator[bytes]:
+        """The content in pieces. Raises NotFound where it ends before it should, because the file was deleted."""
+        async with self._database.begin() as connection:
+            size = (await connection.execute(select(files.c.bytes).where(files.c.id == file_id))).scalar()
+        if size is None:
+            raise NotFound("The file is gone.")
+        received, number = 0, 0
+        while received < size:
+            query = select(file_chunks.c.content).where(
+                file_chunks.c.file_id == file_id, file_chunks.c.number == number
+            )
+            # A transaction each: whoever reads slowly keeps nobody from writing.
+            async with self._database.begin() as connection:
+                piece = (await connection.execute(query)).scalar()
+            if piece is None:
+                raise NotFound("The file is gone.")
+            yield piece
+            received += len(piece)
+            number += 1
+
+
+class FileWriter:
+    """Writes one file within a transaction, in chunks of one size, so that no file is ever in memory as a whole."""
+
+    def __init__(self, connection: AsyncConnection, file: StoredFile) -> None:
+        self._connection = connection
+        self._file = file
+        self._buffer = bytearray()
+        self._written = 0
+        self._chunks = 0
+
+    @classmethod
+    async def begin(
+        cls,
+        connection: AsyncConnection,
+        owner: str,
+        purpose: str,
+        filename: str,
+        created_at: int,
+        expires_after: int | None,
+    ) -> "FileWriter":
+        expires_at = None if expires_after is None else created_at + expires_after
+        file = StoredFile(new_id(Kind.FILE), owner, purpose, filename, 0, created_at, expires_at)
+        await connection.execute(insert(files).values({column: getattr(file, column.name) for column in files.c}))
+        return cls(connection, file)
+
+    async def write(self, piece: bytes) -> None:
+        self._buffer += piece
+        while len(self._buffer) >= CHUNK_BYTES:
+            await self._flush()
+
+    async def end(self) -> StoredFile:
+        while self._buffer:
+            await self._flush()
+        await self._connection.execute(update(files).where(files.c.id == self._file.id).values(bytes=self._written))
+        file = self._file
+        return StoredFile(
+            file.id, file.owner, file.purpose, file.filename, self._written, file.created_at, file.expires_at
+        )
+
+    async def _flush(self) -> None:
+        chunk = bytes(self._buffer[:CHUNK_BYTES])
+        del self._buffer[:CHUNK_BYTES]
+        await self._connection.execute(
+            insert(file_chunks).values(file_id=self._file.id, number=self._chunks, content=chunk)
+        )
+        self._chunks += 1
+        self._written += len(chunk)
+
+
+async def hold(connection: AsyncConnection, owner: str, file_id: str) -> None:
+    """Keep others from deleting a file, or from beginning a batch on it, until the transaction ends."""
+    if is_id(Kind.FILE, file_id):
+        await connection.execute(
+            update(files).where(files.c.id == file_id, files.c.owner == owner).values(owner=files.c.owner)
+        )
+
+
+async def visible(connection: AsyncConnection, owner: str, file_id: str, now: float) -> StoredFile:
+    """An owner's file that has not expired. Raises NotFound."""
+    if is_id(Kind.FILE, file_id):
+        query = select(files).where(files.c.id == file_id, files.c.owner == owner, _unexpired(now))
+        row = (await connection.execute(query)).first()
+        if row is not None:
+            return StoredFile(*row)
+    raise NotFound("There is no such file.", param="id")
+
+
+def _unexpired(now: float) -> ColumnElement[bool]:
+    return or_(files.c.expires_at.is_(None), files.c.expires_at > now)
+
+
+def _reads(file_id: str) -> ColumnElement[bool]:
+    return (batches.c.input_file_id == file_id) & batches.c.status.not_in(ENDED)

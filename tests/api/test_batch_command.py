@@ -1,0 +1,107 @@
+"""`python -m server batch` against a server on the fake backend."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from server.__main__ import main
+from tests.api.conftest import LiveServer
+from tests.fakes import FakeBackend, always
+
+ROWS = [{"id": "a", "text": "bread"}, {"messages": [{"role": "user", "content": "bread"}]}]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    return write(tmp_path / "rows.jsonl", *ROWS)
+
+
+def write(file: Path, *rows: object) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def guard(live: LiveServer, *arguments: object) -> int:
+    return main(["batch", *map(str, arguments), "--url", live.url])
+
+
+@pytest.mark.parametrize(("text", "status"), [("bread", 0), ("a bomb", 1), ("", 2)])
+def test_exit_status_is_the_worst_of_the_lines(
+    live: LiveServer,
+    tmp_path: Path,
+    rows: Path,
+    text: str,
+    status: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write(rows, *ROWS, {"id": "c", "text": text})
+    out = tmp_path / "answers.jsonl"
+    assert guard(live, "submit", rows, "--out", out) == status
+    answers = {answer["custom_id"]: answer for answer in map(json.loads, out.read_text().splitlines())}
+    assert set(answers) == {"a", "2", "c"}
+    assert answers["a"]["response"]["body"]["choices"][0]["message"]["content"] == "safe"
+    console = capsys.readouterr()
+    assert "3 lines" in console.out
+    assert "3/3" in console.err
+
+
+def test_full_lines_go_where_they_say(live: LiveServer, tmp_path: Path) -> None:
+    line = {"custom_id": "x", "method": "POST", "url": "/v1/moderations", "body": {"input": "a bomb"}}
+    out = tmp_path / "answers.jsonl"
+    assert guard(live, "submit", write(tmp_path / "lines.jsonl", line), "--out", out) == 1
+    assert json.loads(out.read_text())["response"]["body"]["results"][0]["flagged"] is True
+
+
+def test_submit_status_and_fetch(
+    live: LiveServer,
+    tmp_path: Path,
+    rows: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert guard(live, "submit", rows) == 0
+    batch_id = capsys.readouterr().out.strip()
+    out = tmp_path / "answers.jsonl"
+    assert guard(live, "fetch", batch_id, "--out", out) == 0
+    assert len(out.read_text().splitlines()) == 2
+    assert guard(live, "status", batch_id) == 0
+    assert guard(live, "status") == 0
+    assert capsys.readouterr().out.count(f"{batch_id} completed: 2 lines, 2 completed, 0 failed") == 3
+    assert guard(live, "submit", rows, "--wait") == 0
+
+
+def test_what_is_no_verdict_is_an_error(live: LiveServer, tmp_path: Path, rows: Path, backend: FakeBackend) -> None:
+    backend.script = always("Sure!")
+    assert guard(live, "submit", rows, "--out", tmp_path / "answers.jsonl") == 2
+    assert guard(live, "submit", rows, "--wait") == 2
+
+
+def test_faults_of_the_file_are_told(
+    live: LiveServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert guard(live, "submit", write(tmp_path / "r.jsonl", ROWS[0], ROWS[0]), "--wait") == 2
+    assert "line 2: duplicate_custom_id" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "zebra\n", "[1]\n", '{"nothing": 1}\n'])
+def test_rows_that_cannot_be_lines(
+    live: LiveServer,
+    tmp_path: Path,
+    content: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(content)
+    assert guard(live, "submit", file) == 2
+    assert capsys.readouterr().err.startswith("guard: ")
+
+
+def test_what_is_not_there(live: LiveServer, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert guard(live, "submit", tmp_path / "none.jsonl") == 2
+    assert guard(live, "status", "batch_none") == 2
+    assert guard(live, "fetch", "batch_none", "--out", tmp_path / "x") == 2
+    assert main(["batch", "submit", str(rows), "--url", "http://127.0.0.1:9"]) == 2
+    assert main(["batch", "status", "--url", "http://[::1"]) == 2
+    assert "Traceback" not in capsys.readouterr().err

@@ -1,0 +1,24 @@
+"""`python -m tests.fake_server`: the real server in a process of its own, on the fake backend; GUARD_ variables apply.
+
+Its one argument is how many seconds a verdict takes.
+"""
+
+import logging
+import sys
+
+from server import serve as serving
+from server.settings import Settings
+from tests.fakes import FakeBackend, lasting
+
+
+def main() -> int:
+    seconds = float(sys.argv[1])
+    backend = FakeBackend(lasting(lambda _: seconds))
+    serving.load_backend = lambda settings, profile: backend  # type: ignore[assignment]
+    logging.basicConfig(level=logging.INFO, format="guard: %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    return serving.serve(Settings(profile="llama-guard-4-12b", port=0))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
