@@ -15,6 +15,7 @@ from server import __version__
 from server.api import chat, errors, examples, models, moderations, operations
 from server.api.body import BodyBudget
 from server.api.middleware import RequestContext
+from server.api.paths import ClientPaths
 from server.api.service import Service
 from server.backends.base import Backend
 from server.images import ImageDecoder
@@ -95,6 +96,7 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
     )
     errors.install(app)
     app.add_middleware(RequestContext)
+    app.add_middleware(ClientPaths)
     for router in (chat.router, moderations.router, models.router, operations.router):
         app.include_router(router)
     app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
