@@ -96,11 +96,11 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
     )
     errors.install(app)
     app.add_middleware(RequestContext)
-    app.add_middleware(ClientPaths)
     for router in (chat.router, moderations.router, models.router, operations.router):
         app.include_router(router)
     app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     examples.describe(app)
+    app.add_middleware(ClientPaths)
     return app
 
 
