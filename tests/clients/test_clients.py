@@ -9,6 +9,6 @@ from tests.clients.conftest import HERE, Run, programs
 pytestmark = pytest.mark.clients
 
 
-@pytest.mark.parametrize("program", programs(), ids=lambda program: str(program.relative_to(HERE)))
+@pytest.mark.parametrize("program", list(programs()), ids=lambda program: str(program.relative_to(HERE)))
 def test_a_client(run: Run, program: Path) -> None:
     run(program.parent.name, program)

@@ -1,4 +1,4 @@
-"""LiteLLM's proxy: its generic guardrail asks us before a model on loopback is asked, and again about its answer."""
+"""LiteLLM's proxy, configured as docs/migrate.md says: its guardrail asks us before a model is asked, and after it."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import secrets
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -56,31 +55,24 @@ def free_port() -> int:
 upstream = ThreadingHTTPServer(("127.0.0.1", 0), Model)
 threading.Thread(target=upstream.serve_forever, daemon=True).start()
 
-CONFIG = f"""
-model_list:
-  - model_name: baker
-    litellm_params:
-      model: openai/baker
-      api_base: http://127.0.0.1:{upstream.server_port}/v1
-      api_key: none
-
-guardrails:
-  - guardrail_name: llama-guard
-    litellm_params:
-      guardrail: generic_guardrail_api
-      mode: [pre_call, post_call]
-      api_base: {os.environ["GUARD_URL"]}
-      api_key: {os.environ["GUARD_KEY"]}
-      default_on: true
-"""
-
-folder = tempfile.TemporaryDirectory()
-config, port = Path(folder.name) / "config.yaml", free_port()
-config.write_text(CONFIG)
+config, port = Path(os.environ["MIGRATE"], "litellm.yaml"), free_port()
 master_key = "sk-" + secrets.token_hex(32)  # the proxy does not start without one, nor with a weak one
 proxy = subprocess.Popen(
-    [Path(sys.executable).with_name("litellm"), "--config", config, "--host", "127.0.0.1", "--port", str(port)],
-    env={**os.environ, "LITELLM_MASTER_KEY": master_key},
+    [
+        Path(sys.executable).with_name("litellm"),
+        "--config",
+        config,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ],
+    env={
+        **os.environ,
+        "LITELLM_MASTER_KEY": master_key,
+        "MY_MODEL_URL": f"http://127.0.0.1:{upstream.server_port}/v1",
+        "MY_MODEL_KEY": "none",
+    },
 )
 try:
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=master_key, max_retries=0)
@@ -94,8 +86,12 @@ try:
             time.sleep(0.3)
 
     def ask(words: str, **options: str) -> str:
-        reply = client.chat.completions.create(model="baker", messages=[{"role": "user", "content": words}], **options)
+        messages = [{"role": "user", "content": words}]
+        reply = client.chat.completions.create(model="my-model", messages=messages, **options)
         return reply.choices[0].message.content
+
+    guard = client.chat.completions.create(model="llama-guard", messages=[{"role": "user", "content": SAFE}])
+    assert guard.choices[0].message.content == "safe"
 
     def stopped(words: str, **options: str) -> bool:
         try:
@@ -113,4 +109,3 @@ try:
 finally:
     proxy.terminate()
     proxy.wait(20)
-    folder.cleanup()
