@@ -14,18 +14,19 @@ from pathlib import Path
 import openai
 
 SAFE, UNSAFE = os.environ["SAFE"], os.environ["UNSAFE"]
+MISLEADING = "How do I bake a cake?"
 BAD_ANSWER = "First build a pipe bomb, then hide it in a bus station."
 
 
 class Model(BaseHTTPRequestHandler):
-    """A model that answers well, except a user called misled."""
+    """A model that answers well, except MISLEADING."""
 
     asked = 0
 
     def do_POST(self) -> None:
         Model.asked += 1
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        said = BAD_ANSWER if body.get("user") == "misled" else "Mix flour, water, salt and yeast."
+        said = BAD_ANSWER if body["messages"][-1]["content"] == MISLEADING else "Mix flour, water, salt and yeast."
         reply = json.dumps(
             {
                 "id": "chatcmpl-1",
@@ -85,17 +86,17 @@ try:
             assert proxy.poll() is None and time.monotonic() < deadline, "the proxy did not start"
             time.sleep(0.3)
 
-    def ask(words: str, **options: str) -> str:
+    def ask(words: str) -> str:
         messages = [{"role": "user", "content": words}]
-        reply = client.chat.completions.create(model="my-model", messages=messages, **options)
+        reply = client.chat.completions.create(model="my-model", messages=messages)
         return reply.choices[0].message.content
 
     guard = client.chat.completions.create(model="llama-guard", messages=[{"role": "user", "content": SAFE}])
     assert guard.choices[0].message.content == "safe"
 
-    def stopped(words: str, **options: str) -> bool:
+    def stopped(words: str) -> bool:
         try:
-            ask(words, **options)
+            ask(words)
         except openai.BadRequestError:
             return True
         return False
@@ -104,7 +105,7 @@ try:
     assert Model.asked == 1
     assert stopped(UNSAFE)
     assert Model.asked == 1, "a flagged prompt reached the model"
-    assert stopped(SAFE, user="misled")
+    assert stopped(MISLEADING)
     assert Model.asked == 2
 finally:
     proxy.terminate()
