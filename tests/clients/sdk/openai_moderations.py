@@ -44,7 +44,7 @@ assert [result.flagged for result in several.results] == [False, True, False]
 parts = [{"type": "text", "text": UNSAFE}, {"type": "image_url", "image_url": {"url": picture()}}]
 together = client.moderations.create(input=parts, model="omni-moderation-2024-09-26")
 assert [result.flagged for result in together.results] == [True]
-assert "image" in str(together.results[0].category_applied_input_types)
+assert together.results[0].guard["usage"]["images"] == 1
 
 raw = client.moderations.with_raw_response.create(input=SAFE)
 assert raw.headers["x-request-id"] == raw.request_id
