@@ -3,10 +3,12 @@
 #   HOST, PORT, PROFILE   where to listen (127.0.0.1:8000) and which model (model_config/), for `make serve`
 #   EXTRA                 cuda or cpu, when the choice made below is wrong
 #   PYTHON, VENV          the interpreter to build the environment with, and where it goes
+#   CLIENTS               the folder of the clients' environments, for `make test-clients`
 
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
+CLIENTS ?= .venv-clients
 
 GPU := $(shell nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1)
 EXTRA ?= $(if $(GPU),cuda,cpu)
@@ -19,8 +21,9 @@ CPU_TORCH := 2.13.0
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 INSTALLED_DEV := $(VENV)/.installed-$(EXTRA)-dev
+NODE_CLIENTS := tests/clients/node/node_modules
 
-.PHONY: serve test test-slow test-gpu lint format doctor clean
+.PHONY: serve test test-slow test-gpu test-clients lint format doctor clean
 
 serve: $(INSTALLED)
 	@echo "guard: $(if $(GPU),found $(GPU),found no CUDA GPU): extra $(EXTRA), profile $(PROFILE)"
@@ -36,6 +39,22 @@ test-slow: $(INSTALLED_DEV)
 test-gpu: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -m gpu --timeout 3600
 
+# Other people's clients, each in an environment of its own, against a running server (tests/clients/README.md).
+test-clients: $(INSTALLED_DEV) $(foreach name,sdk litellm nemo,$(CLIENTS)/$(name)/.installed) $(NODE_CLIENTS)/.installed
+	CLIENTS=$(abspath $(CLIENTS)) $(BIN)/python -m pytest -m clients --timeout 600 tests/clients
+
+$(CLIENTS)/%/.installed: tests/clients/%/requirements.txt
+	@echo "guard: installing the clients of $< into $(@D)"
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install -qq --requirement $<
+	@touch $@
+
+$(NODE_CLIENTS)/.installed: tests/clients/node/package-lock.json
+	@command -v npm >/dev/null || { echo "guard: the clients on Node need node 20 or later, and npm"; exit 1; }
+	@echo "guard: installing the clients of $< into $(@D)"
+	@cd tests/clients/node && npm ci --silent --ignore-scripts --no-audit --no-fund
+	@touch $@
+
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,7 +68,7 @@ doctor: $(INSTALLED)
 	@$(BIN)/python -m server doctor --profile $(PROFILE)
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(CLIENTS) $(NODE_CLIENTS)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("guard: Python 3.11 or later is needed; say PYTHON=...")'

@@ -22,6 +22,7 @@ from server.api.openrouter import chat as openrouter_chat
 from server.api.openrouter import generations as openrouter_generations
 from server.api.openrouter import models as openrouter_models
 from server.api.openrouter.naming import slug_of
+from server.api.paths import ClientPaths
 from server.api.service import Service
 from server.backends.base import Backend
 from server.backends.fallback import parts
@@ -141,6 +142,7 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
         app.include_router(dialect.router)
     app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     examples.describe(app)
+    app.add_middleware(ClientPaths)
     return app
 
 

@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from server.api import replies
 from server.profile import OPENAI_CATEGORIES
 
 _SCHEMAS = "#/components/schemas/{model}"
@@ -56,6 +57,7 @@ def describe(app: FastAPI) -> None:
                     for method in route.methods:
                         described = document["paths"][route.path_format][method.lower()]["responses"]
                         described.update({str(status): response for status, response in route.responses.items()})
+            replies.describe(document)
             app.openapi_schema = document
         return app.openapi_schema
 

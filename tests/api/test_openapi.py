@@ -100,6 +100,16 @@ async def test_the_schemas_of_bodies_are_as_strict_as_the_server(document: dict[
     assert all(schema["additionalProperties"] is False for name, schema in schemas.items() if name not in LENIENT)
 
 
+async def test_every_answer_has_its_schema(document: dict[str, Any]) -> None:
+    """Each is closed: what an answer holds is described, or it is a fault that schemathesis finds."""
+    for method, path, operation in operations(document):
+        for status, response in operation["responses"].items():
+            for media_type, content in response.get("content", {}).items():
+                if media_type == "application/json":
+                    assert "$ref" in content["schema"], (method, path, status)
+        assert operation["responses"]["default"], (method, path)
+
+
 @pytest.mark.parametrize(("path", "name"), EXAMPLES)
 async def test_every_example_works(
     client: httpx.AsyncClient, backend: FakeBackend, document: dict[str, Any], path: str, name: str
@@ -154,8 +164,8 @@ async def test_the_example_of_a_stream_is_one(document: dict[str, Any]) -> None:
 async def test_error_examples_have_the_shape(document: dict[str, Any]) -> None:
     for path in ("/v1/moderations", "/v1/chat/completions", "/v1/responses"):
         responses = document["paths"][path]["post"]["responses"]
-        assert set(responses) == {"200", "400", "404", "413", "429", "500", "502", "503", "504"}
-        for status in set(responses) - {"200"}:
+        assert set(responses) == {"200", "400", "404", "413", "429", "500", "502", "503", "504", "default"}
+        for status in set(responses) - {"200", "default"}:
             example = responses[status]["content"]["application/json"]["example"]
             assert list(example) == ["error"]
             assert list(example["error"]) == ["message", "type", "param", "code"]

@@ -1,0 +1,110 @@
+"""schemathesis walks every operation of an OpenAPI document and holds the answers to it: of ours, and of OpenAI's own.
+
+What is sent follows from the documents alone, so it is the same in every run.
+"""
+
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import schemathesis
+import uvicorn
+from hypothesis import HealthCheck, settings
+from schemathesis import Case, CheckContext, Response
+from schemathesis.checks import (
+    content_type_conformance,
+    not_a_server_error,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+from schemathesis.config import SchemathesisConfig
+from schemathesis.schemas import BaseSchema
+
+from server.api.replies import Error
+from server.app import create_app
+from server.backends.base import Case as Judged
+from server.profile import load_profile
+from server.settings import Settings
+from server.verdict import Completion
+from tests.api.conftest import PROFILE, wait_until
+from tests.api.shapes import specification
+from tests.fakes import FakeBackend, by_word
+
+EXAMPLES = settings(
+    max_examples=25, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+)
+CONFIG = SchemathesisConfig.from_dict({"generation": {"deterministic": True, "mode": "all"}})
+
+
+def with_categories(case: Judged) -> Completion:
+    """Also when a threshold below the model's own makes a safe answer unsafe."""
+    return replace(by_word(case), listed_text="unsafe")
+
+
+APP = create_app(Settings(profile=PROFILE), load_profile(PROFILE), FakeBackend(with_categories))
+OURS = schemathesis.openapi.from_dict(APP.openapi(), config=CONFIG)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """The application on the fake backend, behind a socket."""
+    server = uvicorn.Server(uvicorn.Config(APP, port=0, log_level="critical"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    wait_until(lambda: server.started)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@OURS.parametrize()
+@EXAMPLES
+def test_our_own_document_is_true(case: Case, url: str) -> None:
+    named(case).call_and_validate(
+        base_url=url,
+        checks=[
+            not_a_server_error,
+            status_code_conformance,
+            content_type_conformance,
+            response_headers_conformance,
+            response_schema_conformance,
+            unsupported_method,
+        ],
+    )
+
+
+def named(case: Case) -> Case:
+    """The case with a model's name that is known here, or most would end at that."""
+    if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
+        case.body["model"] = "llama-guard"
+    for parameter in {"model", "name"} & set(case.path_parameters or {}):
+        case.path_parameters[parameter] = "llama-guard"
+    return case
+
+
+def theirs() -> BaseSchema:
+    """OpenAI's document, cut down to the operations that are served here; empty where it is not at hand."""
+    document = specification() or {"openapi": "3.1.0", "info": {"title": "", "version": ""}, "paths": {}}
+    served = {re.sub(r"\{\w+\}", "{}", path) for path in APP.openapi()["paths"]}
+    paths = {path: item for path, item in document["paths"].items() if re.sub(r"\{\w+\}", "{}", f"/v1{path}") in served}
+    return schemathesis.openapi.from_dict({**document, "paths": paths}, config=CONFIG)
+
+
+def errors_are_openais(context: CheckContext, response: Response, case: Case) -> None:
+    """OpenAI's document describes no errors, so these are held to ours."""
+    if response.status_code >= 400:
+        Error.model_validate(response.json())
+
+
+@theirs().parametrize()
+@EXAMPLES
+def test_openais_document_is_kept(case: Case, url: str) -> None:
+    named(case).call_and_validate(
+        base_url=f"{url}/v1", checks=[not_a_server_error, response_schema_conformance, errors_are_openais]
+    )
