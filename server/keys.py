@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from server.caller import Scope
+from server.errors import StoreUnavailable
 from server.profile import ProfileError
 from server.settings import Settings
 from server.store.database import Database, DatabaseError
@@ -29,7 +30,7 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
     commands: dict[str, Command] = {"create": _create, "list": _list, "revoke": _revoke}
     try:
         asyncio.run(_with_database(commands[options.keys_command], settings, options))
-    except DatabaseError as error:
+    except (DatabaseError, StoreUnavailable) as error:
         raise ProfileError(str(error)) from error
     return 0
 

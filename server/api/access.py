@@ -54,7 +54,7 @@ class Access:
         return self._keyring is not None
 
     async def open(self) -> None:
-        """Read the keys and keep up with them; say in the log who may come in. Raises DatabaseError."""
+        """Read the keys and keep up with them; say in the log who may come in. Raises StoreUnavailable."""
         if self._keyring is None:
             log.info("API keys are off: whoever reaches this server may use all of it")
             return

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from PIL.Image import Image
@@ -25,7 +25,7 @@ class Case:
     images: Sequence[Image]
     policy: Policy
     handling: Handling = ORDINARY
-    deadline: float = math.inf
+    deadline: float = field(default=math.inf, compare=False)
 
 
 class Backend(Protocol):

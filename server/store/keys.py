@@ -5,7 +5,6 @@ database holds its HMAC-SHA-256 under the server's pepper and never the key.
 """
 
 import asyncio
-import contextlib
 import hashlib
 import hmac
 import logging
@@ -15,17 +14,15 @@ import secrets
 import string
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import RowMapping, or_, select, update
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.caller import Caller, Scope
 from server.errors import KeysUnavailable
-from server.store.database import Database, DatabaseError
+from server.store.database import Database
 from server.store.tables import api_keys
 
 log = logging.getLogger(__name__)
@@ -77,7 +74,10 @@ async def create(
     tokens_per_minute: int | None = None,
     expires_at: int | None = None,
 ) -> tuple[str, ApiKey]:
-    """Make a key. What is returned first is the key itself: nothing can tell it a second time. Raises DatabaseError."""
+    """Make a key. What is returned first is the key itself: nothing can tell it a second time.
+
+    Raises StoreUnavailable.
+    """
     prefix = _random(string.ascii_lowercase + string.digits, PREFIX_LENGTH)
     key = f"lgs_{prefix}_{_random(string.ascii_letters + string.digits, SECRET_LENGTH)}"
     row = {
@@ -93,26 +93,26 @@ async def create(
         "expires_at": expires_at,
         "revoked_at": None,
     }
-    async with _begin(database) as connection:
+    async with database.begin() as connection:
         await connection.execute(api_keys.insert().values(row))
     return key, _api_key(row)
 
 
 async def list_all(database: Database) -> list[ApiKey]:
-    """Every key that was ever made, the oldest first. Raises DatabaseError."""
-    async with _begin(database) as connection:
+    """Every key that was ever made, the oldest first. Raises StoreUnavailable."""
+    async with database.begin() as connection:
         rows = await connection.execute(select(api_keys).order_by(api_keys.c.created_at, api_keys.c.id))
         return [_api_key(row._mapping) for row in rows]
 
 
 async def revoke(database: Database, id_or_prefix: str) -> ApiKey | None:
-    """End a key for good; None when there is none of this id or prefix. Raises DatabaseError.
+    """End a key for good; None when there is none of this id or prefix. Raises StoreUnavailable.
 
     The prefix may be written as it stands in the key.
     """
     prefix = id_or_prefix.removeprefix("lgs_")
     this = or_(api_keys.c.id == id_or_prefix, api_keys.c.prefix == prefix)
-    async with _begin(database) as connection:
+    async with database.begin() as connection:
         # Whoever revokes twice does not move the time of the first.
         await connection.execute(
             update(api_keys).where(this, api_keys.c.revoked_at.is_(None)).values(revoked_at=int(time.time()))
@@ -152,7 +152,7 @@ class Keyring:
         return len(self._keys)
 
     async def open(self) -> None:
-        """Read the keys for the first time. Raises DatabaseError."""
+        """Read the keys for the first time. Raises StoreUnavailable."""
         self._tried_at = self._clock()
         await self._read()
 
@@ -196,7 +196,7 @@ class Keyring:
                     await self._read()
             except Exception as error:  # even a defect must not end the watch
                 if not failed_before:
-                    reason = error if isinstance(error, DatabaseError) else type(error).__name__
+                    reason = type(error).__name__
                     log.error("API keys cannot be read (%s); known ones are believed for %d s", reason, TRUSTED_S)
             else:
                 if failed_before:
@@ -205,19 +205,10 @@ class Keyring:
     async def _read(self) -> None:
         expires = api_keys.c.expires_at
         valid = (api_keys.c.revoked_at.is_(None), or_(expires.is_(None), expires > int(self._now())))
-        async with _begin(self._database) as connection:
+        async with self._database.begin() as connection:
             rows = await connection.execute(select(api_keys).where(*valid))
             self._keys = {row.prefix: _api_key(row._mapping) for row in rows}
         self._read_at = self._tried_at
-
-
-@contextlib.asynccontextmanager
-async def _begin(database: Database) -> AsyncIterator[AsyncConnection]:
-    try:
-        async with database.begin() as connection:
-            yield connection
-    except (SQLAlchemyError, OSError) as error:
-        raise DatabaseError(f"the database did not do what it was asked: {type(error).__name__}") from error
 
 
 def _random(alphabet: str, length: int) -> str:

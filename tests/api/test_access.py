@@ -63,8 +63,7 @@ def doors(app: FastAPI) -> Iterator[tuple[str, str]]:
             paths = [route.path, f"{route.path}/", f"{route.path}/swagger-ui-bundle.js"]
         else:
             assert isinstance(route, Route | APIRoute), "a new kind of route: decide how it is closed"
-            paths = [route.path_format.replace("{name}", "llama-guard")]
-            assert "{" not in paths[0] or "_id}" in paths[0]
+            paths = [re.sub(r"\{\w+\}", "llama-guard", route.path_format)]
         for path in paths:
             for method in sorted(METHODS):
                 yield method, path
@@ -255,7 +254,7 @@ async def test_refusals_speak_the_dialect_of_the_path(client: httpx.AsyncClient,
     response = await client.post("/api/v1/chat/completions", json=BODY)
     assert response.status_code == 401
     assert response.json()["error"]["code"] == 401
-    assert response.json()["error"]["metadata"] == {"error_type": "invalid_api_key"}
+    assert response.json()["error"]["metadata"]["code"] == "invalid_api_key"
     response = await client.get("/api/v1/models", headers=bearer(await make_key(Scope.BATCH)))
     assert (response.status_code, response.json()["error"]["code"]) == (403, 403)
 

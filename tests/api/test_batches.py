@@ -53,6 +53,7 @@ async def ended(client: httpx.AsyncClient, batch: dict[str, Any], *statuses: str
     async with asyncio.timeout(20):
         while True:
             found = await get(client, batch)
+            assert "status" in found, found
             if found["status"] in (*statuses, "completed", "failed", "expired", "cancelled"):
                 obeys_openai(found, "Batch")
                 return found

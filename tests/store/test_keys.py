@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import select
 
 from server.caller import Caller, Scope
-from server.errors import KeysUnavailable
+from server.errors import KeysUnavailable, StoreUnavailable
 from server.settings import Settings
 from server.store.database import Database, DatabaseError
 from server.store.keys import (
@@ -123,7 +123,7 @@ async def test_revoked_by_id_or_prefix_and_only_that_one(database: Database, for
 @pytest.mark.parametrize("unknown", ["", "lgs_", "key_", "%", "lgs_%", "' OR 1=1 --", "_" * 12, "\0"])
 async def test_nothing_else_is_revoked(database: Database, unknown: str) -> None:
     await make(database)
-    with contextlib.suppress(DatabaseError):  # PostgreSQL has no text with a NUL in it
+    with contextlib.suppress(StoreUnavailable):  # PostgreSQL has no text with a NUL in it
         assert await revoke(database, unknown) is None
     assert [key.revoked_at for key in await list_all(database)] == [None]
 
@@ -306,7 +306,7 @@ async def broken(tmp_path: Path) -> AsyncIterator[Broken]:
     await database.close()
 
 
-FAULTS = [OSError("canary"), DatabaseError("it is away"), RuntimeError("canary"), ValueError("canary")]
+FAULTS = [OSError("canary"), StoreUnavailable("it is away"), RuntimeError("canary"), ValueError("canary")]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=repr)
@@ -365,8 +365,8 @@ async def test_a_defect_does_not_end_the_watch(broken: Broken, monkeypatch: pyte
 
 
 async def test_a_start_without_the_keys_fails(broken: Broken) -> None:
-    broken.fault = OSError()
-    with pytest.raises(DatabaseError):
+    broken.fault = StoreUnavailable("It is away.")
+    with pytest.raises(StoreUnavailable):
         await ring(broken)
 
 

@@ -37,7 +37,6 @@ def test_text_and_image_together(sdk: openrouter.OpenRouter, backend: FakeBacken
     reply = sdk.chat.send(messages=[{"role": "user", "content": content}], provider={"zdr": True})
     assert reply.choices[0].message.content == "unsafe\nS1,S9"
     assert len(backend.cases[0].images) == 1
-    assert backend.cases[0].handling.never_remote
 
 
 def test_a_stream(sdk: openrouter.OpenRouter) -> None:
