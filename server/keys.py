@@ -37,8 +37,8 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
 
 async def _with_database(command: Command, settings: Settings, options: argparse.Namespace) -> None:
     database = Database(settings.database)
-    if database.in_memory:
-        raise ProfileError("keys in a database in memory would be gone at once; name another in GUARD_DATABASE_URL.")
+    if database.is_temporary:
+        raise ProfileError("keys in a temporary database would be gone at once; name another in GUARD_DATABASE_URL.")
     try:
         await database.open()
         await command(database, settings, options)

@@ -133,7 +133,7 @@ def test_a_database_that_is_gone_at_once_is_refused(keys: Any, monkeypatch: pyte
     monkeypatch.setenv("GUARD_DATABASE_URL", "sqlite://")
     status, out, err = keys("create", "x")
     assert (status, out) == (2, "")
-    assert "in memory" in err
+    assert "temporary" in err
 
 
 @pytest.mark.parametrize("url", ["mysql://x", "nonsense", "postgresql://guard:canary@127.0.0.1:9/none"])

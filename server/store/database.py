@@ -3,19 +3,18 @@
 import asyncio
 import contextlib
 import fcntl
+import functools
 import logging
 import os
-import sqlite3
-import uuid
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, CursorResult, Executable, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import StaticPool
 
 from server.errors import StoreUnavailable
 from server.store.tables import metadata
@@ -39,20 +38,15 @@ class Database:
     """`await open()` once, then `begin()` a transaction whenever needed; `close()` at the end."""
 
     def __init__(self, url: str) -> None:
-        """`url` as operators write it: `sqlite:///path`, `sqlite://` in memory, `postgresql://user:password@host/name`.
+        """`url` as operators write it: `sqlite:///path`, `postgresql://user:password@host/name`, or `sqlite://` for a
+        database that is gone when it closes.
 
         Raises DatabaseError for anything else.
         """
         self._url = _with_driver(url)
-        self.in_memory = self._url.get_backend_name() == "sqlite" and self._url.database in (None, "", ":memory:")
-        self._anchor: sqlite3.Connection | None = None
-        if self.in_memory:
-            # A name, so that a connection that was cut by a cancellation does not take all that is stored with it.
-            name = f"file:guard-{uuid.uuid4().hex}"
-            self._url = self._url.set(database=name, query={"mode": "memory", "cache": "shared", "uri": "true"})
+        self.is_temporary = self._url.get_backend_name() == "sqlite" and self._url.database in (None, "", ":memory:")
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._engine: AsyncEngine | None = None
-        # In memory all transactions share one connection, so they take turns.
-        self._turn = asyncio.Lock() if self.in_memory else contextlib.nullcontext()
         self._presence: int | None = None
         self.opened_alone = False
         """Whether no other process had this database open; of PostgreSQL that is never known."""
@@ -66,28 +60,29 @@ class Database:
         """Connect and bring the schema up to date. Raises DatabaseError."""
         if self._engine is not None:
             return
-        if self.in_memory:
-            self._anchor = sqlite3.connect(f"{self._url.database}?mode=memory&cache=shared", uri=True)
-            self.opened_alone = True
-        elif self.dialect == "sqlite":
-            _make_folder(Path(str(self._url.database)).parent)
-            self._presence, self.opened_alone = await asyncio.to_thread(_be_present, f"{self._url.database}.lock")
+        url = self._url
+        if self.is_temporary:
+            # A file all the same: a database in memory is gone with the connection that a cancellation cuts.
+            self._folder = tempfile.TemporaryDirectory(prefix="guard-", ignore_cleanup_errors=True)
+            url = url.set(database=f"{self._folder.name}/guard.db")
+        if self.dialect == "sqlite":
+            _make_folder(Path(str(url.database)).parent)
+            self._presence, self.opened_alone = await asyncio.to_thread(_be_present, f"{url.database}.lock")
         options: dict[str, Any] = {"connect_args": {"timeout": BUSY_TIMEOUT_S}} if self.dialect == "sqlite" else {}
-        if self.in_memory:
-            options["poolclass"] = StaticPool
         try:
-            self._engine = create_async_engine(self._url, pool_pre_ping=self.dialect != "sqlite", **options)
+            self._engine = create_async_engine(url, pool_pre_ping=self.dialect != "sqlite", **options)
             if self.dialect == "sqlite":
-                event.listen(self._engine.sync_engine, "connect", _prepare_sqlite)
+                durability = "OFF" if self.is_temporary else "FULL"
+                event.listen(self._engine.sync_engine, "connect", functools.partial(_prepare_sqlite, durability))
             async with self._engine.begin() as connection:
-                # Nothing is ever migrated in memory, and Alembic takes its time.
-                await connection.run_sync(metadata.create_all if self.in_memory else _upgrade)
+                # What is new needs no migration, and Alembic takes its time.
+                await connection.run_sync(metadata.create_all if self.is_temporary else _upgrade)
         except (SQLAlchemyError, OSError, ImportError, _SchemaError) as error:
             await self.close()
             raise DatabaseError(f"{self._url.render_as_string()} cannot be used: {_reason(error)}") from error
 
     @contextlib.asynccontextmanager
-    async def begin(self) -> AsyncIterator[AsyncConnection]:
+    async def begin(self) -> AsyncIterator["Transaction"]:
         """A transaction: committed at the end of the block, rolled back when it raises.
 
         Raises StoreUnavailable when the database fails. Blocks do not nest.
@@ -95,8 +90,12 @@ class Database:
         if self._engine is None:
             raise RuntimeError("the database is not open")
         try:
-            async with self._turn, self._engine.begin() as connection:
-                yield connection
+            connection = await to_its_end(self._engine.connect().start())
+            try:
+                yield Transaction(connection)
+                await to_its_end(connection.commit())
+            finally:
+                await to_its_end(connection.close())  # which rolls back what was not committed
         except SQLAlchemyError as error:
             # Only what went wrong outside of the statement is told: the rest may repeat what was to be stored.
             detail = f": {_reason(error)}" if isinstance(error, OperationalError) else ""
@@ -107,12 +106,38 @@ class Database:
         if self._engine is not None:
             await self._engine.dispose()
             self._engine = None
-        if self._anchor is not None:
-            self._anchor.close()
-            self._anchor = None
         if self._presence is not None:
             os.close(self._presence)
             self._presence = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+
+class Transaction:
+    """Statements that take effect together, or not at all."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[*tuple[Any, ...]]:
+        return await to_its_end(self._connection.execute(statement, parameters))
+
+
+Result = TypeVar("Result")
+
+
+async def to_its_end(work: Coroutine[Any, Any, Result]) -> Result:
+    """Await `work`, and when cancelled meanwhile, wait for it before ending.
+
+    A statement that is cut off in the middle leaves its connection behind, which may hold a lock that nobody frees.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 def _with_driver(url: str) -> URL:
@@ -151,10 +176,10 @@ def _be_present(path: str) -> tuple[int, bool]:
     return descriptor, alone
 
 
-def _prepare_sqlite(connection: Any, _: Any) -> None:
+def _prepare_sqlite(durability: str, connection: Any, _: Any) -> None:
     cursor = connection.cursor()
-    # Readers and the one writer do not wait for each other; what was committed survives a loss of power.
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    # Readers and the one writer do not wait for each other; with FULL what was committed survives a loss of power.
+    for pragma in ("journal_mode=WAL", f"synchronous={durability}", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

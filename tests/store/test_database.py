@@ -23,7 +23,8 @@ ROW = {"owner": "", "purpose": "batch", "filename": "a", "bytes": 0, "created_at
 
 
 async def test_the_migrations_make_what_the_tables_say(database: Database) -> None:
-    async with database.begin() as connection:
+    assert database._engine is not None
+    async with database._engine.connect() as connection:
         differences = await connection.run_sync(
             lambda sync: compare_metadata(MigrationContext.configure(sync, opts={"compare_type": True}), metadata)
         )
@@ -78,10 +79,8 @@ async def test_several_may_open_an_empty_database_at_once(database_url: str) -> 
     await last.close()
 
 
-async def test_transactions_in_memory_do_not_mix() -> None:
-    """They share a connection: one that is rolled back must not take another one with it."""
-    database = Database("sqlite://")
-    await database.open()
+async def test_transactions_do_not_mix(database: Database) -> None:
+    """One that is rolled back must not take another one with it."""
     inside = asyncio.Event()
 
     async def fails() -> None:
@@ -99,13 +98,10 @@ async def test_transactions_in_memory_do_not_mix() -> None:
     await asyncio.gather(fails(), succeeds(), return_exceptions=True)
     async with database.begin() as connection:
         assert (await connection.execute(select(files.c.id))).scalars().all() == ["file-kept"]
-    await database.close()
 
 
-async def test_a_cancelled_transaction_in_memory_takes_nothing_with_it() -> None:
-    """A connection that was cut off is closed, and what is in memory must outlive it."""
-    database = Database("sqlite://")
-    await database.open()
+async def test_a_cancelled_transaction_takes_nothing_with_it(database: Database) -> None:
+    """And holds nobody up, although its connection was cut."""
     async with database.begin() as connection:
         await connection.execute(insert(files).values(id="file-kept", **ROW))
     for steps in range(12):
@@ -121,6 +117,16 @@ async def test_a_cancelled_transaction_in_memory_takes_nothing_with_it() -> None
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     assert await count(database) == 1
+
+
+async def test_a_temporary_database_is_gone_when_it_closes() -> None:
+    database = Database("sqlite://")
+    await database.open()
+    async with database.begin() as connection:
+        await connection.execute(insert(files).values(id="file-kept", **ROW))
+    await database.close()
+    await database.open()
+    assert await count(database) == 0
     await database.close()
 
 
