@@ -72,6 +72,8 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
             await database.open()
+            if database.opened_alone:  # now, before another server comes to work beside this one
+                await app.state.batches.release_all()
             await access.open()
             await backend.start()
             await moderator.probe()

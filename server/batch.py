@@ -85,7 +85,10 @@ def _write_lines(file: Path, endpoint: str | None, lines: IO[bytes]) -> str:
             if endpoint not in (None, CHAT):
                 raise ProfileError(f"{file}: line {number} is no line of a batch; rows of text go to {CHAT}.")
             endpoint = CHAT
-            body = {"messages": messages_of(row, file.parent)}
+            try:
+                body = {"messages": messages_of(row, file.parent)}
+            except ProfileError as error:
+                raise ProfileError(f"{file}: line {number}: {error}") from None
             row = {"custom_id": str(row.get("id", number)), "method": "POST", "url": CHAT, "body": body}
         lines.write(json.dumps(row).encode() + b"\n")
     if endpoint is None:

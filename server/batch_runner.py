@@ -10,6 +10,7 @@ import contextlib
 import functools
 import logging
 import random
+import sys
 import time
 import traceback
 import uuid
@@ -86,7 +87,6 @@ class BatchRunner:
         self._worker = uuid.uuid4().hex
         self._places = _Places(service.settings.batch_concurrency)
         self._at_work: dict[str, asyncio.Task[None]] = {}
-        self._alone = database.opened_alone
         self._swept_at = -SWEEP_S
 
     async def run(self) -> None:
@@ -109,9 +109,6 @@ class BatchRunner:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _look_around(self) -> None:
-        if self._alone:
-            await self._batches.release_all()
-            self._alone = False
         if time.monotonic() - self._swept_at >= SWEEP_S:
             await self._files.delete_expired()
             self._swept_at = time.monotonic()
@@ -132,14 +129,13 @@ class BatchRunner:
             await self._release(batch)
             raise
         except Exception as error:
+            # Its lease runs out before anybody tries again: what cannot be stored must not be judged over and over.
             match _cause(error):
                 case LeaseLost():
                     log.warning("%s: another server has taken over", batch.id)
                 case StoreUnavailable():
                     log.warning("%s: put off, as the database failed", batch.id)
-                    await self._release(batch)
                 case defect:
-                    # Its lease runs out before anybody tries again, so a defect does not come back at once.
                     log.error("%s: defect %s at\n%s", batch.id, type(defect).__name__, _place(defect))
         finally:
             del self._at_work[batch.id]
@@ -204,7 +200,10 @@ class BatchRunner:
         return check
 
     def _lines(self, batch: Batch) -> AsyncIterator[list[Line]]:
-        return read_lines(self._files.content(batch.input_file_id), self._service.settings.max_body_bytes)
+        settings = self._service.settings
+        # What passed the check was short enough then, whatever the settings say since.
+        limit = settings.max_body_bytes if batch.status is Status.VALIDATING else sys.maxsize
+        return read_lines(self._files.content(batch.input_file_id), limit)
 
     async def _judge(self, batch: Batch) -> None:
         """Get every line its result that has none yet."""
@@ -221,6 +220,9 @@ class BatchRunner:
                             # Not at the end of the task: one that is cancelled at once never begins.
                             answer.add_done_callback(functools.partial(self._give_back, taken))
             await recorder.close()
+        if len(await self._batches.recorded(batch.id)) != batch.total:
+            # A task that was cancelled by nobody here ends without a word.
+            raise RuntimeError("a line was left without a result")
 
     def _give_back(self, places: int, _: object) -> None:
         self._places.give_back(places)
@@ -257,7 +259,7 @@ class BatchRunner:
                 tries += self._is_of_its_own(error)
                 if not error.retryable or tries >= TRIES:
                     return error.status, openai_body(error), ()
-                wait = max(error.retry_after or 0, min(LONGEST_WAIT_S, 0.25 * 2**failures))
+                wait = max(error.retry_after or 0, wait_after(failures))
                 await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311
             except Exception as error:
                 log.error("a line of a batch: defect %s at\n%s", type(error).__name__, _place(error))
@@ -368,6 +370,11 @@ class _Places:
 
 def _handling(batch: Batch) -> Handling:
     return Handling(tenant=batch.owner or None, never_remote=batch.never_remote, background=True)
+
+
+def wait_after(failures: int) -> float:
+    """Seconds before another try, doubled each time up to LONGEST_WAIT_S."""
+    return min(LONGEST_WAIT_S, 0.25 * 2.0 ** min(failures, 6))
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:

@@ -145,8 +145,6 @@ async def _ask_about(client: httpx.AsyncClient, row: dict[str, Any], folder: Pat
         messages = messages_of(row, folder)
     except ProfileError as error:
         return {"error": {"message": str(error), "code": "invalid_row"}}
-    except (AttributeError, TypeError):
-        return {"error": {"message": "A field of the row has the wrong type.", "code": "invalid_row"}}
     return await _ask(client, messages)
 
 

@@ -85,6 +85,13 @@ class InvalidApiKey(InvalidRequest):
     code = "invalid_api_key"
 
 
+class CrossSite(InvalidRequest):
+    """A page of another site had a browser ask a server that asks nobody for a key."""
+
+    status = 403
+    code = "cross_site"
+
+
 class MissingScope(InvalidRequest):
     """The key is valid, but not for what this URL does."""
 

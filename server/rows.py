@@ -26,7 +26,17 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def messages_of(row: dict[str, Any], folder: Path) -> list[Any]:
-    """A row's `messages`, or the ones that its `text`, `images` (files or data: URLs) and `response` make."""
+    """A row's `messages`, or the ones that its `text`, `images` (files or data: URLs) and `response` make.
+
+    Raises ProfileError.
+    """
+    try:
+        return _messages_of(row, folder)
+    except (AttributeError, TypeError):
+        raise ProfileError("A field of the row has the wrong type.") from None
+
+
+def _messages_of(row: dict[str, Any], folder: Path) -> list[Any]:
     if "messages" in row:
         return list(row["messages"]) if isinstance(row["messages"], list) else [row["messages"]]
     if "text" not in row and "images" not in row:

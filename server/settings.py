@@ -115,7 +115,9 @@ class Settings(BaseSettings):
     )
     openrouter_api_key: SecretStr = Field(SecretStr(""), description="Key of an OpenRouter account.")
     openrouter_model: str = Field(
-        "meta-llama/llama-guard-4-12b", pattern=r"^[\w.-]+/[\w.:-]+$", description="The model's name there."
+        "meta-llama/llama-guard-4-12b",
+        pattern=r"^[\w.-]+/llama-guard-4[\w.-]*(:(free|nitro|floor|exacto))?$",
+        description="The model's name there: a Llama Guard 4, whose codes mean the same.",
     )
     openrouter_url: str = Field(
         "https://openrouter.ai/api/v1", description="Where its API is; `http` only for this very machine."
@@ -198,6 +200,8 @@ class Settings(BaseSettings):
             raise ValueError("openrouter needs openrouter_api_key, one word of printable ASCII")
         if url.scheme != "https" and not (url.scheme == "http" and url.hostname in ("127.0.0.1", "::1", "localhost")):
             raise ValueError("openrouter_url must be https, or http on this machine: key and texts travel on it")
+        if not url.hostname or url.username is not None or url.password is not None or url.query or url.fragment:
+            raise ValueError("openrouter_url takes no user, password, query or fragment, as it is logged")
         if self.threshold != 0.5 or self.excluded_categories:
             raise ValueError(
                 "openrouter reports no probabilities and asks about every category:"

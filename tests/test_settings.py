@@ -131,7 +131,19 @@ BAD = [
     *(("backend", bad) for bad in ("", "OpenRouter", "none")),
     *(("fallback", bad) for bad in ("", "vllm", "true")),
     *(("fallback_after", bad) for bad in (0, -1, "inf", "nan")),
-    *(("openrouter_model", bad) for bad in ("", "llama-guard-4-12b", "a/b/c", "a/../b", "a/b?c")),
+    *(
+        ("openrouter_model", bad)
+        for bad in (
+            "",
+            "llama-guard-4-12b",
+            "a/b/c",
+            "a/../b",
+            "a/b?c",
+            "openai/gpt-4o",
+            "meta-llama/llama-guard-2-8b",
+            "meta-llama/llama-guard-4-12b:online",
+        )
+    ),
     *(("openrouter_zdr", bad) for bad in ("", "maybe")),
     *(("openrouter_data_collection", bad) for bad in ("", "none", "Deny")),
     *(("openrouter_only", bad) for bad in ("deep infra", "a;b", "a,b c")),

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable
 
 from server.caller import ANYONE, Caller, Scope
-from server.errors import InvalidApiKey, MissingScope
+from server.errors import CrossSite, InvalidApiKey, MissingScope
 from server.store.keys import Keyring
 
 log = logging.getLogger(__name__)
@@ -75,8 +75,13 @@ class Access:
                 await self._watch
 
     async def caller_of(self, path: str, headers: Iterable[tuple[bytes, bytes]]) -> Caller:
-        """Who asks for `path`. Raises InvalidApiKey, MissingScope or KeysUnavailable."""
-        if self._keyring is None or path in OPEN:
+        """Who asks for `path`. Raises InvalidApiKey, MissingScope, KeysUnavailable or CrossSite."""
+        if path in OPEN:
+            return ANYONE
+        if self._keyring is None:
+            # Any page that the operator's browser shows could ask a server on this machine. Only browsers say this.
+            if any(name == b"sec-fetch-site" and value == b"cross-site" for name, value in headers):
+                raise CrossSite("Pages of other sites are not served without an API key.")
             return ANYONE
         caller = await self._keyring.find(_presented(headers))
         if caller is None:

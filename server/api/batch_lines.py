@@ -32,9 +32,16 @@ async def read_lines(pieces: AsyncIterator[bytes], limit: int) -> AsyncIterator[
         head, *tails = piece.split(b"\n")
         rest += head
         found: list[Line] = []
-        for tail in tails:
+        if tails:
             found += _line(number, rest, limit, too_long)
-            number, rest, too_long = number + 1, bytearray(tail), False
+            *whole, tail = tails
+            # All at once: a piece may hold a million blank lines, and a call for each would stop the event loop.
+            found += [
+                Line(at, line if len(line) <= limit else None)
+                for at, line in enumerate(whole, number + 1)
+                if line and not line.isspace()
+            ]
+            number, rest, too_long = number + len(tails), bytearray(tail), False
         if len(rest) > limit:
             rest, too_long = bytearray(), True
         yield found

@@ -358,13 +358,13 @@ async def _stream(document: dict[str, Any], include_usage: bool) -> AsyncIterato
                 "finish_reason": finish_reason,
             }
             detail = {"guard": document["guard"]} if finish_reason else {}
-            yield _event({**head, "choices": [chunk], **usage, **detail})
+            yield event({**head, "choices": [chunk], **usage, **detail})
     if include_usage:
-        yield _event({**head, "choices": [], "usage": document["usage"]})
+        yield event({**head, "choices": [], "usage": document["usage"]})
     yield "data: [DONE]\n\n"
 
 
-def _event(chunk: dict[str, Any]) -> str:
+def event(chunk: dict[str, Any]) -> str:
     return f"data: {json.dumps(chunk, separators=(',', ':'))}\n\n"
 
 

@@ -218,7 +218,7 @@ async def _form(request: Request, settings: Settings) -> AsyncIterator[FormData]
     )
     try:
         form = await parser.parse()
-    except MultiPartException:
+    except (MultiPartException, UnicodeError):  # the latter of a charset such as `undefined`
         raise InvalidRequest("The form cannot be read.") from None
     except OSError:
         raise StoreUnavailable("The server has no room for the upload.") from None

@@ -7,6 +7,7 @@ an HTTP error, by which LiteLLM blocks unless its operator told it to go on.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -19,7 +20,7 @@ from server.api.examples import LITELLM_EXAMPLES, LITELLM_RESPONSES, json_reques
 from server.api.policy import PolicyOptions
 from server.api.service import Endpoint, Reply, Service
 from server.caller import Handling
-from server.conversation import ROLES, Conversation, ImagePart, Message, Part, TextPart
+from server.conversation import ROLES, Conversation, ImagePart, Message, Part, Role, TextPart
 from server.errors import InvalidRequest, NothingToJudge
 from server.verdict import Verdict
 
@@ -128,8 +129,10 @@ def _conversations(body: GuardrailRequest) -> Iterator[Conversation]:
     """Every turn as the last one of its conversation, then whatever stands in none."""
     messages = [_message(message, index) for index, message in enumerate(body.structured_messages or ())]
     yield from _each_turn(messages)
-    said = {part.text for message in messages for part in message.parts if isinstance(part, TextPart)}
-    shown = {_payload(part.url) for message in messages for part in message.parts if isinstance(part, ImagePart)}
+    # The same words as an answer to something else were judged as something else.
+    known = messages if body.input_type == "request" else _last_answer(messages)
+    said = {part.text for message in known for part in message.parts if isinstance(part, TextPart)}
+    shown = {_payload(part.url) for message in known for part in message.parts if isinstance(part, ImagePart)}
     texts = [TextPart(text) for text in body.texts or () if text not in said]
     images = [
         ImagePart(_url(image), f"images[{index}]")
@@ -146,6 +149,11 @@ def _conversations(body: GuardrailRequest) -> Iterator[Conversation]:
         for text in texts:
             yield from _last_turn([*context, Message(speaker, (text,))])
     yield from _last_turn([*context, Message("assistant", tuple(calls))])
+
+
+def _last_answer(messages: Sequence[Message]) -> Sequence[Message]:
+    """What the assistant says at the end, which `_each_turn` has judged as the answer that it is."""
+    return list(takewhile(lambda message: ROLES[message.role] is Role.AGENT, reversed(messages)))
 
 
 def _each_turn(messages: Sequence[Message]) -> Iterator[Conversation]:
@@ -196,6 +204,8 @@ def _part(part: Any, path: str) -> Iterator[Part]:
         raise InvalidRequest("A content part is an object with a type.", param=path)
     if kind in TEXT_KEYS and isinstance(words := part.get(TEXT_KEYS[kind]), str):
         yield TextPart(words)
+        beside = {key: value for key, value in part.items() if key != TEXT_KEYS[kind]}
+        yield from map(TextPart, _words(beside))
     elif kind in IMAGE_KINDS:
         image = part.get("image_url")
         url = image.get("url") if isinstance(image, dict) else image

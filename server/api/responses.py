@@ -39,18 +39,32 @@ LOGPROBS = "message.output_text.logprobs"
 # --- Input -----------------------------------------------------------------------------------------------
 
 
+class OutputAnnotation(WireModel):
+    type: Literal["url_citation", "file_citation", "container_file_citation", "file_path"]
+    title: str | None = None
+    url: str | None = None
+    filename: str | None = None
+    file_id: str | None = None
+    container_id: str | None = None
+    index: int | None = None
+    start_index: int | None = None
+    end_index: int | None = None
+
+
 class InputText(WireModel):
     type: Literal["input_text", "output_text", "text", "summary_text", "reasoning_text"]
     text: str
-    annotations: list[Object] | None = Field(None, fail_fast=True, description="Their titles and addresses are text.")
+    annotations: list[OutputAnnotation] | None = Field(
+        None, fail_fast=True, description="Their titles and addresses are text."
+    )
     logprobs: list[Any] | None = Field(None, description="Accepted and ignored.")
     prompt_cache_breakpoint: Object | None = Field(None, description="Accepted and ignored.")
 
     def parts(self, param: str) -> Iterator[Part]:
         yield TextPart(self.text)
         for annotation in self.annotations or ():
-            named = (annotation.get(key) for key in ("title", "url", "filename"))
-            if source := " ".join(name for name in named if isinstance(name, str)):
+            named = (annotation.title, annotation.url, annotation.filename)
+            if source := " ".join(filter(None, named)):
                 yield TextPart(source)
 
 

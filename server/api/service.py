@@ -89,5 +89,6 @@ async def answered(request: Request, body: Body, answer: Answer[Body]) -> Reply:
 def handling_of(request: Request) -> Handling:
     caller: Caller = request.state.caller
     # Whoever says anything but no means to stay here.
-    stays = request.headers.get(NEVER_REMOTE_HEADER, "false").strip().casefold() not in ("", "0", "false", "no")
+    said = request.headers.getlist(NEVER_REMOTE_HEADER)
+    stays = any(value.strip().casefold() not in ("", "0", "false", "no") for value in said)
     return Handling(tenant=caller.id, never_remote=caller.never_remote or stays)

@@ -138,6 +138,9 @@ class FallbackBackend:
         except UnparseableVerdict:
             raise
         except GuardError as error:
+            if move.reason == "slow" and isinstance(error, EngineUnavailable):
+                # The breaker let another one try and sent nothing of this case: the engine has the time that is left.
+                return await self.local.complete(case)
             # Whether to come again is for the local engine to say.
             raise move.error from error
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import ColumnElement, delete, insert, or_, select, update
 
@@ -140,10 +140,7 @@ class FileWriter:
         while self._buffer:
             await self._flush()
         await self._connection.execute(update(files).where(files.c.id == self._file.id).values(bytes=self._written))
-        file = self._file
-        return StoredFile(
-            file.id, file.owner, file.purpose, file.filename, self._written, file.created_at, file.expires_at
-        )
+        return replace(self._file, bytes=self._written)
 
     async def _flush(self) -> None:
         chunk = bytes(self._buffer[:CHUNK_BYTES])

@@ -147,6 +147,7 @@ class Keyring:
         self._keys: dict[str, ApiKey] = {}
         self._read_at = self._tried_at = -float("inf")
         self._reading = asyncio.Lock()
+        self._under_way: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -192,8 +193,7 @@ class Keyring:
             failed_before = self._tried_at > self._read_at
             self._tried_at = self._clock()
             try:
-                async with asyncio.timeout(READ_TIMEOUT_S):
-                    await self._read()
+                await self._read_in_time()
             except Exception as error:  # even a defect must not end the watch
                 if not failed_before:
                     reason = type(error).__name__
@@ -202,13 +202,23 @@ class Keyring:
                 if failed_before:
                     log.info("API keys can be read again")
 
+    async def _read_in_time(self) -> None:
+        """Raises TimeoutError. A slow reading goes on alone: to cancel it would be to wait for a hung database too."""
+        if self._under_way is None or self._under_way.done():
+            self._under_way = asyncio.create_task(self._read())
+        done, _ = await asyncio.wait({self._under_way}, timeout=READ_TIMEOUT_S)
+        if not done:
+            raise TimeoutError
+        self._under_way.result()
+
     async def _read(self) -> None:
+        began = self._tried_at
         expires = api_keys.c.expires_at
         valid = (api_keys.c.revoked_at.is_(None), or_(expires.is_(None), expires > int(self._now())))
         async with self._database.begin() as connection:
             rows = await connection.execute(select(api_keys).where(*valid))
             self._keys = {row.prefix: _api_key(row._mapping) for row in rows}
-        self._read_at = self._tried_at
+        self._read_at = began
 
 
 def _random(alphabet: str, length: int) -> str:

@@ -123,6 +123,14 @@ async def test_without_keys_every_door_is_open(client: httpx.AsyncClient, app: F
             assert response.status_code not in (401, 403), (method, path)
 
 
+async def test_without_keys_pages_of_other_sites_stay_outside(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    for site, status in (("cross-site", 403), ("same-origin", 200), ("none", 200)):
+        response = await client.post("/v1/moderations", json={"input": "x"}, headers={"sec-fetch-site": site})
+        assert response.status_code == status, site
+    assert len(backend.cases) == 2
+    assert (await client.get("/health", headers={"sec-fetch-site": "cross-site"})).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("path", "scope"),
     [

@@ -1,22 +1,29 @@
 """/v1/batches and the work behind them, on the fake backend."""
 
 import asyncio
+import contextlib
 import json
 import logging
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import update
+from sqlalchemy import text, update
 
 from server import batch_runner
-from server.api.batch_lines import MAX_FAULTS, MAX_LINES
+from server.api.batch_lines import MAX_FAULTS, MAX_LINES, read_lines
 from server.api.batches import ENDPOINTS
+from server.app import create_app
 from server.errors import DeadlineExceeded, EngineUnavailable
 from server.moderator import PROBE
+from server.profile import load_profile
+from server.settings import Settings
 from server.store.tables import batches
-from tests.api.conftest import As, LiveServer, wait_until
+from tests.api.conftest import PROFILE, As, LiveServer, wait_until
 from tests.api.shapes import error_of, obeys_openai
 from tests.api.test_files import upload
 from tests.fakes import FakeBackend, Gate, always, by_word, failing, hanging, held_at, until, words_of
@@ -452,7 +459,7 @@ async def test_a_database_that_fails_is_told_and_nothing_is_reported_as_done(
     file = await upload(client, written(line("a")))
     body = {"input_file_id": file["id"], "endpoint": "/v1/moderations", "completion_window": "24h"}
     async with app.state.database.begin() as connection:
-        await connection.exec_driver_sql("PRAGMA query_only=ON")
+        await connection.execute(text("PRAGMA query_only=ON"))
     for response in (
         await client.post("/v1/batches", json=body),
         await client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("a", b"x")}),
@@ -463,7 +470,7 @@ async def test_a_database_that_fails_is_told_and_nothing_is_reported_as_done(
     # Live verdicts need no database.
     assert (await client.post("/v1/moderations", json={"input": "bread"})).status_code == 200
     async with app.state.database.begin() as connection:
-        await connection.exec_driver_sql("PRAGMA query_only=OFF")
+        await connection.execute(text("PRAGMA query_only=OFF"))
     assert (await client.get("/v1/batches")).json()["data"] == []
     assert len((await client.get("/v1/files")).json()["data"]) == 1
 
@@ -476,14 +483,82 @@ async def test_a_batch_outlives_a_database_that_fails_for_a_while(
     batch = await create(client, *map(line, "abc"))
     await backend.busy_with(3)
     async with app.state.database.begin() as connection:
-        await connection.exec_driver_sql("PRAGMA query_only=ON")
+        await connection.execute(text("PRAGMA query_only=ON"))
     gate.open()
     await until(lambda: backend.running == 0)
     await asyncio.sleep(0.3)  # several heartbeats and attempts to record
     assert (await get(client, batch))["request_counts"]["completed"] == 0
     async with app.state.database.begin() as connection:
-        await connection.exec_driver_sql("PRAGMA query_only=OFF")
+        await connection.execute(text("PRAGMA query_only=OFF"))
     await restart(app)
     done = await ended(client, batch)
     assert (done["status"], done["request_counts"]) == ("completed", {"total": 3, "completed": 3, "failed": 0})
     assert [answer["custom_id"] for answer in await answers(client, done)] == list("abc")
+
+
+# --- What a reader of the runner found ------------------------------------------------------------------
+
+
+async def test_a_result_that_cannot_be_stored_is_not_bought_again_at_once(
+    client: httpx.AsyncClient, app: FastAPI, backend: FakeBackend
+) -> None:
+    async with app.state.database.begin() as connection:
+        await connection.execute(
+            text("CREATE TRIGGER full BEFORE INSERT ON batch_results BEGIN SELECT RAISE(ABORT, 'disk is full'); END")
+        )
+    batch = await create(client, *(line(str(number)) for number in range(10)))
+    await until(lambda: len(backend.cases) == 10)
+    # Several rounds of the runner: its lease, and not the runner's eagerness, says when it is tried again.
+    for _ in range(5):
+        app.state.batches_changed.set()
+        await asyncio.sleep(0.05)
+    assert len(backend.cases) == 10
+    assert (await get(client, batch))["request_counts"] == {"total": 10, "completed": 0, "failed": 0}
+
+
+async def test_a_line_that_was_accepted_stays_readable_when_bodies_must_be_shorter(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/guard.db"
+
+    @contextlib.asynccontextmanager
+    async def serving(backend: FakeBackend, **changes: Any) -> AsyncIterator[httpx.AsyncClient]:
+        settings = Settings(profile=PROFILE, database_url=url, **changes)
+        app = create_app(settings, load_profile(PROFILE), backend)
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://guard") as client,
+        ):
+            yield client
+
+    stuck = FakeBackend()
+    stuck.script = held_at(Gate())
+    async with serving(stuck) as client:
+        batch = await create(client, line("a"), line("b", {"input": "x" * 2000}))
+        await ended(client, batch, "in_progress")
+    async with serving(FakeBackend(), max_body_bytes=1024) as client:
+        done = await ended(client, batch)
+        assert done["status"] == "completed"
+        assert done["request_counts"] == {"total": 2, "completed": 2, "failed": 0}
+
+
+async def test_blank_lines_cost_no_call_each() -> None:
+    async def piece() -> AsyncIterator[bytes]:
+        yield b"\n" * 2**20
+
+    calls = 0
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        assert [found async for found in read_lines(piece(), 1000)] == [[], []]
+    finally:
+        sys.setprofile(None)
+    assert calls < 1000
+
+
+def test_a_wait_stays_short_however_often_it_failed() -> None:
+    assert batch_runner.wait_after(1) < batch_runner.wait_after(3) <= batch_runner.LONGEST_WAIT_S
+    assert batch_runner.wait_after(10_000) == batch_runner.LONGEST_WAIT_S

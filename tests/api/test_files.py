@@ -125,6 +125,13 @@ FORMS: dict[str, tuple[dict[str, Any], str | None]] = {
         {"content": b"zebra", "headers": {"content-type": "multipart/form-data; boundary=x"}},
         None,
     ),
+    "a charset that is none": (
+        {
+            "content": b'--x\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--x--\r\n',
+            "headers": {"content-type": "multipart/form-data; boundary=x; charset=undefined"},
+        },
+        None,
+    ),
     "a long field": ({"data": {"purpose": "zebra" * 1000}, "files": {"file": ("a", b"x")}}, None),
 }
 

@@ -3,7 +3,6 @@
 The request goes the way of api/chat.py, which reads what OpenRouter adds to it too; only the reply differs.
 """
 
-import json
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -114,11 +113,7 @@ async def _stream(document: dict[str, Any]) -> AsyncIterator[str]:
         reasons = {key: choice[key] for key in ("finish_reason", "native_finish_reason")}
         content = {"index": choice["index"], "delta": said, "logprobs": choice["logprobs"], **dict.fromkeys(reasons)}
         end = {"index": choice["index"], "delta": {"role": "assistant", "content": ""}, "logprobs": None, **reasons}
-        yield _event({**head, "choices": [content]})
-        yield _event({**head, "choices": [end], "guard": document["guard"]})
-    yield _event({**head, "choices": [], "usage": document["usage"]})
+        yield chat.event({**head, "choices": [content]})
+        yield chat.event({**head, "choices": [end], "guard": document["guard"]})
+    yield chat.event({**head, "choices": [], "usage": document["usage"]})
     yield "data: [DONE]\n\n"
-
-
-def _event(chunk: dict[str, Any]) -> str:
-    return f"data: {json.dumps(chunk, separators=(',', ':'))}\n\n"

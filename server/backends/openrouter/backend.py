@@ -193,7 +193,12 @@ class OpenRouterBackend:
 
     async def _try(self, case: Case, body: bytes, began: float) -> Completion:
         """One call. Raises _Again for what another call may cure."""
+        asked = time.monotonic()
         async with self._places:
+            # Whoever waited for most of its time would run out of it there: paid for, in vain, and as if by the
+            # remote's fault, so that a crowd here would open the breaker of a remote that is well.
+            if time.monotonic() - asked > case.deadline - time.monotonic():
+                raise Overloaded("The server is at its limit of concurrent verdicts.", retry_after=1)
             if self._client is None:
                 raise EngineUnavailable("The remote backend is not started.")
             ticket = self._breaker.enter()
@@ -246,7 +251,9 @@ class OpenRouterBackend:
     def _may_serve(self, provider: str | None) -> bool:
         """Held against the operator's choice as far as the provider is known; OpenRouter need not name it."""
         offered = self.offer.providers if self.offer is not None else ()
-        return all(known.allowed(self._settings) for known in offered if known.name == provider)
+        # One name may stand for several endpoints, of which some are excluded: the answer does not tell which it was.
+        known = [each.allowed(self._settings) for each in offered if each.name == provider]
+        return any(known) if known else provider is None or not self._settings.openrouter_only
 
     def _told(self, error: RemoteError) -> Exception:
         """What a caller is told of `error`. None of its words: they may repeat what was sent."""

@@ -5,7 +5,6 @@ answer nor an error is garbage.
 """
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -128,7 +127,10 @@ def _streamed(body: bytes) -> Reply:
             raise Garbage("no content")
         text += piece or ""
         besides = besides or any(delta.get(name) for name in BESIDES)
-        finish_reason = choice.get("finish_reason") or finish_reason
+        reason = choice.get("finish_reason") or finish_reason
+        if finish_reason not in (None, reason):
+            raise Garbage("several reasons to end")
+        finish_reason = reason
     if not done or finish_reason is None:
         raise Garbage("a stream that breaks off")
     return _reply(last, text, finish_reason, besides)
@@ -208,7 +210,7 @@ def _count(value: Any) -> int:
 
 
 def _dollars(value: Any) -> float | None:
-    return float(value) if type(value) in (int, float) and math.isfinite(value) and 0 <= value < 1000 else None
+    return float(value) if type(value) in (int, float) and 0 <= value < 1000 else None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
