@@ -12,6 +12,7 @@ from server.api.chat import CHAT_EXAMPLES
 from server.api.examples import LITELLM_EXAMPLES
 from server.api.moderations import MODERATION_EXAMPLES
 from server.api.openrouter.examples import REQUEST_EXAMPLES as OPENROUTER_EXAMPLES
+from server.api.replies.document import schemas
 from server.api.responses import RESPONSES_EXAMPLES
 from tests.api.shapes import events_of, obeys_openai
 from tests.fakes import FakeBackend
@@ -94,10 +95,31 @@ async def test_frameworks_own_422_is_nowhere(document: dict[str, Any]) -> None:
     assert '"detail":' not in json.dumps([operation["responses"] for _, _, operation in operations(document)])
 
 
-async def test_the_schemas_of_bodies_are_as_strict_as_the_server(document: dict[str, Any]) -> None:
-    schemas = document["components"]["schemas"]
-    assert {"ChatRequest", "ModerationRequest", "PolicyOptions", "ImageContent"} <= set(schemas)
-    assert all(schema["additionalProperties"] is False for name, schema in schemas.items() if name not in LENIENT)
+async def test_every_schema_of_an_object_is_closed(document: dict[str, Any]) -> None:
+    """Those of bodies are as strict as the server."""
+    objects = {name: schema for name, schema in document["components"]["schemas"].items() if "properties" in schema}
+    assert {"ChatRequest", "ModerationRequest", "PolicyOptions", "ImageContent", "Guard", "Batch"} <= set(objects)
+    assert [name for name, schema in objects.items() if schema["additionalProperties"] is not False] == [*LENIENT]
+
+
+async def test_no_name_stands_for_two_schemas(document: dict[str, Any]) -> None:
+    """Bodies and answers are described apart, so the later ones would silently replace the earlier."""
+    replies = schemas()
+    bodies = {schema.rpartition("/")[2] for schema in references_from(document, "requestBody")}
+    assert bodies
+    assert {name: document["components"]["schemas"][name] for name in replies} == replies
+    assert bodies.isdisjoint(replies)
+
+
+def references_from(document: dict[str, Any], part: str) -> set[str]:
+    """All that is named in `part` of any operation, and all that this names in turn."""
+    found: set[str] = set()
+    fresh = set(re.findall(r'"\$ref": "([^"]+)"', json.dumps([o.get(part) for *_, o in operations(document)])))
+    while fresh:
+        found |= fresh
+        named = [document["components"]["schemas"][reference.rpartition("/")[2]] for reference in fresh]
+        fresh = set(re.findall(r'"\$ref": "([^"]+)"', json.dumps(named))) - found
+    return found
 
 
 async def test_every_answer_has_its_schema(document: dict[str, Any]) -> None:
@@ -108,6 +130,19 @@ async def test_every_answer_has_its_schema(document: dict[str, Any]) -> None:
                 if media_type == "application/json":
                     assert "$ref" in content["schema"], (method, path, status)
         assert operation["responses"]["default"], (method, path)
+
+
+async def test_every_example_of_an_answer_matches_its_schema(document: dict[str, Any]) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    held = 0
+    for _, _, operation in operations(document):
+        for response in operation["responses"].values():
+            content = response.get("content", {}).get("application/json", {})
+            if "example" in content:
+                schema = {**content["schema"], "components": document["components"]}
+                jsonschema.Draft202012Validator(schema).validate(content["example"])
+                held += 1
+    assert held > 50
 
 
 @pytest.mark.parametrize(("path", "name"), EXAMPLES)

@@ -3,11 +3,14 @@
 What is sent follows from the documents alone, so it is the same in every run.
 """
 
+import json
 import re
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
+import httpx
 import pytest
 import schemathesis
 import uvicorn
@@ -24,7 +27,7 @@ from schemathesis.checks import (
 from schemathesis.config import SchemathesisConfig
 from schemathesis.schemas import BaseSchema
 
-from server.api.replies import Error
+from server.api.replies.openai import Error
 from server.app import create_app
 from server.backends.base import Case as Judged
 from server.profile import load_profile
@@ -66,7 +69,7 @@ def url() -> Iterator[str]:
 @OURS.parametrize()
 @EXAMPLES
 def test_our_own_document_is_true(case: Case, url: str) -> None:
-    named(case).call_and_validate(
+    named(case, url).call_and_validate(
         base_url=url,
         checks=[
             not_a_server_error,
@@ -79,13 +82,52 @@ def test_our_own_document_is_true(case: Case, url: str) -> None:
     )
 
 
-def named(case: Case) -> Case:
-    """The case with a model's name that is known here, or most would end at that."""
+KNOWN = {"model": "llama-guard", "name": "llama-guard", "author": "meta-llama", "slug": "llama-guard-4-12b"}
+
+
+def named(case: Case, url: str) -> Case:
+    """The case with names that are known here, or most would end at those that are not.
+
+    What is to be refused for its path keeps the path.
+    """
     if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
-        case.body["model"] = "llama-guard"
-    for parameter in {"model", "name"} & set(case.path_parameters or {}):
-        case.path_parameters[parameter] = "llama-guard"
+        case.body["model"] = KNOWN["model"]
+    if case.meta is not None and case.meta.generation.mode.is_negative:
+        return case
+    if isinstance(case.body, dict) and isinstance(case.body.get("input_file_id"), str):
+        case.body["input_file_id"] = a_file(url)
+    makers = {"file_id": a_file, "batch_id": a_batch}
+    for parameter in case.path_parameters or {}:
+        case.path_parameters[parameter] = KNOWN[parameter] if parameter in KNOWN else makers[parameter](url)
+    if case.path == "/api/v1/generation" and "id" in (case.query or {}):
+        case.query["id"] = a_generation(url)
     return case
+
+
+LINE = {"custom_id": "1", "method": "POST", "url": "/v1/moderations", "body": {"input": "a bomb"}}
+MESSAGES = [{"role": "user", "content": "a bomb"}]
+
+
+def a_file(url: str) -> str:
+    return made(
+        f"{url}/v1/files", files={"file": ("rows.jsonl", json.dumps(LINE).encode())}, data={"purpose": "batch"}
+    )
+
+
+def a_batch(url: str) -> str:
+    wish = {"input_file_id": a_file(url), "endpoint": "/v1/moderations", "completion_window": "24h"}
+    return made(f"{url}/v1/batches", json=wish)
+
+
+def a_generation(url: str) -> str:
+    return made(f"{url}/api/v1/chat/completions", json={"messages": MESSAGES})
+
+
+def made(url: str, **request: Any) -> str:
+    response = httpx.post(url, **request)
+    response.raise_for_status()
+    id_: str = response.json()["id"]
+    return id_
 
 
 def theirs() -> BaseSchema:
@@ -105,6 +147,6 @@ def errors_are_openais(context: CheckContext, response: Response, case: Case) ->
 @theirs().parametrize()
 @EXAMPLES
 def test_openais_document_is_kept(case: Case, url: str) -> None:
-    named(case).call_and_validate(
+    named(case, url).call_and_validate(
         base_url=f"{url}/v1", checks=[not_a_server_error, response_schema_conformance, errors_are_openais]
     )
