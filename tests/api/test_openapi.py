@@ -99,7 +99,7 @@ async def test_every_schema_of_an_object_is_closed(document: dict[str, Any]) -> 
     """Those of bodies are as strict as the server."""
     objects = {name: schema for name, schema in document["components"]["schemas"].items() if "properties" in schema}
     assert {"ChatRequest", "ModerationRequest", "PolicyOptions", "ImageContent", "Guard", "Batch"} <= set(objects)
-    assert [name for name, schema in objects.items() if schema["additionalProperties"] is not False] == [*LENIENT]
+    assert {name for name, schema in objects.items() if schema.get("additionalProperties") is not False} == LENIENT
 
 
 async def test_no_name_stands_for_two_schemas(document: dict[str, Any]) -> None:

@@ -109,9 +109,7 @@ MESSAGES = [{"role": "user", "content": "a bomb"}]
 
 
 def a_file(url: str) -> str:
-    return made(
-        f"{url}/v1/files", files={"file": ("rows.jsonl", json.dumps(LINE).encode())}, data={"purpose": "batch"}
-    )
+    return made(f"{url}/v1/files", files={"file": ("rows.jsonl", json.dumps(LINE).encode())}, data={"purpose": "batch"})
 
 
 def a_batch(url: str) -> str:
