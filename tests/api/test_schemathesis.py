@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+import requests
 import schemathesis
 import uvicorn
 from hypothesis import HealthCheck, settings
@@ -68,6 +69,14 @@ def client() -> Iterator[httpx.Client]:
     assert not thread.is_alive()
 
 
+@pytest.fixture(scope="module")
+def session() -> Iterator[requests.Session]:
+    """One for all cases: schemathesis would open a connection, and read the environment, for each of thousands."""
+    with requests.Session() as session:
+        session.trust_env = False
+        yield session
+
+
 @pytest.fixture
 def statuses() -> Iterator[Counter[int]]:
     """How often one operation, over all of its examples, answered with what. An error alone describes no answer."""
@@ -78,9 +87,12 @@ def statuses() -> Iterator[Counter[int]]:
 
 @OURS.parametrize()
 @EXAMPLES
-def test_our_own_document_is_true(case: Case, client: httpx.Client, statuses: Counter[int]) -> None:
+def test_our_own_document_is_true(
+    case: Case, client: httpx.Client, session: requests.Session, statuses: Counter[int]
+) -> None:
     response = named(case, client).call_and_validate(
         base_url=str(client.base_url),
+        session=session,
         checks=[
             not_a_server_error,
             status_code_conformance,
@@ -157,7 +169,9 @@ def errors_are_openais(context: CheckContext, response: Response, case: Case) ->
 
 @theirs().parametrize()
 @EXAMPLES
-def test_openais_document_is_kept(case: Case, client: httpx.Client) -> None:
+def test_openais_document_is_kept(case: Case, client: httpx.Client, session: requests.Session) -> None:
     named(case, client).call_and_validate(
-        base_url=f"{client.base_url}/v1", checks=[not_a_server_error, response_schema_conformance, errors_are_openais]
+        base_url=f"{client.base_url}/v1",
+        session=session,
+        checks=[not_a_server_error, response_schema_conformance, errors_are_openais],
     )
