@@ -12,10 +12,10 @@ from server.api.chat import CHAT_EXAMPLES
 from server.api.examples import LITELLM_EXAMPLES
 from server.api.moderations import MODERATION_EXAMPLES
 from server.api.openrouter.examples import REQUEST_EXAMPLES as OPENROUTER_EXAMPLES
-from server.api.replies.document import schemas
+from server.api.replies.document import REPLIES, schemas
 from server.api.responses import RESPONSES_EXAMPLES
 from tests.api.shapes import events_of, obeys_openai
-from tests.fakes import FakeBackend
+from tests.fakes import FakeBackend, always
 
 OF_PATHS = {
     "/v1/moderations": MODERATION_EXAMPLES,
@@ -100,6 +100,34 @@ async def test_every_schema_of_an_object_is_closed(document: dict[str, Any]) -> 
     objects = {name: schema for name, schema in document["components"]["schemas"].items() if "properties" in schema}
     assert {"ChatRequest", "ModerationRequest", "PolicyOptions", "ImageContent", "Guard", "Batch"} <= set(objects)
     assert {name for name, schema in objects.items() if schema.get("additionalProperties") is not False} == LENIENT
+
+
+REMOTE: dict[str, Any] = {
+    **dict.fromkeys(("words", "code_probabilities", "score_method", "tokens")),
+    **{"no_scores": "The remote model reports none.", "provider": "Elsewhere", "cost": 0.0002},
+}
+
+
+@pytest.mark.parametrize("path", OF_PATHS)
+@pytest.mark.parametrize("fields", [{}, REMOTE], ids=["local", "remote"])
+async def test_answers_with_and_without_probabilities_are_described(
+    client: httpx.AsyncClient, backend: FakeBackend, path: str, fields: dict[str, Any]
+) -> None:
+    """Cut answers and spelt ones too, where the dialect knows such."""
+    backend.script = always("unsafe\nS1,S9", **fields)
+    chat = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 4, "logprobs": True, "top_logprobs": 2}
+    response = {"input": "x", "max_output_tokens": 4, "include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    bodies: dict[str, list[dict[str, Any]]] = {
+        "/v1/moderations": [{"input": ["x", "y"]}, {"messages": [{"role": "user", "content": "x"}]}],
+        "/v1/chat/completions": [chat, {**chat, "n": 2}],
+        "/api/v1/chat/completions": [chat],
+        "/v1/responses": [response],
+        "/beta/litellm_basic_guardrail_api": [{"input_type": "request", "texts": ["x"]}],
+    }
+    for body in bodies[path]:
+        answer = await client.post(path, json=body)
+        assert answer.status_code == 200, answer.text
+        REPLIES["POST", path].model_validate_json(answer.text, strict=True)
 
 
 async def test_no_name_stands_for_two_schemas(document: dict[str, Any]) -> None:
