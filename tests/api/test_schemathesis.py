@@ -153,25 +153,34 @@ def made(client: httpx.Client, path: str, **request: Any) -> str:
     return id_
 
 
-def theirs() -> BaseSchema:
-    """OpenAI's document, cut down to the operations that are served here; empty where it is not at hand."""
-    document = specification() or {"openapi": "3.1.0", "info": {"title": "", "version": ""}, "paths": {}}
-    served = {re.sub(r"\{\w+\}", "{}", path) for path in APP.openapi()["paths"]}
-    paths = {path: item for path, item in document["paths"].items() if re.sub(r"\{\w+\}", "{}", f"/v1{path}") in served}
-    return schemathesis.openapi.from_dict({**document, "paths": paths}, config=CONFIG)
-
-
 def errors_are_openais(context: CheckContext, response: Response, case: Case) -> None:
     """OpenAI's document describes no errors, so these are held to ours."""
     if response.status_code >= 400:
         Error.model_validate(response.json())
 
 
-@theirs().parametrize()
-@EXAMPLES
-def test_openais_document_is_kept(case: Case, client: httpx.Client, session: requests.Session) -> None:
-    named(case, client).call_and_validate(
-        base_url=f"{client.base_url}/v1",
-        session=session,
-        checks=[not_a_server_error, response_schema_conformance, errors_are_openais],
-    )
+THEIR_DOCUMENT = specification()
+
+if THEIR_DOCUMENT is None:  # schemathesis takes no document without operations
+
+    @pytest.mark.skip("OpenAI's specification is not at hand")
+    def test_openais_document_is_kept() -> None: ...
+
+else:
+
+    def theirs(document: dict[str, Any]) -> BaseSchema:
+        """OpenAI's document, cut down to the operations that are served here."""
+        served = {re.sub(r"\{\w+\}", "{}", path) for path in APP.openapi()["paths"]}
+        paths = {
+            path: item for path, item in document["paths"].items() if re.sub(r"\{\w+\}", "{}", f"/v1{path}") in served
+        }
+        return schemathesis.openapi.from_dict({**document, "paths": paths}, config=CONFIG)
+
+    @theirs(THEIR_DOCUMENT).parametrize()
+    @EXAMPLES
+    def test_openais_document_is_kept(case: Case, client: httpx.Client, session: requests.Session) -> None:
+        named(case, client).call_and_validate(
+            base_url=f"{client.base_url}/v1",
+            session=session,
+            checks=[not_a_server_error, response_schema_conformance, errors_are_openais],
+        )
