@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from server.api import replies
+from server.api.replies import document as replies
 from server.profile import OPENAI_CATEGORIES
 
 _SCHEMAS = "#/components/schemas/{model}"

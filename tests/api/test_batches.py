@@ -17,6 +17,7 @@ from sqlalchemy import text, update
 from server import batch_runner
 from server.api.batch_lines import MAX_FAULTS, MAX_LINES, read_lines
 from server.api.batches import ENDPOINTS
+from server.api.replies.batches import Batch
 from server.app import create_app
 from server.errors import DeadlineExceeded, EngineUnavailable
 from server.moderator import PROBE
@@ -46,8 +47,14 @@ async def create(client: httpx.AsyncClient, *lines: Any, **changes: Any) -> dict
     response = await client.post("/v1/batches", json=body)
     assert response.status_code == 200, response.text
     batch: dict[str, Any] = response.json()
-    obeys_openai(batch, "Batch")
+    described(batch)
     return batch
+
+
+def described(batch: dict[str, Any]) -> None:
+    """By our own document, whatever state it is in, and by OpenAI's where that is at hand."""
+    Batch.model_validate(batch)
+    obeys_openai(batch, "Batch")
 
 
 async def get(client: httpx.AsyncClient, batch: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +69,7 @@ async def ended(client: httpx.AsyncClient, batch: dict[str, Any], *statuses: str
             found = await get(client, batch)
             assert "status" in found, found
             if found["status"] in (*statuses, "completed", "failed", "expired", "cancelled"):
-                obeys_openai(found, "Batch")
+                described(found)
                 return found
             await asyncio.sleep(0.01)
 

@@ -12,9 +12,10 @@ from server.api.chat import CHAT_EXAMPLES
 from server.api.examples import LITELLM_EXAMPLES
 from server.api.moderations import MODERATION_EXAMPLES
 from server.api.openrouter.examples import REQUEST_EXAMPLES as OPENROUTER_EXAMPLES
+from server.api.replies.document import REPLIES, schemas
 from server.api.responses import RESPONSES_EXAMPLES
 from tests.api.shapes import events_of, obeys_openai
-from tests.fakes import FakeBackend
+from tests.fakes import FakeBackend, always
 
 OF_PATHS = {
     "/v1/moderations": MODERATION_EXAMPLES,
@@ -94,10 +95,59 @@ async def test_frameworks_own_422_is_nowhere(document: dict[str, Any]) -> None:
     assert '"detail":' not in json.dumps([operation["responses"] for _, _, operation in operations(document)])
 
 
-async def test_the_schemas_of_bodies_are_as_strict_as_the_server(document: dict[str, Any]) -> None:
-    schemas = document["components"]["schemas"]
-    assert {"ChatRequest", "ModerationRequest", "PolicyOptions", "ImageContent"} <= set(schemas)
-    assert all(schema["additionalProperties"] is False for name, schema in schemas.items() if name not in LENIENT)
+async def test_every_schema_of_an_object_is_closed(document: dict[str, Any]) -> None:
+    """Those of bodies are as strict as the server."""
+    objects = {name: schema for name, schema in document["components"]["schemas"].items() if "properties" in schema}
+    assert {"ChatRequest", "ModerationRequest", "PolicyOptions", "ImageContent", "Guard", "Batch"} <= set(objects)
+    assert {name for name, schema in objects.items() if schema.get("additionalProperties") is not False} == LENIENT
+
+
+REMOTE: dict[str, Any] = {
+    **dict.fromkeys(("words", "code_probabilities", "score_method", "tokens")),
+    **{"no_scores": "The remote model reports none.", "provider": "Elsewhere", "cost": 0.0002},
+}
+
+
+@pytest.mark.parametrize("path", OF_PATHS)
+@pytest.mark.parametrize("fields", [{}, REMOTE], ids=["local", "remote"])
+async def test_answers_with_and_without_probabilities_are_described(
+    client: httpx.AsyncClient, backend: FakeBackend, path: str, fields: dict[str, Any]
+) -> None:
+    """Cut answers and spelt ones too, where the dialect knows such."""
+    backend.script = always("unsafe\nS1,S9", **fields)
+    chat = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 4, "logprobs": True, "top_logprobs": 2}
+    response = {"input": "x", "max_output_tokens": 4, "include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    bodies: dict[str, list[dict[str, Any]]] = {
+        "/v1/moderations": [{"input": ["x", "y"]}, {"messages": [{"role": "user", "content": "x"}]}],
+        "/v1/chat/completions": [chat, {**chat, "n": 2}],
+        "/api/v1/chat/completions": [chat],
+        "/v1/responses": [response],
+        "/beta/litellm_basic_guardrail_api": [{"input_type": "request", "texts": ["x"]}],
+    }
+    for body in bodies[path]:
+        answer = await client.post(path, json=body)
+        assert answer.status_code == 200, answer.text
+        REPLIES["POST", path].model_validate_json(answer.text, strict=True)
+
+
+async def test_no_name_stands_for_two_schemas(document: dict[str, Any]) -> None:
+    """Bodies and answers are described apart, so the later ones would silently replace the earlier."""
+    replies = schemas()
+    bodies = {schema.rpartition("/")[2] for schema in references_from(document, "requestBody")}
+    assert bodies
+    assert {name: document["components"]["schemas"][name] for name in replies} == replies
+    assert bodies.isdisjoint(replies)
+
+
+def references_from(document: dict[str, Any], part: str) -> set[str]:
+    """All that is named in `part` of any operation, and all that this names in turn."""
+    found: set[str] = set()
+    fresh = set(re.findall(r'"\$ref": "([^"]+)"', json.dumps([o.get(part) for *_, o in operations(document)])))
+    while fresh:
+        found |= fresh
+        named = [document["components"]["schemas"][reference.rpartition("/")[2]] for reference in fresh]
+        fresh = set(re.findall(r'"\$ref": "([^"]+)"', json.dumps(named))) - found
+    return found
 
 
 async def test_every_answer_has_its_schema(document: dict[str, Any]) -> None:
@@ -108,6 +158,19 @@ async def test_every_answer_has_its_schema(document: dict[str, Any]) -> None:
                 if media_type == "application/json":
                     assert "$ref" in content["schema"], (method, path, status)
         assert operation["responses"]["default"], (method, path)
+
+
+async def test_every_example_of_an_answer_matches_its_schema(document: dict[str, Any]) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    held = 0
+    for _, _, operation in operations(document):
+        for response in operation["responses"].values():
+            content = response.get("content", {}).get("application/json", {})
+            if "example" in content:
+                schema = {**content["schema"], "components": document["components"]}
+                jsonschema.Draft202012Validator(schema).validate(content["example"])
+                held += 1
+    assert held > 50
 
 
 @pytest.mark.parametrize(("path", "name"), EXAMPLES)
