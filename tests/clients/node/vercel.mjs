@@ -18,4 +18,12 @@ for (const model of [openai.chat("llama-guard"), openai("llama-guard")]) {
   let said = "";
   for await (const piece of streamText({ model, prompt: UNSAFE }).textStream) said += piece;
   assert.match(said, /^unsafe\nS\d+/);
+
+  // The answer goes along in the next turn: by its id, unless told that nothing is stored.
+  const again = await generateText({
+    model,
+    messages: [{ role: "user", content: SAFE }, ...safe.response.messages, { role: "user", content: UNSAFE }],
+    providerOptions: { openai: { store: false } },
+  });
+  assert.match(again.text, /^unsafe\nS\d+/);
 }
