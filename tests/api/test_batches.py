@@ -460,24 +460,38 @@ def test_a_stopping_server_does_not_wait_for_a_batch(live: LiveServer, backend: 
     assert (backend.running, backend.closed) == (0, True)
 
 
+@contextlib.asynccontextmanager
+async def full(app: FastAPI, *tables: str) -> AsyncIterator[None]:
+    """The database takes nothing new and forgets nothing of these tables, as one on a full disk."""
+    triggers = [(f"{table}_{event}", table, event) for table in tables for event in ("INSERT", "UPDATE", "DELETE")]
+    async with app.state.database.begin() as connection:
+        for name, table, event in triggers:
+            body = "BEGIN SELECT RAISE(ABORT, 'disk is full'); END"
+            statement = f"CREATE TRIGGER {name} BEFORE {event} ON {table} {body}"
+                f"CREATE TRIGGER {name} BEFORE {event} ON {table} BEGIN SELECT RAISE(ABORT, 'disk is full'); END"
+            )
+            await connection.execute(text(statement))
+    yield
+    async with app.state.database.begin() as connection:
+        for name, _, _ in triggers:
+            await connection.execute(text(f"DROP TRIGGER {name}"))
+
+
 async def test_a_database_that_fails_is_told_and_nothing_is_reported_as_done(
     client: httpx.AsyncClient, app: FastAPI, backend: FakeBackend
 ) -> None:
     file = await upload(client, written(line("a")))
     body = {"input_file_id": file["id"], "endpoint": "/v1/moderations", "completion_window": "24h"}
-    async with app.state.database.begin() as connection:
-        await connection.execute(text("PRAGMA query_only=ON"))
-    for response in (
-        await client.post("/v1/batches", json=body),
-        await client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("a", b"x")}),
-        await client.delete(f"/v1/files/{file['id']}"),
-    ):
-        error_of(response, 503, code="store_unavailable")
-        assert response.headers["x-should-retry"] == "true"
-    # Live verdicts need no database.
-    assert (await client.post("/v1/moderations", json={"input": "bread"})).status_code == 200
-    async with app.state.database.begin() as connection:
-        await connection.execute(text("PRAGMA query_only=OFF"))
+    async with full(app, "files", "batches"):
+        for response in (
+            await client.post("/v1/batches", json=body),
+            await client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("a", b"x")}),
+            await client.delete(f"/v1/files/{file['id']}"),
+        ):
+            error_of(response, 503, code="store_unavailable")
+            assert response.headers["x-should-retry"] == "true"
+        # Live verdicts need no database.
+        assert (await client.post("/v1/moderations", json={"input": "bread"})).status_code == 200
     assert (await client.get("/v1/batches")).json()["data"] == []
     assert len((await client.get("/v1/files")).json()["data"]) == 1
 
@@ -489,14 +503,11 @@ async def test_a_batch_outlives_a_database_that_fails_for_a_while(
     backend.script = held_at(gate)
     batch = await create(client, *map(line, "abc"))
     await backend.busy_with(3)
-    async with app.state.database.begin() as connection:
-        await connection.execute(text("PRAGMA query_only=ON"))
-    gate.open()
-    await until(lambda: backend.running == 0)
-    await asyncio.sleep(0.3)  # several heartbeats and attempts to record
-    assert (await get(client, batch))["request_counts"]["completed"] == 0
-    async with app.state.database.begin() as connection:
-        await connection.execute(text("PRAGMA query_only=OFF"))
+    async with full(app, "batches", "batch_results"):
+        gate.open()
+        await until(lambda: backend.running == 0)
+        await asyncio.sleep(0.3)  # several heartbeats and attempts to record
+        assert (await get(client, batch))["request_counts"]["completed"] == 0
     await restart(app)
     done = await ended(client, batch)
     assert (done["status"], done["request_counts"]) == ("completed", {"total": 3, "completed": 3, "failed": 0})
@@ -509,18 +520,15 @@ async def test_a_batch_outlives_a_database_that_fails_for_a_while(
 async def test_a_result_that_cannot_be_stored_is_not_bought_again_at_once(
     client: httpx.AsyncClient, app: FastAPI, backend: FakeBackend
 ) -> None:
-    async with app.state.database.begin() as connection:
-        await connection.execute(
-            text("CREATE TRIGGER full BEFORE INSERT ON batch_results BEGIN SELECT RAISE(ABORT, 'disk is full'); END")
-        )
-    batch = await create(client, *(line(str(number)) for number in range(10)))
-    await until(lambda: len(backend.cases) == 10)
-    # Several rounds of the runner: its lease, and not the runner's eagerness, says when it is tried again.
-    for _ in range(5):
-        app.state.batches_changed.set()
-        await asyncio.sleep(0.05)
-    assert len(backend.cases) == 10
-    assert (await get(client, batch))["request_counts"] == {"total": 10, "completed": 0, "failed": 0}
+    async with full(app, "batch_results"):
+        batch = await create(client, *(line(str(number)) for number in range(10)))
+        await until(lambda: len(backend.cases) == 10)
+        # Several rounds of the runner: its lease, and not the runner's eagerness, says when it is tried again.
+        for _ in range(5):
+            app.state.batches_changed.set()
+            await asyncio.sleep(0.05)
+        assert len(backend.cases) == 10
+        assert (await get(client, batch))["request_counts"] == {"total": 10, "completed": 0, "failed": 0}
 
 
 async def test_a_line_that_was_accepted_stays_readable_when_bodies_must_be_shorter(tmp_path: Path) -> None:
