@@ -468,8 +468,6 @@ async def full(app: FastAPI, *tables: str) -> AsyncIterator[None]:
         for name, table, event in triggers:
             body = "BEGIN SELECT RAISE(ABORT, 'disk is full'); END"
             statement = f"CREATE TRIGGER {name} BEFORE {event} ON {table} {body}"
-                f"CREATE TRIGGER {name} BEFORE {event} ON {table} BEGIN SELECT RAISE(ABORT, 'disk is full'); END"
-            )
             await connection.execute(text(statement))
     yield
     async with app.state.database.begin() as connection:
