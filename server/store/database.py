@@ -35,6 +35,19 @@ class _SchemaError(Exception):
     """The tables are none that this version knows."""
 
 
+class _SqliteConnection(sqlite3.Connection):
+    """Rolls back when it is closed.
+
+    What is cut off by a cancellation is closed in the middle of its work, and SQLite keeps a connection whose statements
+    are not finished, its lock included, until the last of them is collected as garbage.
+    """
+
+    def close(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            self.rollback()
+        super().close()
+
+
 class Database:
     """`await open()` once, then `begin()` a transaction whenever needed; `close()` at the end."""
 
@@ -72,7 +85,9 @@ class Database:
         elif self.dialect == "sqlite":
             _make_folder(Path(str(self._url.database)).parent)
             self._presence, self.opened_alone = await asyncio.to_thread(_be_present, f"{self._url.database}.lock")
-        options: dict[str, Any] = {"connect_args": {"timeout": BUSY_TIMEOUT_S}} if self.dialect == "sqlite" else {}
+        options: dict[str, Any] = {}
+        if self.dialect == "sqlite":
+            options["connect_args"] = {"timeout": BUSY_TIMEOUT_S, "factory": _SqliteConnection}
         if self.in_memory:
             options["poolclass"] = StaticPool
         try:
