@@ -38,8 +38,8 @@ class _SchemaError(Exception):
 class _SqliteConnection(sqlite3.Connection):
     """Rolls back when it is closed.
 
-    What is cut off by a cancellation is closed in the middle of its work, and SQLite keeps a connection whose statements
-    are not finished, its lock included, until the last of them is collected as garbage.
+    What a cancellation cuts off is closed in the middle of its work, and SQLite keeps a connection whose statements are
+    not finished, its lock included, until the last of them is collected as garbage.
     """
 
     def close(self) -> None:
