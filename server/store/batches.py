@@ -12,10 +12,11 @@ from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import Row, delete, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.errors import Conflict, InvalidRequest, NotFound
 from server.store import files
-from server.store.database import Database, Transaction
+from server.store.database import Database
 from server.store.files import FileWriter
 from server.store.ids import Kind, is_id, new_id
 from server.store.tables import batch_results, batches
@@ -286,7 +287,7 @@ class Batches:
             await connection.execute(delete(batch_results).where(batch_results.c.batch_id == batch_id))
             return _batch((await connection.execute(statement.returning(*_COLUMNS))).one())
 
-    async def _hold(self, connection: Transaction, batch_id: str, worker: str) -> Batch:
+    async def _hold(self, connection: AsyncConnection, batch_id: str, worker: str) -> Batch:
         """Renew the lease, and keep others from the batch until the transaction ends. Raises LeaseLost."""
         statement = (
             update(batches)
@@ -309,7 +310,7 @@ class Batches:
             statement = update(batches).where(batches.c.id == batch_id).values(values)
             return _batch((await connection.execute(statement.returning(*_COLUMNS))).one())
 
-    async def _write(self, connection: Transaction, batch: Batch, now: int, *, failed: bool) -> str | None:
+    async def _write(self, connection: AsyncConnection, batch: Batch, now: int, *, failed: bool) -> str | None:
         """The id of a file of the results of one kind, in the order of their lines; None when there are none."""
         query = (
             select(batch_results.c.line, batch_results.c.document)

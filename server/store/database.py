@@ -6,12 +6,13 @@ import fcntl
 import functools
 import logging
 import os
+import sqlite3
 import tempfile
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from sqlalchemy import Connection, CursorResult, Executable, event
+from sqlalchemy import Connection, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -32,6 +33,19 @@ class DatabaseError(Exception):
 
 class _SchemaError(Exception):
     """The tables are none that this version knows."""
+
+
+class _SqliteConnection(sqlite3.Connection):
+    """Rolls back when it is closed.
+
+    What a cancellation cuts off is closed in the middle of its work, and SQLite keeps a connection whose statements are
+    not finished, its lock included, until the last of them is collected as garbage.
+    """
+
+    def close(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            self.rollback()
+        super().close()
 
 
 class Database:
@@ -65,10 +79,11 @@ class Database:
             # A file all the same: a database in memory is gone with the connection that a cancellation cuts.
             self._folder = tempfile.TemporaryDirectory(prefix="guard-", ignore_cleanup_errors=True)
             url = url.set(database=f"{self._folder.name}/guard.db")
+        options: dict[str, Any] = {}
         if self.dialect == "sqlite":
             _make_folder(Path(str(url.database)).parent)
             self._presence, self.opened_alone = await asyncio.to_thread(_be_present, f"{url.database}.lock")
-        options: dict[str, Any] = {"connect_args": {"timeout": BUSY_TIMEOUT_S}} if self.dialect == "sqlite" else {}
+            options["connect_args"] = {"timeout": BUSY_TIMEOUT_S, "factory": _SqliteConnection}
         try:
             self._engine = create_async_engine(url, pool_pre_ping=self.dialect != "sqlite", **options)
             if self.dialect == "sqlite":
@@ -82,7 +97,7 @@ class Database:
             raise DatabaseError(f"{self._url.render_as_string()} cannot be used: {_reason(error)}") from error
 
     @contextlib.asynccontextmanager
-    async def begin(self) -> AsyncIterator["Transaction"]:
+    async def begin(self) -> AsyncIterator[AsyncConnection]:
         """A transaction: committed at the end of the block, rolled back when it raises.
 
         Raises StoreUnavailable when the database fails. Blocks do not nest.
@@ -90,12 +105,8 @@ class Database:
         if self._engine is None:
             raise RuntimeError("the database is not open")
         try:
-            connection = await to_its_end(self._engine.connect().start())
-            try:
-                yield Transaction(connection)
-                await to_its_end(connection.commit())
-            finally:
-                await to_its_end(connection.close())  # which rolls back what was not committed
+            async with self._engine.begin() as connection:
+                yield connection
         except SQLAlchemyError as error:
             # Only what went wrong outside of the statement is told: the rest may repeat what was to be stored.
             detail = f": {_reason(error)}" if isinstance(error, OperationalError) else ""
@@ -112,32 +123,6 @@ class Database:
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
-
-
-class Transaction:
-    """Statements that take effect together, or not at all."""
-
-    def __init__(self, connection: AsyncConnection) -> None:
-        self._connection = connection
-
-    async def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[*tuple[Any, ...]]:
-        return await to_its_end(self._connection.execute(statement, parameters))
-
-
-Result = TypeVar("Result")
-
-
-async def to_its_end(work: Coroutine[Any, Any, Result]) -> Result:
-    """Await `work`, and when cancelled meanwhile, wait for it before ending.
-
-    A statement that is cut off in the middle leaves its connection behind, which may hold a lock that nobody frees.
-    """
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
 
 
 def _with_driver(url: str) -> URL:

@@ -5,9 +5,10 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
 from sqlalchemy import ColumnElement, delete, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.errors import Conflict, NotFound
-from server.store.database import Database, Transaction
+from server.store.database import Database
 from server.store.ids import Kind, is_id, new_id
 from server.store.tables import batches, file_chunks, files
 
@@ -109,7 +110,7 @@ class Files:
 class FileWriter:
     """Writes one file within a transaction, in chunks of one size, so that no file is ever in memory as a whole."""
 
-    def __init__(self, connection: Transaction, file: StoredFile) -> None:
+    def __init__(self, connection: AsyncConnection, file: StoredFile) -> None:
         self._connection = connection
         self._file = file
         self._buffer = bytearray()
@@ -119,7 +120,7 @@ class FileWriter:
     @classmethod
     async def begin(
         cls,
-        connection: Transaction,
+        connection: AsyncConnection,
         owner: str,
         purpose: str,
         filename: str,
@@ -152,7 +153,7 @@ class FileWriter:
         self._written += len(chunk)
 
 
-async def hold(connection: Transaction, owner: str, file_id: str) -> None:
+async def hold(connection: AsyncConnection, owner: str, file_id: str) -> None:
     """Keep others from deleting a file, or from beginning a batch on it, until the transaction ends."""
     if is_id(Kind.FILE, file_id):
         await connection.execute(
@@ -160,7 +161,7 @@ async def hold(connection: Transaction, owner: str, file_id: str) -> None:
         )
 
 
-async def visible(connection: Transaction, owner: str, file_id: str, now: float) -> StoredFile:
+async def visible(connection: AsyncConnection, owner: str, file_id: str, now: float) -> StoredFile:
     """An owner's file that has not expired. Raises NotFound."""
     if is_id(Kind.FILE, file_id):
         query = select(files).where(files.c.id == file_id, files.c.owner == owner, _unexpired(now))

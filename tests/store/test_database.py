@@ -5,6 +5,7 @@ import logging
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,38 @@ async def test_a_temporary_database_is_gone_when_it_closes() -> None:
     await database.close()
     await database.open()
     assert await count(database) == 0
+    await database.close()
+
+
+async def test_a_cancelled_transaction_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that hangs up in the middle of a statement does not keep all others from writing."""
+    monkeypatch.setattr("server.store.database.BUSY_TIMEOUT_S", 1)
+    database = Database(f"sqlite:///{tmp_path}/guard.db")
+    await database.open()
+    running, cancelled = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def pause() -> None:
+        loop.call_soon_threadsafe(running.set)
+        cancelled.wait(10)
+
+    async def transact() -> None:
+        async with database.begin() as connection:
+            await connection.execute(insert(files).values(id="file-lost", **ROW))
+            raw = await connection.get_raw_connection()
+            await raw.driver_connection.create_function("pause", 0, pause)
+            await connection.execute(text("SELECT pause() UNION ALL SELECT 2"))
+
+    task = asyncio.create_task(transact())
+    await running.wait()
+    task.cancel()
+    await asyncio.sleep(0)  # so that the cancellation comes before the statement's end
+    cancelled.set()
+    await asyncio.gather(task, return_exceptions=True)
+    assert task.cancelled()
+    async with database.begin() as connection:
+        await connection.execute(insert(files).values(id="file-kept", **ROW))
+    assert await count(database) == 1
     await database.close()
 
 
