@@ -1,10 +1,12 @@
 """Settings come from GUARD_ variables, and whatever is wrong with them stops the start."""
 
 import os
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from server.__main__ import ERROR, main
 from server.backends.engine_process import SERVER_PID
 from server.images import ImageLimits
 from server.settings import API_KEY_VARIABLE, INTERNAL_VARIABLES, MINIMUM_PEPPER, Settings
@@ -202,6 +204,8 @@ CONTRADICTIONS |= {
     "a key in the clear": {**REMOTE, "openrouter_url": "http://openrouter.ai/api/v1"},
     "a host that only begins like this one": {**REMOTE, "openrouter_url": "http://localhost.example/api/v1"},
     "no URL": {**REMOTE, "openrouter_url": "openrouter.ai"},
+    "no host": {**REMOTE, "openrouter_url": "https:///api/v1"},
+    "a port and no host": {**REMOTE, "openrouter_url": "https://:443/api/v1"},
     "a threshold without probabilities": {**REMOTE, "threshold": 0.4},
     "a threshold that keeps everything here": {**BEHIND, "threshold": 0.4},
     "categories that the remote asks about": {**REMOTE, "excluded_categories": "S5"},
@@ -230,6 +234,34 @@ def test_the_key_is_never_shown(values):
     except ValidationError as error:
         shown = "; ".join(fault["msg"] for fault in error.errors(include_input=False))
     assert "canary" not in shown
+
+
+@pytest.mark.parametrize("values", [REMOTE, BEHIND], ids=["remote", "behind"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://canary@gateway.example/api/v1",
+        "https://me:canary@gateway.example/api/v1",
+        "https://:canary@gateway.example/api/v1",
+        "https://gateway.example/api/v1?key=canary",
+        "https://gateway.example/api/v1#canary",
+        "http://me:canary@127.0.0.1:9/api/v1",
+    ],
+)
+def test_a_url_with_a_secret_is_refused_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    values: dict[str, str],
+    url: str,
+) -> None:
+    assert faults(**values, openrouter_url=url) == [()]
+    for name, value in {**values, "openrouter_url": url, "data_dir": str(tmp_path)}.items():
+        monkeypatch.setenv(f"GUARD_{name.upper()}", value)
+    assert main(["keys", "list"]) == ERROR
+    shown = "".join(capsys.readouterr())
+    assert "openrouter_url takes no user, password, query or fragment" in shown
+    assert not any(word in shown for word in ("canary", "gateway", "127.0.0.1"))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:9", "localhost", "[::1]:9"])

@@ -9,7 +9,7 @@ from server.api.litellm import ENDPOINT
 from tests.api.parts import image, picture, text
 from tests.api.shapes import error_of
 from tests.api.test_errors import FAULTS
-from tests.fakes import FakeBackend, Script, always
+from tests.fakes import FakeBackend, Script, always, words_of
 
 RED, BLUE = picture("red"), picture("blue")
 
@@ -110,6 +110,49 @@ async def test_a_response_is_judged_as_an_answer_to_its_request(
 ) -> None:
     await guard(client, "response", texts=["sure"], structured_messages=[user("bread?")])
     assert sorted(backend.texts) == ["User: bread?", "User: bread? / Agent: sure"]
+
+
+async def test_a_response_that_repeats_earlier_words_is_judged_as_the_answer(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    messages = [user("wet?"), assistant("yes"), user("a bomb?")]
+    await guard(client, "response", texts=["yes"], structured_messages=messages)
+    assert max(backend.texts, key=len) == "User: wet? / Agent: yes / User: a bomb? / Agent: yes"
+
+
+async def test_an_answer_of_the_users_own_words_pictures_and_calls_is_judged_as_one(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [user([text("bread"), image(RED)]), assistant(None, tool_calls=[call]), user("again")]
+    await guard(client, "response", texts=["bread"], images=[RED], tool_calls=[call], structured_messages=messages)
+    before = "User: bread / Agent: f({}) / User: again"
+    assert sorted(backend.texts)[-2:] == [f"{before} / Agent: bread", f"{before} / Agent: f({{}})"]
+    assert [len(case.images) for case in backend.cases if words_of(case).endswith("/ Agent: bread")] == [2]
+
+
+async def test_an_answer_that_stands_in_the_conversation_is_judged_once(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    messages = [user("bread?"), assistant("one"), assistant("two")]
+    await guard(client, "response", texts=["one", "two"], structured_messages=messages)
+    assert sorted(backend.texts) == ["User: bread?", "User: bread? / Agent: one + two"]
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"citations": [{"type": "char_location", "cited_text": "a bomb", "document_index": 0}]},
+        {"title": "a bomb"},
+        {"annotations": [{"type": "url_citation", "url_citation": {"title": "a bomb", "start_index": 0}}]},
+    ],
+)
+async def test_what_stands_beside_a_text_is_judged(
+    client: httpx.AsyncClient, backend: FakeBackend, beside: dict[str, Any]
+) -> None:
+    body = await guard(client, texts=["hello"], structured_messages=[user([{**text("hello"), **beside}])])
+    assert backend.texts == ["User: hello + a bomb"]
+    assert body["action"] == "BLOCKED"
 
 
 @pytest.mark.parametrize(

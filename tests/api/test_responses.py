@@ -152,6 +152,39 @@ async def test_items_of_every_kind_that_says_something_are_judged(
     assert backend.cases[0].conversation.judged is Role.AGENT
 
 
+CITED: list[tuple[dict[str, Any], str]] = [
+    (
+        {"type": "url_citation", "title": "a bomb", "url": "https://x.example", "start_index": 0, "end_index": 5},
+        "a bomb https://x.example",
+    ),
+    ({"type": "file_citation", "filename": "a bomb", "file_id": "file-1", "index": 0}, "a bomb"),
+    (
+        {"type": "container_file_citation", "filename": "a bomb", "file_id": "f", "container_id": "c",
+         "start_index": 0, "end_index": 5},
+        "a bomb",
+    ),
+    ({"type": "url_citation", "title": None, "url": "https://bomb.example"}, "https://bomb.example"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("annotation", "words"), CITED)
+async def test_what_an_annotation_names_is_judged(
+    client: httpx.AsyncClient, backend: FakeBackend, annotation: dict[str, Any], words: str
+) -> None:
+    content = [{"type": "output_text", "text": "Bread.", "annotations": [annotation]}]
+    body = await respond(client, [{"role": "user", "content": "hi"}, {"role": "assistant", "content": content}])
+    assert backend.texts == [f"User: hi / Agent: Bread. + {words}"]
+    assert body["output_text"] == "unsafe\nS1,S9"
+
+
+async def test_an_annotation_without_a_name_says_nothing(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    content = [
+        {"type": "output_text", "text": "Bread.", "annotations": [{"type": "file_path", "file_id": "f", "index": 0}]}
+    ]
+    await respond(client, [{"role": "assistant", "content": content}])
+    assert backend.texts == ["User:  / Agent: Bread."]
+
+
 async def test_images_are_judged_with_their_text(client: httpx.AsyncClient, backend: FakeBackend) -> None:
     content = [
         {"type": "input_text", "text": "What is this?"},
@@ -169,6 +202,11 @@ def said(*content: Any) -> dict[str, Any]:
     return {"input": [{"role": "user", "content": list(content)}]}
 
 
+def annotated(**annotation: Any) -> dict[str, Any]:
+    return said({"type": "output_text", "text": "x", "annotations": [{"type": "url_citation", **annotation}]})
+
+
+ANNOTATION = "input[0].content[0].annotations[0]"
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("no input", {}, "input"),
     ("input null", {"input": None}, "input"),
@@ -187,6 +225,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
      "input[0].content[0].file_id"),
     ("a broken image", said({"type": "input_image", "image_url": "data:image/png;base64,AAAA"}),
      "input[0].content[0].image_url"),
+    ("a quotation in an annotation", annotated(quote="x"), f"{ANNOTATION}.quote"),
+    ("the content of what is cited", annotated(title="x", content="x"), f"{ANNOTATION}.content"),
+    ("several titles", annotated(title=["x"]), f"{ANNOTATION}.title"),
+    ("an annotation of another kind", annotated(type="quotation"), f"{ANNOTATION}.type"),
+    ("an annotation of text", said({"type": "output_text", "text": "x", "annotations": ["x"]}), ANNOTATION),
     ("a stored response", {"input": "x", "previous_response_id": "resp_1"}, "previous_response_id"),
     ("a conversation", {"input": "x", "conversation": "conv_1"}, "conversation"),
     ("a conversation by object", {"input": "x", "conversation": {"id": "conv_1"}}, "conversation"),

@@ -16,6 +16,15 @@ async def test_a_request_that_says_so_stays_on_this_machine(
     assert backend.cases[0].handling.never_remote
 
 
+@pytest.mark.parametrize("values", [("false", "true"), ("true", "false"), ("", "0", "no", "1")])
+async def test_any_of_several_headers_keeps_a_request_here(
+    client: httpx.AsyncClient, backend: FakeBackend, values: tuple[str, ...]
+) -> None:
+    headers = [("x-guard-never-remote", value) for value in values]
+    await client.post("/v1/moderations", json=INPUT, headers=headers)
+    assert backend.cases[0].handling.never_remote
+
+
 @pytest.mark.parametrize("headers", [{}, {"x-guard-never-remote": "false"}, {"x-guard-never-remote": "0"}])
 async def test_others_may_go_where_the_operator_says(
     client: httpx.AsyncClient, backend: FakeBackend, headers: dict[str, str]

@@ -13,7 +13,7 @@ from PIL import Image
 from server.backends.base import Case
 from server.backends.fallback import FallbackBackend, parts
 from server.backends.openrouter.backend import OpenRouterBackend
-from server.backends.openrouter.breaker import Breaker
+from server.backends.openrouter.breaker import Breaker, State
 from server.caller import Handling
 from server.conversation import Conversation, ImagePart
 from server.errors import (
@@ -31,8 +31,8 @@ from server.policy import Policy
 from server.verdict import Completion, judge
 from tests.backends.conftest import TAXONOMY, case
 from tests.backends.test_openrouter import sample
-from tests.fakes import FakeBackend, Gate, always, by_word, failing, hanging, held_at, lasting
-from tests.openrouter import MODEL, ScriptedOpenRouter, answer, endpoint, failure, http, offer, says
+from tests.fakes import FakeBackend, Gate, always, by_word, failing, hanging, held_at, lasting, until
+from tests.openrouter import MODEL, Call, Line, ScriptedOpenRouter, answer, endpoint, failure, http, offer, says
 
 DEAD = failing(EngineUnavailable("The engine is not running."))
 TOO_LONG = failing(ContextLengthExceeded("This model's maximum context length is 32768 tokens.", param="messages"))
@@ -260,6 +260,34 @@ async def test_an_engine_keeps_its_work_while_the_remote_is_left_alone(
     with pytest.raises(EngineUnavailable, match="not running"):
         await fallback.complete(case("x"))
     assert (remote.calls, local.cancelled) == ([], 0)
+
+
+async def test_all_but_the_one_that_tries_the_remote_go_back_to_the_engine(
+    fallback: FallbackBackend, local: FakeBackend, remote: ScriptedOpenRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaker = fallback.remote._breaker = Breaker(failures=1, rest_s=0)
+    breaker.failed(breaker.enter())
+    complete, herd = fallback.remote.complete, asyncio.Barrier(4)
+
+    async def together(case: Case) -> Completion:
+        await herd.wait()
+        return await complete(case)
+
+    async def held(call: Call, line: Line) -> None:
+        await back.passed()
+        await says("unsafe\nS3")(call, line)
+
+    monkeypatch.setattr(fallback.remote, "complete", together)
+    back, engine = Gate(), Gate()
+    remote.script, local.script = held, held_at(engine)
+    tasks = [asyncio.create_task(fallback.complete(case("x"))) for _ in range(4)]
+    await until(lambda: local.cancelled == 4)
+    await local.busy_with(3)
+    engine.open()
+    back.open()
+    done = await asyncio.gather(*tasks)
+    assert sorted(one.backend for one in done) == ["fake", "fake", "fake", "openrouter"]
+    assert (len(remote.calls), breaker.state) == (1, State.CLOSED)
 
 
 async def test_a_caller_that_leaves_ends_the_work(

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ from server.policy import Policy
 from server.verdict import Verdict, judge
 from tests import openrouter
 from tests.backends.conftest import TAXONOMY, case
-from tests.fakes import until
+from tests.fakes import Gate, until
 from tests.golden.vocabulary import vocabulary
 from tests.openrouter import (
     KEY,
@@ -352,6 +353,42 @@ async def test_a_provider_that_the_operator_excludes_is_not_believed(
     assert (await verdict(backend)).completion.provider == "Groq"
 
 
+@pytest.mark.parametrize(
+    ("preferences", "believed"),
+    [
+        ({"openrouter_only": "deepinfra/bf16"}, {"DeepInfra", None}),
+        ({"openrouter_only": "deepinfra/turbo"}, {"DeepInfra", None}),
+        ({"openrouter_only": "deepinfra"}, {"DeepInfra", None}),
+        ({"openrouter_only": "groq"}, {"Groq", None}),
+        ({"openrouter_ignore": "deepinfra/turbo"}, {"DeepInfra", "Groq", "Somebody", None}),
+        ({"openrouter_ignore": "deepinfra/turbo,deepinfra/bf16"}, {"Groq", "Somebody", None}),
+        ({"openrouter_max_price": 0.2}, {"DeepInfra", "Somebody", None}),
+        ({}, {"DeepInfra", "Groq", "Somebody", None}),
+    ],
+)
+async def test_who_may_have_answered_is_believed(
+    remote: ScriptedOpenRouter, preferences: dict[str, Any], believed: set[str | None]
+) -> None:
+    """A name stands for all endpoints of a provider, and one that nobody knows for none of those that were chosen."""
+    dear = {"pricing": {"prompt": "0.0000009", "completion": "0.0000009"}}
+    endpoints = (
+        endpoint("DeepInfra", "deepinfra/bf16"),
+        endpoint("DeepInfra", "deepinfra/turbo", **dear),
+        endpoint("Groq", "groq", **dear),
+    )
+    remote.documents[f"/api/v1/models/{MODEL}/endpoints"] = http(200, offer(*endpoints))
+    backend = OpenRouterBackend(remote.settings(**preferences), TAXONOMY)
+    await backend.start()
+    for provider in ("DeepInfra", "Groq", "Somebody", None):
+        remote.script = says("safe", provider=provider)
+        if provider in believed:
+            assert (await verdict(backend)).completion.provider == provider
+        else:
+            with pytest.raises(RemoteRejected, match="excludes"):
+                await verdict(backend)
+    await backend.close()
+
+
 # --- What never leaves ------------------------------------------------------------------------------------
 
 REFUSED = {
@@ -631,6 +668,53 @@ async def test_a_stall_to_the_deadline_does(backend: OpenRouterBackend, remote: 
     assert not backend.available
 
 
+@dataclass
+class AheadClock:
+    """The clock of this machine, which a test puts forward."""
+
+    ahead_s: float = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead_s
+
+
+@pytest.mark.parametrize("backend", [{"openrouter_concurrency": 1, "openrouter_retries": 0}], indirect=True)
+async def test_a_crowd_here_says_nothing_about_the_remote(
+    backend: OpenRouterBackend, remote: ScriptedOpenRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, gate = AheadClock(), Gate()
+    for module in ("backend", "client"):
+        monkeypatch.setattr(f"server.backends.openrouter.{module}.time", clock)
+
+    async def script(call: openrouter.Call, line: openrouter.Line) -> None:
+        # Sent with so little time, each of the crowd would run out of it.
+        await (stalls(call, line) if "crowd" in call.words else gate.passed())
+        await says("safe")(call, line)
+
+    remote.script = script
+    first = asyncio.create_task(verdict(backend, "first"))
+    await until(lambda: len(remote.calls) == 1)
+    now = clock.monotonic()
+    crowd = [asyncio.create_task(verdict(backend, "crowd", deadline=now + 60)) for _ in range(8)]
+    patient = asyncio.create_task(verdict(backend, "patient", deadline=now + 600))
+    await asyncio.sleep(0)  # each runs until it waits for its place
+    clock.ahead_s = 59.9
+    gate.open()
+    assert (await first).text == (await patient).text == "safe"
+    errors = await asyncio.gather(*crowd, return_exceptions=True)
+    assert [(type(error), getattr(error, "retry_after", None)) for error in errors] == [(Overloaded, 1)] * 8
+    assert [call.words for call in remote.calls] == ["first", "patient"]
+    assert (backend._breaker.state, backend._breaker._failures) == (State.CLOSED, 0)
+
+
+async def test_what_has_no_time_left_is_not_sent(backend: OpenRouterBackend, remote: ScriptedOpenRouter) -> None:
+    for _ in range(9):
+        with pytest.raises(Overloaded):
+            await verdict(backend, deadline=time.monotonic() - 0.001)
+    assert remote.calls == []
+    assert backend.available
+
+
 # --- Starting and probing, which cost nothing -------------------------------------------------------------
 
 
@@ -642,6 +726,20 @@ async def test_a_start_asks_for_the_key_and_the_offer(backend: OpenRouterBackend
     assert [provider.name for provider in backend.offer.providers] == ["DeepInfra", "Groq"]
     (first, _) = backend.offer.providers
     assert (first.prompt_price, first.uptime, first.latency_s) == (0.18, 99.5, 0.251)
+
+
+async def test_impossible_numbers_of_an_offer_are_unknown(remote: ScriptedOpenRouter) -> None:
+    huge = 10**400
+    broken = {"pricing": {"prompt": huge, "completion": -huge}, "uptime_last_30m": huge}
+    broken |= {"latency_last_30m": {"p50": huge}}
+    remote.documents[f"/api/v1/models/{MODEL}/endpoints"] = http(200, offer(endpoint(**broken)))
+    backend = OpenRouterBackend(remote.settings(), TAXONOMY)
+    await backend.start()
+    assert backend.offer is not None
+    (found,) = backend.offer.providers
+    assert (found.prompt_price, found.completion_price, found.uptime, found.latency_s) == (None,) * 4
+    assert (await verdict(backend)).text == "safe"
+    await backend.close()
 
 
 REFUSED_STARTS: dict[str, tuple[dict[str, bytes], dict[str, Any], type[GuardError], str]] = {

@@ -134,6 +134,8 @@ def test_other_reasons_to_end_are_passed_on(reason):
         {"prompt_tokens": -1, "completion_tokens": "5", "cost": "free"},
         {"prompt_tokens": 2**70, "completion_tokens": 1.5, "cost": -1},
         {"prompt_tokens": True, "completion_tokens": None, "cost": 10**9, "prompt_tokens_details": [1]},
+        {"prompt_tokens": 10**400, "completion_tokens": -(10**400), "cost": 10**400},
+        {"prompt_tokens": 0, "completion_tokens": 0, "cost": -(10**400)},
     ],
 )
 def test_impossible_numbers_count_as_none(usage):
@@ -170,6 +172,10 @@ def test_an_ordinary_stream():
         assert read(body.replace(b"\n", ending), STREAM) == reply
 
 
+def test_a_reason_that_is_said_twice_is_one():
+    assert read(events(chunk("safe", "stop"), chunk("", "stop")), STREAM).finish_reason == "stop"
+
+
 BROKEN = {
     "nothing": b"",
     "comments alone": events(": OPENROUTER PROCESSING", done=False),
@@ -179,6 +185,7 @@ BROKEN = {
     "half an event": events(chunk("safe", "stop"))[:-3],
     "half a chunk": events(chunk("safe", "stop")).replace(b'"index": 0', b'"index'),
     "text after the reason": events(chunk("safe", "stop"), chunk("\nS1")),
+    "another reason after the reason": events(chunk("safe", "content_filter"), chunk("", "stop")),
     "data after the end": events(chunk("safe", "stop")) + events(chunk("unsafe", "stop")),
     "a second choice": events(chunk("safe", "stop", choices=[{"index": 1, "delta": {}, "finish_reason": "stop"}])),
     "another model half-way": events(chunk("safe"), chunk("", "stop", model="other/model")),

@@ -19,7 +19,7 @@ from sqlalchemy import select
 from server.caller import Caller, Scope
 from server.errors import KeysUnavailable, StoreUnavailable
 from server.settings import Settings
-from server.store.database import Database, DatabaseError
+from server.store.database import Database, DatabaseError, to_its_end
 from server.store.keys import (
     FORM,
     READ_AGAIN_S,
@@ -34,6 +34,7 @@ from server.store.keys import (
 )
 from server.store.pepper import pepper_of, read_or_make_pepper
 from server.store.tables import api_keys
+from tests.fakes import until
 
 PEPPER = b"p" * 32
 
@@ -282,15 +283,18 @@ async def test_a_wrong_secret_goes_the_same_way_as_an_unknown_prefix(database: D
 
 
 class Broken(Database):
-    """Answers until it is told not to."""
+    """Answers until it is told not to; what hangs then does so for him too who gives it up."""
 
     fault: BaseException | None = None
-    hangs = False
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.answers = asyncio.Event()
+        self.answers.set()
 
     @contextlib.asynccontextmanager
     async def begin(self) -> AsyncIterator[Any]:
-        if self.hangs:
-            await asyncio.Event().wait()
+        await to_its_end(self.answers.wait())
         if self.fault is not None:
             raise self.fault
         async with super().begin() as connection:
@@ -302,7 +306,8 @@ async def broken(tmp_path: Path) -> AsyncIterator[Broken]:
     database = Broken(f"sqlite:///{tmp_path}/guard.db")
     await database.open()
     yield database
-    database.fault, database.hangs = None, False
+    database.fault = None
+    database.answers.set()
     await database.close()
 
 
@@ -342,12 +347,47 @@ async def test_known_keys_are_believed_for_a_while_and_unknown_ones_never(
 async def test_a_database_that_hangs_holds_nobody_for_long(broken: Broken, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.store.keys.READ_TIMEOUT_S", 0.05)
     key, made = await make(broken)
-    keyring = await ring(broken)
-    broken.hangs = True
-    unknown = asyncio.create_task(keyring.find(f"lgs_{'0' * 12}_{'A' * 43}"))
+    clock = Clock()
+    keyring = Counted(broken, PEPPER, clock=clock)
+    await keyring.open()
+    broken.answers.clear()
+    for _ in range(3):
+        clock.now += 1
+        unknown = asyncio.create_task(keyring.find(f"lgs_{'0' * 12}_{'A' * 43}"))
+        assert await keyring.find(key) == made.caller
+        # Who waits for it with a timeout of its own would wait for the cancelled statement as well.
+        await asyncio.wait({unknown}, timeout=5)
+        assert unknown.done()
+        assert isinstance(unknown.exception(), KeysUnavailable)
+    assert keyring.reads == 2, "no second question beside one that hangs"
+
+
+async def test_a_database_that_hung_is_read_again(broken: Broken, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.store.keys.READ_TIMEOUT_S", 0.02)
+    monkeypatch.setattr("server.store.keys.READ_AGAIN_S", 0.01)
+    monkeypatch.setattr("server.store.keys.READ_EVERY_S", 0.01)
+    key, made = await make(broken)
+    keyring = Counted(broken, PEPPER)
+    await keyring.open()
+    broken.answers.clear()
+    watch = asyncio.create_task(keyring.watch())
+    await until(lambda: keyring.reads == 2)
     assert await keyring.find(key) == made.caller
-    with pytest.raises(KeysUnavailable):
-        await asyncio.wait_for(unknown, 5)
+    broken.answers.set()
+    await revoke(broken, made.id)
+    later, also = await make(broken)
+    async with asyncio.timeout(10):
+        while await found_by(keyring, later) != also.caller or await found_by(keyring, key) is not None:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    watch.cancel()
+    await asyncio.gather(watch, return_exceptions=True)
+
+
+async def found_by(keyring: Keyring, key: str) -> Caller | KeysUnavailable | None:
+    try:
+        return await keyring.find(key)
+    except KeysUnavailable as error:
+        return error
 
 
 async def test_a_defect_does_not_end_the_watch(broken: Broken, monkeypatch: pytest.MonkeyPatch) -> None:
