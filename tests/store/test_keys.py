@@ -19,7 +19,7 @@ from sqlalchemy import select
 from server.caller import Caller, Scope
 from server.errors import KeysUnavailable, StoreUnavailable
 from server.settings import Settings
-from server.store.database import Database, DatabaseError, to_its_end
+from server.store.database import Database, DatabaseError
 from server.store.keys import (
     FORM,
     READ_AGAIN_S,
@@ -294,7 +294,12 @@ class Broken(Database):
 
     @contextlib.asynccontextmanager
     async def begin(self) -> AsyncIterator[Any]:
-        await to_its_end(self.answers.wait())
+        answered = asyncio.ensure_future(self.answers.wait())
+        try:
+            await asyncio.shield(answered)
+        except asyncio.CancelledError:
+            await answered
+            raise
         if self.fault is not None:
             raise self.fault
         async with super().begin() as connection:
