@@ -174,6 +174,9 @@ async def list_openrouter_endpoints(author: str, slug: str, request: Request) ->
 @router.get("/endpoints/zdr", summary="Who serves models without keeping data")
 async def list_openrouter_zdr_endpoints(request: Request) -> dict[str, Any]:
     state = request.app.state
+    # A provider of the remote backend may be one that keeps what it is sent.
+    if state.settings.is_remote and not state.settings.openrouter_zdr:
+        return {"data": []}
     return {"data": [state.model_card.endpoint(state.generations, state.readiness)]}
 
 

@@ -131,6 +131,20 @@ async def test_figures_nobody_has_are_null_and_others_are_measured(client: httpx
         obeys_openrouter(zdr, path="/endpoints/zdr")
 
 
+@pytest.mark.parametrize(
+    ("settings", "listed"),
+    [
+        ({"fallback": "openrouter", "openrouter_api_key": "k"}, 1),
+        ({"fallback": "openrouter", "openrouter_api_key": "k", "openrouter_zdr": False}, 0),
+    ],
+    indirect=["settings"],
+)
+async def test_who_may_send_on_to_those_that_keep_data_is_none_that_does_not(
+    client: httpx.AsyncClient, listed: int
+) -> None:
+    assert len((await get(client, "/endpoints/zdr"))["data"]) == listed
+
+
 async def test_a_server_that_is_not_ready_says_so(client: httpx.AsyncClient, backend: FakeBackend) -> None:
     backend.alive = False
     assert (await get(client, "/endpoints/zdr"))["data"][0]["status"] < 0
