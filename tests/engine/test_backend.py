@@ -1,5 +1,6 @@
 """What the backend on vLLM promises, beyond what a server shows."""
 
+import asyncio
 import os
 import tomllib
 from dataclasses import replace
@@ -31,7 +32,7 @@ def environment(monkeypatch):
             os.environ.update(variables)
             backend = open_backend(load_profile("pocket"))
             backend._prepare_environment()
-            await backend.close()
+            asyncio.run(backend.close())
             return dict(os.environ)
 
         yield prepared
