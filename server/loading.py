@@ -10,7 +10,7 @@ from server.backends.openrouter.backend import OpenRouterBackend
 from server.backends.vllm import VllmBackend
 from server.checkpoint import locate, read_facts, verify
 from server.profile import DEFAULT_PROFILE, Network, Profile, ProfileError, load_profile
-from server.prompt import CONTROL_TOKENS
+from server.prompt import CONTROL_TOKENS, stands_apart
 from server.settings import Settings
 from server.template_check import differences
 from server.tokenizer import PromptTokenizer
@@ -60,6 +60,8 @@ def _local(settings: Settings, profile: Profile) -> VllmBackend:
     missing = [token for token in CONTROL_TOKENS if tokenizer.control_id(token) is None]
     if missing:
         raise ProfileError(f"{folder}: its tokenizer lacks {', '.join(missing)}, of which the prompt is made.")
+    if not stands_apart(tokenizer, profile.taxonomy):
+        raise ProfileError(f"{folder}: its tokenizer joins the words of the prompt with those of a message.")
     _check_fits(profile, facts.network, gpus)
     _compare_templates(profile, facts.chat_template)
     return VllmBackend(

@@ -7,8 +7,9 @@ with this module at start-up (template_check.py). docs/prompt.md explains the ch
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
-from server.conversation import Conversation, Turn
+from server.conversation import Conversation, Message, Role, TextPart, Turn
 from server.errors import InvalidRequest
 from server.taxonomy import Taxonomy
 from server.tokenizer import Literal, Piece, PromptTokenizer, Scaffold
@@ -46,10 +47,12 @@ class Prompt:
     @classmethod
     def render(cls, conversation: Conversation, taxonomy: Taxonomy) -> "Prompt":
         """Apply the moderation template. Raises InvalidRequest when no category is left to ask about."""
-        asked = taxonomy.for_images() if conversation.images else taxonomy
+        asked = _for_images(taxonomy) if conversation.images else taxonomy
         if not asked.categories:
             raise InvalidRequest("The policy leaves no category that applies to images.", param="policy")
-        return cls(tuple(_pieces(conversation, asked)), asked)
+        turns = [piece for turn in conversation.turns for piece in _turn(turn)]
+        judged = conversation.judged
+        return cls((*_preamble(asked, judged), *turns, _CLOSINGS[judged]), asked)
 
     @property
     def text(self) -> str:
@@ -61,15 +64,20 @@ class Prompt:
         return tokenizer.encode(self.pieces)
 
 
-def _pieces(conversation: Conversation, taxonomy: Taxonomy) -> Iterator[Piece]:
-    yield Scaffold(_OPENING + _TASK.format(judged=conversation.judged) + _BEGIN_CATEGORIES)
-    for category in taxonomy.categories:
-        line = f"{category.code}: {category.prompt_name}\n"
-        yield Literal(line) if taxonomy.own else Scaffold(line)
-    yield Scaffold(_END_CATEGORIES + _BEGIN_CONVERSATION)
-    for turn in conversation.turns:
-        yield from _turn(turn)
-    yield Scaffold(_CLOSING.format(judged=conversation.judged))
+_CLOSINGS = {role: Scaffold(_CLOSING.format(judged=role), apart=True) for role in Role}
+
+_for_images = lru_cache(256)(Taxonomy.for_images)
+
+
+@lru_cache(256)
+def _preamble(taxonomy: Taxonomy, judged: Role) -> tuple[Piece, ...]:
+    """All before the conversation. It ends with a line, and the next one begins with a word: no token spans both."""
+    opening = _OPENING + _TASK.format(judged=judged) + _BEGIN_CATEGORIES
+    lines = [f"{category.code}: {category.prompt_name}\n" for category in taxonomy.categories]
+    end = _END_CATEGORIES + _BEGIN_CONVERSATION
+    if taxonomy.own:
+        return Scaffold(opening), *map(Literal, lines), Scaffold(end)
+    return (Scaffold("".join([opening, *lines, end]), apart=True),)
 
 
 def _turn(turn: Turn) -> Iterator[Piece]:
@@ -81,3 +89,22 @@ def _turn(turn: Turn) -> Iterator[Piece]:
         yield Literal(text.strip())
         yield Scaffold(_MESSAGE_END)
         images = ""
+
+
+_EDGES = ("a", "7", "!", "\\", "/", "'s", "é", "\u0301", "ß", "中", "ि", "😀", "\u200d", "_", ".\n\nUser: x", "a\n /", "<", ">\n")
+"""Ways in which a message may begin and end."""
+
+
+def stands_apart(tokenizer: PromptTokenizer, taxonomy: Taxonomy) -> bool:
+    """Whether encoding what never changes by itself gives the ids of the whole, whatever stands beside it.
+
+    It follows from the expression by which Llama 4's tokenizer cuts text into words; this is the proof on others.
+    """
+    conversations = [
+        Conversation.from_messages([Message("user", (TextPart(begin + end),)), *answer])
+        for begin in _EDGES
+        for end in ("", *_EDGES)
+        for answer in ((), (Message("assistant", (TextPart(end + begin),)),))
+    ]
+    prompts = [Prompt.render(conversation, taxonomy) for conversation in conversations]
+    return all(tokenizer.encode(prompt.pieces) == tokenizer.encode_whole(prompt.pieces) for prompt in prompts)

@@ -1,7 +1,7 @@
 """The hazard categories that a policy asks the model about."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,14 @@ class Taxonomy:
 
     categories: tuple[HazardCategory, ...]
     own: bool = False
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # A taxonomy is what prompts are remembered by, with every request: its fields are hashed once.
+        object.__setattr__(self, "_hash", hash((self.categories, self.own)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @classmethod
     def from_mapping(cls, categories: Mapping[str, str]) -> "Taxonomy":

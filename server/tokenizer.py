@@ -9,23 +9,27 @@ because the byte-pair encoder sees the same runs of text.
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from server.byte_pairs import BYTES, LONG_TEXT, byte_pair_encoding
+
 _SLICE = 65_536
 
-_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
-_OTHERS = (byte for byte in range(256) if byte not in _PRINTABLE)
-_BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + n): byte for n, byte in enumerate(_OTHERS)}
-"""How byte-level vocabularies write bytes: as themselves when they can be seen, else as characters from 256 on."""
-
+_REMEMBERED = 512
+"""Pieces of scaffold whose ids are kept: two ends, and two openings for each selection of categories."""
 
 @dataclass(frozen=True, slots=True)
 class Scaffold:
-    """Text of the template: added tokens in it are control tokens."""
+    """Text of the template: added tokens in it are control tokens.
+
+    What stands `apart` is encoded by itself and remembered: its ends are places that no token reaches across.
+    """
 
     text: str
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +62,12 @@ class PromptTokenizer:
         self._control_ids = added
         longest_first = sorted(added, key=len, reverse=True)
         self._control_pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        self._byte_pairs = byte_pair_encoding(tokenizer)
         control_ids = frozenset(added.values())
         for content in added:
             if not control_ids.isdisjoint(self.encode_text(content)):
                 raise ValueError(f"the tokenizer turns plain text into the control token {content}")
+        self._encode_apart = lru_cache(_REMEMBERED)(lambda text: self.encode_whole([Scaffold(text)]))
 
     @classmethod
     def from_folder(cls, folder: Path) -> "PromptTokenizer":
@@ -70,6 +76,19 @@ class PromptTokenizer:
 
     def encode(self, pieces: Iterable[Piece]) -> list[int]:
         """Token ids of the pieces in order."""
+        ids: list[int] = []
+        between: list[Piece] = []
+        for piece in pieces:
+            if isinstance(piece, Scaffold) and piece.apart:
+                ids += self.encode_whole(between)
+                ids += self._encode_apart(piece.text)
+                between.clear()
+            else:
+                between.append(piece)
+        return ids + self.encode_whole(between)
+
+    def encode_whole(self, pieces: Iterable[Piece]) -> list[int]:
+        """The same, cut at control tokens only: what `encode` must agree with."""
         ids: list[int] = []
         run: list[str] = []
         for piece in pieces:
@@ -102,6 +121,8 @@ class PromptTokenizer:
         """Token ids of plain text, never a control token."""
         if not text:
             return []
+        if self._byte_pairs is not None and len(text) <= LONG_TEXT:
+            return self._byte_pairs.encode_ordinary(text)
         # encode() would do the same, but hold Python's lock: a long text would stop every other thread.
         ids: list[int] = self._tokenizer.encode_batch([text], add_special_tokens=False)[0].ids
         return ids
@@ -114,9 +135,9 @@ class PromptTokenizer:
     def content(self, id_: int) -> bytes:
         """The bytes of one token, which may end in the middle of a character; of a control token its name."""
         token: str = self._tokenizer.id_to_token(id_) or ""
-        if token in self._control_ids or not _BYTES.keys() >= set(token):
+        if token in self._control_ids or not BYTES.keys() >= set(token):
             return self.decode([id_]).encode()
-        return bytes(_BYTES[character] for character in token)
+        return bytes(BYTES[character] for character in token)
 
     def control_id(self, token: str) -> int | None:
         """Id of an added token, None when the vocabulary has none of that name."""
