@@ -1,5 +1,6 @@
 """`python -m server serve`: the application behind uvicorn, from the first word on the console to the drained end."""
 
+import gc
 import logging
 import math
 import signal
@@ -98,6 +99,9 @@ def serve(settings: Settings) -> int:
     async def run() -> None:
         # Entered here and not by uvicorn, which would bury the reason of a failed start in a traceback.
         async with app.router.lifespan_context(app):
+            # What was loaded stays; looking through it for garbage would stop every request for a while.
+            gc.collect()
+            gc.freeze()
             await server.serve()
 
     try:

@@ -7,14 +7,15 @@ This is the only module that imports vLLM.
 """
 
 import asyncio
+import itertools
 import math
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -164,6 +165,9 @@ class VllmBackend:
         self._tokens = _AnswerTokens.read(tokenizer, facts.eos_token_ids)
         self._minimum_mass = minimum_mass
         self._always_score_categories = always_score_categories
+        self._list_tokens = lru_cache(256)(self._longest_answer)
+        self._samplings: dict[tuple[int, bool], SamplingParams] = {}
+        self._request_numbers = itertools.count()
         self._encoders = ThreadPoolExecutor(2, thread_name_prefix="encoder")
         self._sockets: Path | None = None
         self.engine: AsyncLLM | None = None
@@ -171,11 +175,14 @@ class VllmBackend:
     async def start(self) -> None:
         """Load the model, and run every kind of request once so that no caller pays for a first time."""
         self._prepare_environment()
+        from vllm import envs
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._engine_arguments()))
         await self._warm_up()
+        # vLLM looks its variables up several times in each request; none of them changes any more.
+        envs.enable_envs_cache()
 
     @property
     def alive(self) -> bool:
@@ -276,11 +283,13 @@ class VllmBackend:
 
         if self.engine is None or not self.alive:
             raise EngineUnavailable("The engine is not running.")
-        engine, request_id = self.engine, uuid.uuid4().hex
+        engine, request_id = self.engine, f"guard-{next(self._request_numbers)}"
         prompt: dict[str, Any] = {"prompt_token_ids": list(ids)}
         handling = case.handling if case is not None else ORDINARY
         if case is not None and case.images:
             prompt["multi_modal_data"] = {"image": list(case.images)}
+        else:
+            prompt["type"] = "token"  # nothing is left to process: vLLM then spares itself a thread
         if handling.tenant is not None:
             # How fast an answer comes would tell one tenant what another one sent (CVE-2025-46570).
             prompt["cache_salt"] = handling.tenant
@@ -315,18 +324,25 @@ class VllmBackend:
     def _sampling(self, max_tokens: int, handling: Handling) -> "SamplingParams":
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+        alternatives = bool(handling.top_logprobs)
+        known = self._samplings.get((max_tokens, alternatives))
+        if known is not None:
+            return known
         tokens = self._tokens
         # Never `logprobs=N`, which would bring the likeliest of the whole vocabulary: vLLM answers a batch that mixes
         # it with `logprob_token_ids` by leaving out N, and the words' probabilities with it (v1/sample/sampler.py).
-        asked = tokens.all if handling.top_logprobs else [tokens.safe, tokens.unsafe, *tokens.numbers.values()]
-        return SamplingParams(
+        asked = tokens.all if alternatives else [tokens.safe, tokens.unsafe, *tokens.numbers.values()]
+        sampling = SamplingParams(
             temperature=0.0,
             max_tokens=max_tokens,
             stop_token_ids=[tokens.safe, *tokens.ends],
             logprob_token_ids=asked,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,  # the same for every request, and vLLM's own copy need not be a deep one
         )
+        self._samplings[max_tokens, alternatives] = sampling
+        return sampling
 
     # --- Reading an answer -------------------------------------------------------------------------------
 
@@ -405,7 +421,7 @@ class VllmBackend:
             raise self._context_exceeded(None)
         return await loop.run_in_executor(self._encoders, prompt.token_ids, self._tokenizer)
 
-    def _list_tokens(self, taxonomy: Taxonomy) -> int:
+    def _longest_answer(self, taxonomy: Taxonomy) -> int:
         """Tokens of the longest answer: a leading newline, `unsafe`, every code and the end."""
         return len(self._tokenizer.encode_text("unsafe\n" + ",".join(taxonomy.codes))) + 2
 
