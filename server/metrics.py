@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from functools import lru_cache
 
 from prometheus_client import REGISTRY, Counter, Enum, Gauge, Histogram
 
@@ -42,18 +43,28 @@ COST_PER_MILLION = Gauge(
 )
 
 
+_verdicts = lru_cache(VERDICTS.labels)
+_backend_tokens = lru_cache(BACKEND_TOKENS.labels)
+_PROMPT_TOKENS, _CACHED_TOKENS, _COMPLETION_TOKENS = map(TOKENS.labels, ("prompt", "cached", "completion"))
+
+requests = lru_cache(REQUESTS.labels)
+request_seconds = lru_cache(REQUEST_SECONDS.labels)
+"""Looking up the same series costs more than counting in it."""
+
+
 def observe_verdict(verdict: Verdict, judged: str, seconds: float) -> None:
     completion = verdict.completion
-    VERDICTS.labels("unsafe" if verdict.unsafe else "safe", judged.lower(), completion.backend).inc()
+    _verdicts("unsafe" if verdict.unsafe else "safe", judged.lower(), completion.backend).inc()
     for code in verdict.categories:
         CATEGORIES.labels(code).inc()
     VERDICT_SECONDS.observe(seconds)
     QUEUE_SECONDS.observe(completion.queued_s)
-    TOKENS.labels("prompt").inc(completion.prompt_tokens)
-    TOKENS.labels("cached").inc(completion.cached_tokens)
-    TOKENS.labels("completion").inc(completion.completion_tokens)
-    IMAGES.inc(completion.images)
-    BACKEND_TOKENS.labels(completion.backend).inc(completion.prompt_tokens + completion.completion_tokens)
+    _PROMPT_TOKENS.inc(completion.prompt_tokens)
+    _CACHED_TOKENS.inc(completion.cached_tokens)
+    _COMPLETION_TOKENS.inc(completion.completion_tokens)
+    if completion.images:
+        IMAGES.inc(completion.images)
+    _backend_tokens(completion.backend).inc(completion.prompt_tokens + completion.completion_tokens)
 
 
 class LocalCost:

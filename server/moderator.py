@@ -81,6 +81,8 @@ class Moderator:
     async def _together(
         self, conversations: Sequence[Conversation], policy: Policy, handling: Handling, at_once: int
     ) -> list[Verdict]:
+        if len(conversations) == 1:  # most requests: no need for tasks
+            return [await self._counted(conversations[0], policy, handling)]
         places = asyncio.Semaphore(at_once)
 
         async def in_turn(conversation: Conversation) -> Verdict:
@@ -104,11 +106,14 @@ class Moderator:
 
     async def _judge(self, conversation: Conversation, policy: Policy, handling: Handling) -> Verdict:
         async with self._deadline() as deadline:
-            pictures = await self._decoder.decode(conversation.images)
-            seen = conversation.with_frames([len(picture.frames) for picture in pictures])
-            frames = [frame for picture in pictures for frame in picture.frames]
-            completion = await self.backend.complete(Case(seen, frames, policy, handling, deadline))
-            completion = replace(completion, frames=sum(picture.total_frames for picture in pictures))
+            if images := conversation.images:
+                pictures = await self._decoder.decode(images)
+                seen = conversation.with_frames([len(picture.frames) for picture in pictures])
+                frames = [frame for picture in pictures for frame in picture.frames]
+                completion = await self.backend.complete(Case(seen, frames, policy, handling, deadline))
+                completion = replace(completion, frames=sum(picture.total_frames for picture in pictures))
+            else:
+                completion = await self.backend.complete(Case(conversation, (), policy, handling, deadline))
         verdict = judge(completion, policy, self._minimum_mass)
         self.last_verdict_at = time.monotonic()
         return verdict

@@ -91,7 +91,26 @@ def _turn(turn: Turn) -> Iterator[Piece]:
         images = ""
 
 
-_EDGES = ("a", "7", "!", "\\", "/", "'s", "é", "\u0301", "ß", "中", "ि", "😀", "\u200d", "_", ".\n\nUser: x", "a\n /", "<", ">\n")
+_EDGES = (
+    "a",
+    "7",
+    "!",
+    "\\",
+    "/",
+    "'s",
+    "é",
+    "\u0301",
+    "ß",
+    "中",
+    "ि",
+    "😀",
+    "\u200d",
+    "_",
+    ".\n\nUser: x",
+    "a\n /",
+    "<",
+    ">\n",
+)
 """Ways in which a message may begin and end."""
 
 

@@ -21,6 +21,7 @@ _SLICE = 65_536
 _REMEMBERED = 512
 """Pieces of scaffold whose ids are kept: two ends, and two openings for each selection of categories."""
 
+
 @dataclass(frozen=True, slots=True)
 class Scaffold:
     """Text of the template: added tokens in it are control tokens.

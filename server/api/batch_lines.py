@@ -1,12 +1,12 @@
 """The lines of a batch's files: what a caller's may look like, and what goes back."""
 
 import json
-import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from server.api.body import parse
+from server.api.ids import new_id
 from server.api.models import ModelNames
 from server.errors import InvalidRequest, ModelNotFound
 
@@ -142,7 +142,7 @@ def request_of(line: Line) -> tuple[str, dict[str, Any]]:
 
 
 def answered_line(custom_id: str, status: int, body: dict[str, Any]) -> str:
-    response = {"status_code": status, "request_id": f"req_{uuid.uuid4().hex}", "body": body}
+    response = {"status_code": status, "request_id": new_id("req_"), "body": body}
     return _render(custom_id, response, None)
 
 
@@ -152,5 +152,5 @@ def expired_line(custom_id: str) -> str:
 
 
 def _render(custom_id: str, response: dict[str, Any] | None, error: dict[str, str] | None) -> str:
-    line = {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": custom_id, "response": response, "error": error}
+    line = {"id": new_id("batch_req_"), "custom_id": custom_id, "response": response, "error": error}
     return json.dumps(line, separators=(",", ":"))

@@ -6,13 +6,12 @@ because it could change one unseen, or because ignoring it would mislead. docs/a
 
 import json
 import time
-import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from server import metrics
@@ -21,7 +20,9 @@ from server.api import logprobs
 from server.api.body import read_body
 from server.api.content import ImageContent, Object, StringOrParts, StringOrStrings, WireModel, to_parts
 from server.api.detail import verdict_detail
+from server.api.direct import DirectRoute, JSONReply
 from server.api.examples import CHAT_EXAMPLES, CHAT_RESPONSES, json_request
+from server.api.ids import new_id
 from server.api.models import ModelNames
 from server.api.policy import PolicyOptions
 from server.api.sampling import IgnoredOptions
@@ -33,7 +34,7 @@ from server.finished_prompt import FinishedPrompt
 from server.settings import Settings
 from server.verdict import Verdict
 
-router = APIRouter(prefix="/v1", tags=["chat"])
+router = APIRouter(prefix="/v1", tags=["chat"], route_class=DirectRoute)
 
 MAX_CHOICES = 128
 MAX_ALTERNATIVES = 20
@@ -309,7 +310,7 @@ def _document(
         "finish_reason": "length" if answer.cut else "stop",
     }
     return {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "id": new_id("chatcmpl-"),
         "object": "chat.completion",
         "created": int(time.time()),
         "model": service.names.id,
@@ -334,7 +335,7 @@ async def create_chat_completion(request: Request) -> Response:
     # A verdict is checked as a whole before its first byte is sent, so streams fail with a status too.
     document = (await answered(request, body, complete)).document
     if not body.stream:
-        return JSONResponse(document)
+        return JSONReply(document)
     include_usage = body.stream_options is not None and body.stream_options.include_usage
     return StreamingResponse(_stream(document, include_usage), media_type="text/event-stream")
 

@@ -11,11 +11,11 @@ from itertools import takewhile
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from server.api.content import WireModel
 from server.api.detail import verdict_detail
+from server.api.direct import DirectRoute, JSONReply
 from server.api.examples import LITELLM_EXAMPLES, LITELLM_RESPONSES, json_request
 from server.api.policy import PolicyOptions
 from server.api.service import Endpoint, Reply, Service
@@ -24,7 +24,7 @@ from server.conversation import ROLES, Conversation, ImagePart, Message, Part, R
 from server.errors import InvalidRequest, NothingToJudge
 from server.verdict import Verdict
 
-router = APIRouter(tags=["LiteLLM"])
+router = APIRouter(tags=["LiteLLM"], route_class=DirectRoute)
 
 METADATA_PREFIXES = ("litellm_", "request_", "user_api_key_")
 """How LiteLLM begins the names of what it tells about a call; a newer one may tell more."""
@@ -107,7 +107,7 @@ ENDPOINT = Endpoint("/beta/litellm_basic_guardrail_api", GuardrailRequest, guard
     openapi_extra=json_request(GuardrailRequest, LITELLM_EXAMPLES),
     responses=LITELLM_RESPONSES,
 )
-async def guard_litellm(request: Request) -> JSONResponse:
+async def guard_litellm(request: Request) -> JSONReply:
     return await ENDPOINT.reply(request)
 
 

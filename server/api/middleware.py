@@ -3,7 +3,6 @@
 import logging
 import time
 import traceback
-import uuid
 from collections.abc import Sequence
 
 from starlette.requests import ClientDisconnect
@@ -12,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server import metrics
 from server.api.access import Access, judges
 from server.api.errors import error_response
+from server.api.ids import new_id
 from server.api.limits import Limits
 from server.errors import GuardError, InternalError
 from server.verdict import Verdict
@@ -33,7 +33,7 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        request_id = f"req_{uuid.uuid4().hex}"
+        request_id = new_id("req_")
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         access: Access = scope["app"].state.access
@@ -80,8 +80,8 @@ class RequestContext:
             route = getattr(scope.get("route"), "path", "unknown")
             seconds = time.perf_counter() - started
             method = scope["method"] if scope["method"] in METHODS else "other"
-            metrics.REQUESTS.labels(route, method, str(status)).inc()
-            metrics.REQUEST_SECONDS.labels(route).observe(seconds)
+            metrics.requests(route, method, str(status)).inc()
+            metrics.request_seconds(route).observe(seconds)
             if status >= 500 and method == "POST":  # /ready and /health say so by design, at every poll
                 log.warning("%s: %s %s answered %d after %.3f s", request_id, scope["method"], route, status, seconds)
 

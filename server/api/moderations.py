@@ -3,18 +3,18 @@
 The native verdict stands beside either.
 """
 
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Field
 
 from server.api import llama_api
 from server.api.content import StringOrStringsOrParts, WireModel, to_parts
 from server.api.detail import verdict_detail
+from server.api.direct import DirectRoute, JSONReply
 from server.api.examples import MODERATION_EXAMPLES, MODERATION_RESPONSES, json_request
+from server.api.ids import new_id
 from server.api.policy import PolicyOptions
 from server.api.service import Endpoint, Reply, Service
 from server.caller import Handling
@@ -23,7 +23,7 @@ from server.errors import ContextLengthExceeded, InvalidRequest, NothingToJudge
 from server.profile import OPENAI_CATEGORIES
 from server.verdict import Verdict
 
-router = APIRouter(prefix="/v1", tags=["moderation"])
+router = APIRouter(prefix="/v1", tags=["moderation"], route_class=DirectRoute)
 
 IMAGE_CATEGORIES = frozenset(
     {"self-harm", "self-harm/instructions", "self-harm/intent", "sexual", "violence", "violence/graphic"}
@@ -88,7 +88,7 @@ async def _moderate_input(service: Service, body: ModerationRequest, input_: Inp
         error.param = "input"
         raise
     results = [result(verdict, conversation) for verdict, conversation in zip(verdicts, conversations, strict=True)]
-    return Reply({"id": f"modr-{uuid.uuid4().hex}", "model": service.names.id, "results": results}, verdicts)
+    return Reply({"id": new_id("modr-"), "model": service.names.id, "results": results}, verdicts)
 
 
 ENDPOINT = Endpoint("/v1/moderations", ModerationRequest, moderate)
@@ -100,7 +100,7 @@ ENDPOINT = Endpoint("/v1/moderations", ModerationRequest, moderate)
     openapi_extra=json_request(ModerationRequest, MODERATION_EXAMPLES),
     responses=MODERATION_RESPONSES,
 )
-async def create_moderation(request: Request) -> JSONResponse:
+async def create_moderation(request: Request) -> JSONReply:
     return await ENDPOINT.reply(request)
 
 

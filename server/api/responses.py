@@ -6,13 +6,12 @@ and ignored because it cannot change a verdict; docs/api.md shows the table.
 
 import json
 import time
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from pydantic import Discriminator, Field, Tag, field_validator
 
 from server.answer import write
@@ -21,7 +20,9 @@ from server.api.body import read_body
 from server.api.chat import MAX_ALTERNATIVES
 from server.api.content import Object, String, WireModel
 from server.api.detail import verdict_detail
+from server.api.direct import DirectRoute, JSONReply
 from server.api.examples import RESPONSES_EXAMPLES, RESPONSES_RESPONSES, json_request
+from server.api.ids import new_id
 from server.api.policy import PolicyOptions
 from server.api.sampling import InlineModeration, StringOrObject
 from server.api.service import Endpoint, Reply, Service, answered
@@ -30,7 +31,7 @@ from server.conversation import Conversation, ImagePart, Message, Part, TextPart
 from server.errors import ContextLengthExceeded, NothingToJudge
 from server.verdict import Verdict
 
-router = APIRouter(prefix="/v1", tags=["responses"])
+router = APIRouter(prefix="/v1", tags=["responses"], route_class=DirectRoute)
 
 LOGPROBS = "message.output_text.logprobs"
 """What a request includes to get log-probabilities."""
@@ -294,14 +295,14 @@ async def respond(service: Service, body: ResponsesRequest, handling: Handling) 
     status = "incomplete" if answer.cut else "completed"
     now = int(time.time())
     message = {
-        "id": f"msg_{uuid.uuid4().hex}",
+        "id": new_id("msg_"),
         "type": "message",
         "role": "assistant",
         "status": status,
         "content": [_output_text(answer.text, [*map(logprobs.entry, answer.tokens or ())])],
     }
     document = {
-        "id": f"resp_{uuid.uuid4().hex}",
+        "id": new_id("resp_"),
         "object": "response",
         "created_at": now,
         "completed_at": None if answer.cut else now,
@@ -344,7 +345,7 @@ async def create_response(request: Request) -> Response:
     body = await read_body(request, ResponsesRequest)
     document = (await answered(request, body, respond)).document
     if not body.stream:
-        return JSONResponse(document)
+        return JSONReply(document)
     return StreamingResponse(_stream(document), media_type="text/event-stream")
 
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from fastapi import Request
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from server.api.body import read_body
+from server.api.direct import JSONReply
 from server.api.disconnect import until_disconnect
 from server.api.models import ModelNames
 from server.api.policy import PolicyOptions, apply
@@ -70,9 +70,9 @@ class Endpoint(Generic[Body]):
     body: type[Body]
     answer: Answer[Body]
 
-    async def reply(self, request: Request) -> JSONResponse:
+    async def reply(self, request: Request) -> JSONReply:
         body = await read_body(request, self.body)
-        return JSONResponse((await answered(request, body, self.answer)).document)
+        return JSONReply((await answered(request, body, self.answer)).document)
 
 
 async def answered(request: Request, body: Body, answer: Answer[Body]) -> Reply:

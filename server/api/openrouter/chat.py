@@ -4,25 +4,26 @@ The request goes the way of api/chat.py, which reads what OpenRouter adds to it 
 """
 
 import time
-import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
 from server.api import chat
 from server.api.body import read_body
 from server.api.chat import ChatRequest
+from server.api.direct import DirectRoute, JSONReply
 from server.api.examples import json_request
+from server.api.ids import new_id
 from server.api.openrouter import examples, naming
 from server.api.openrouter.generations import Generation, Generations
 from server.api.service import Reply, Service, answered
 from server.caller import Caller, Handling
 from server.errors import GuardError
 
-router = APIRouter(prefix="/api/v1", tags=["OpenRouter"])
+router = APIRouter(prefix="/api/v1", tags=["OpenRouter"], route_class=DirectRoute)
 
 
 async def complete(service: Service, body: ChatRequest, handling: Handling) -> Reply:
@@ -50,7 +51,7 @@ async def create_openrouter_chat_completion(request: Request) -> Response:
     generations.add(_generation(request, reply, streamed=bool(body.stream), seconds=seconds))
     if body.stream:
         return StreamingResponse(_stream(reply.document), media_type="text/event-stream")
-    return JSONResponse(reply.document)
+    return JSONReply(reply.document)
 
 
 def _document(service: Service, reply: Reply) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def _document(service: Service, reply: Reply) -> dict[str, Any]:
     nothing = {"upstream_inference_prompt_cost": 0.0, "upstream_inference_completions_cost": 0.0}
     return {
         **document,
-        "id": f"gen-{document['created']}-{uuid.uuid4().hex}",
+        "id": new_id(f"gen-{document['created']}-"),
         "model": naming.slug_of(service.names),
         "provider": completion.provider or naming.PROVIDER,
         "service_tier": document.get("service_tier"),
