@@ -33,10 +33,12 @@ class Taxonomy:
 
     categories: tuple[HazardCategory, ...]
     own: bool = False
+    codes: tuple[str, ...] = field(init=False, repr=False, compare=False)
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # A taxonomy is what prompts are remembered by, with every request: its fields are hashed once.
+        # Asked for several times in every request, the hash because prompts are remembered by their taxonomy.
+        object.__setattr__(self, "codes", tuple(category.code for category in self.categories))
         object.__setattr__(self, "_hash", hash((self.categories, self.own)))
 
     def __hash__(self) -> int:
@@ -46,10 +48,6 @@ class Taxonomy:
     def from_mapping(cls, categories: Mapping[str, str]) -> "Taxonomy":
         """A caller's own categories: code to the words that stand in the prompt."""
         return cls(tuple(HazardCategory(code, words, name=words) for code, words in categories.items()), own=True)
-
-    @property
-    def codes(self) -> tuple[str, ...]:
-        return tuple(category.code for category in self.categories)
 
     def __getitem__(self, code: str) -> HazardCategory:
         for category in self.categories:

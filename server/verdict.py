@@ -197,7 +197,7 @@ def _parse(text: str, taxonomy: Taxonomy) -> tuple[str, tuple[str, ...]]:
     if match is None:
         raise UnparseableVerdict("The model's answer is not of the form that it was asked for.")
     codes = tuple(dict.fromkeys(match["codes"].split(","))) if match["codes"] else ()
-    if not frozenset(codes) <= frozenset(taxonomy.codes):
+    if not all(code in taxonomy.codes for code in codes):
         raise UnparseableVerdict("The model listed a category that it was not asked about.")
     return match["word"].partition("\n")[0], codes
 

@@ -45,11 +45,15 @@ class Limits:
         return Allowance(self._admission.limit * each, self._admission.free * each, self._admission.reset_s)
 
 
+_NAMES = {unit: [f"x-ratelimit-{what}-{unit}".encode() for what in ("limit", "remaining", "reset")] for unit in Unit}
+
+
 def _headers(unit: Unit, allowance: Allowance) -> Headers:
+    limit, remaining, reset = _NAMES[unit]
     return [
-        (b"x-ratelimit-limit-" + unit.encode(), b"%d" % allowance.limit),
-        (b"x-ratelimit-remaining-" + unit.encode(), b"%d" % allowance.remaining),
-        (b"x-ratelimit-reset-" + unit.encode(), duration(allowance.reset_s).encode()),
+        (limit, b"%d" % allowance.limit),
+        (remaining, b"%d" % allowance.remaining),
+        (reset, duration(allowance.reset_s).encode()),
     ]
 
 
