@@ -11,14 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 
+from server.byte_pairs import BYTES
 from server.conversation import Conversation, ImagePart, Message, TextPart
 from server.errors import InvalidRequest
 from server.policy import Policy
 from server.profile import load_profile
-from server.prompt import IMAGE_TOKEN, Prompt
+from server.prompt import CONTROL_TOKENS, IMAGE_TOKEN, Prompt, stands_apart
 from server.taxonomy import HazardCategory, Taxonomy
-from server.tokenizer import Literal
+from server.tokenizer import Literal, PromptTokenizer, Scaffold
 from tests.golden.vocabulary import NAMES, vocabulary
 
 ROOT = Path(__file__).parents[1]
@@ -149,3 +155,57 @@ def test_images_without_any_category_left_are_refused():
     with pytest.raises(InvalidRequest) as caught:
         Prompt.render(Conversation.from_user(IMAGE), TEXT_ONLY.without(["S1"]))
     assert caught.value.param == "policy"
+
+
+# --- What is encoded once ---------------------------------------------------------------------------------
+
+words_and_edges = st.text(max_size=30) | st.sampled_from(
+    ["\n", " ", "\\n\\n\n\n", "User: ", "<END CONVERSATION>", "'s", "/"]
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.parametrize("name", NAMES)
+@given(texts=st.lists(words_and_edges, min_size=1, max_size=4), answered=st.booleans(), excluded=st.booleans())
+def test_the_scaffold_by_itself_gives_the_ids_of_the_whole(name, texts, answered, excluded):
+    ours = vocabulary(name).ours
+    messages = [Message("user", (*map(TextPart, texts), TextPart("x")))]
+    messages += [Message("assistant", (TextPart("y"), *map(TextPart, texts)))] if answered else []
+    taxonomy = TAXONOMY.without(["S5"]) if excluded else TAXONOMY
+    pieces = Prompt.render(Conversation.from_messages(messages), taxonomy).pieces
+    assert ours.encode(pieces) == ours.encode_whole(pieces)
+
+
+def test_preamble_and_closing_are_encoded_once(monkeypatch):
+    ours = PromptTokenizer(vocabulary("llama 4").ours._tokenizer)
+    encoded = []
+    encode_text = ours.encode_text
+    monkeypatch.setattr(ours, "encode_text", lambda text: encoded.append(text) or encode_text(text))
+    for text in ("first", "second", "third"):
+        Prompt.render(Conversation.from_user(TextPart(text)), TAXONOMY).token_ids(ours)
+    assert len([text for text in encoded if "BEGIN UNSAFE CONTENT" in text]) == 1
+    assert len([text for text in encoded if "END CONVERSATION" in text]) == 1
+    assert [text for text in encoded if text.startswith("User: ")] == [
+        f"User: {text}\\n\\n\n\n" for text in ("first", "second", "third")
+    ]
+
+
+def test_own_categories_are_never_taken_for_scaffold():
+    """A caller's words for a category may join with what stands beside them: such a preamble is encoded as a whole."""
+    own = Taxonomy.from_mapping({"S1": "Mine.", "S2": "Others."})
+    pieces = Prompt.render(Conversation.from_user(TextPart("x")), own).pieces
+    assert [piece.text for piece in pieces if isinstance(piece, Scaffold) and piece.apart] == [pieces[-1].text]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_llama_guard_tokenizers_let_the_scaffold_stand_apart(name):
+    assert stands_apart(vocabulary(name).ours, TAXONOMY)
+
+
+def test_a_tokenizer_that_joins_lines_with_words_is_found_out():
+    """Bytes alone, and a line break that merges with the first letter of `User`, which nothing cuts apart."""
+    tokens = {character: id_ for id_, character in enumerate(BYTES)} | {"ĊU": 256}
+    joining = Tokenizer(BPE(tokens, [("Ċ", "U")]))
+    joining.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    joining.add_special_tokens(list(CONTROL_TOKENS))
+    assert not stands_apart(PromptTokenizer(joining), TAXONOMY)
