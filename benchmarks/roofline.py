@@ -19,6 +19,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -160,12 +161,12 @@ class Network:
         """FLOP of one sampled row: only the last token of a prompt, and each token of an answer, meets the head."""
         return 2.0 * self.head_parameters
 
-    def prompt_flops(self, tokens: int, cached: int = 0) -> float:
+    def prompt_flops(self, tokens: float, cached: float = 0) -> float:
         """FLOP of a prompt of `tokens`, of which the first `cached` are in the prefix cache, without the head."""
         return (tokens - cached) * self.token_flops + self.attended(tokens, cached) * self.attention_flops
 
     @staticmethod
-    def attended(tokens: int, cached: int = 0) -> float:
+    def attended(tokens: float, cached: float = 0) -> float:
         """Pairs of a new token and one that it attends to: those before it, and itself."""
         return (tokens * (tokens + 1) - cached * (cached + 1)) / 2
 
@@ -242,7 +243,7 @@ def tiles(width: int, height: int, tile: int = 336) -> tuple[int, int]:
 
 
 def image_tiles(width: int, height: int, tile: int = 336) -> int:
-    """Tiles that the vision encoder sees: those of the rectangle, and an overview beside them where there are several."""
+    """Tiles that the vision encoder sees: those of the rectangle, and an overview where there are several."""
     count = math.prod(tiles(width, height, tile))
     return count + (count > 1)
 
@@ -261,9 +262,9 @@ def image_tokens(width: int, height: int, vision: Vision) -> int:
 class Load:
     """What the average request brings.
 
-    `user_tokens` and `images` (width and height in pixels of each) stand in a prompt with `scaffold_tokens` around them,
-    of which `cached_tokens` are in the prefix cache: 0 says that there is none. A share of `unsafe_share` goes on for
-    `decode_steps` after the first token.
+    `user_tokens` and `images` (width and height in pixels of each) stand in a prompt with `scaffold_tokens` around
+    them. The first `cached_tokens` of the prompt are in the prefix cache: 0 says that there is none. A share of
+    `unsafe_share` goes on for `decode_steps` after the first token.
     """
 
     user_tokens: float
@@ -349,9 +350,7 @@ MEASURED, VENDOR = "measured", "vendor's figures, dense"
 
 DEVICES = {
     "h100": Device("H100 80 GB", 798e12, 1400e12, 3.0e12, 80, f"{MEASURED}; fp8 assumed at 1.75 times bf16"),
-    "h200": Device(
-        "H200", 798e12, 1400e12, 4.3e12, 141, f"bandwidth {MEASURED}; arithmetic as the H100, the same chip"
-    ),
+    "h200": Device("H200", 798e12, 1400e12, 4.3e12, 141, f"bandwidth {MEASURED}; arithmetic as the H100 (same chip)"),
     "a100": Device("A100 80 GB", 312e12, None, 2.039e12, 80, VENDOR),
     "l40s": Device("L40S", 362e12, 733e12, 0.864e12, 48, VENDOR),
     "rtx4090": Device("RTX 4090", 165e12, 330e12, 1.008e12, 24, VENDOR),
@@ -420,7 +419,7 @@ def measure(device: str = "cuda", size: int = 8192, copied_bytes: int = 1 << 30,
 
     def best(run: Any) -> float:
         """Seconds of the fastest run, after one that warms up."""
-        times = []
+        times: list[float] = []
         end = time.perf_counter() + seconds
         while len(times) < 3 or time.perf_counter() < end:
             if on_gpu:
@@ -441,11 +440,8 @@ def measure(device: str = "cuda", size: int = 8192, copied_bytes: int = 1 << 30,
         one = torch.ones((), device=card)
         # The second matrix is read by columns.
         first, second = left.to(torch.float8_e4m3fn), right.to(torch.float8_e4m3fn).t()
-        fp8 = product / best(
-            lambda: torch._scaled_mm(
-                first, second, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True
-            )
-        )
+        scaled = partial(torch._scaled_mm, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
+        fp8 = product / best(lambda: scaled(first, second))
     origin = torch.empty(copied_bytes, dtype=torch.uint8, device=card)
     copy = torch.empty_like(origin)
     bandwidth = 2 * copied_bytes / best(lambda: copy.copy_(origin))
@@ -463,7 +459,7 @@ SIZES = ((336, 336), (1024, 768), (1920, 1080))
 def constants(network: Network) -> str:
     """What one token, row, step and tile of `network` cost, a line each."""
     lines = [
-        f"prompt token    {network.token_flops / 1e9:.2f} GFLOP, and {network.attention_flops / 1e6:.3f} MFLOP for each "
+        f"prompt token    {network.token_flops / 1e9:.2f} GFLOP and {network.attention_flops / 1e6:.3f} MFLOP for each "
         "token before it",
         f"sampled row     {network.head_flops / 1e9:.2f} GFLOP",
         *(
