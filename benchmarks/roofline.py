@@ -40,6 +40,9 @@ IMAGE_MARKS = 3
 SCAFFOLD_TOKENS, PREAMBLE_TOKENS = 203, 144
 """The moderation prompt without the message, and the whole blocks of 16 at its start that every message shares."""
 
+IMAGE_SCAFFOLD_TOKENS, IMAGE_PREAMBLE_TOKENS = 198, 128
+"""The same where there are images: S14 is not asked about."""
+
 DECODE_STEPS = 5
 """Forward passes after the first of an unsafe answer with one category: its line, its code, its end."""
 
@@ -153,7 +156,10 @@ class Network:
 
     @property
     def attention_flops(self) -> float:
-        """FLOP of one token for each token that it attends to: scores and weighted sum, in all layers and heads."""
+        """FLOP of one token for each token that it attends to: scores and weighted sum, in all layers and heads.
+
+        Full attention, as in Llama Guard 4. A network that attends in chunks does less beyond its first chunk.
+        """
         return 4.0 * self.layers * self.heads * self.head_dim
 
     @property
@@ -274,6 +280,26 @@ class Load:
     decode_steps: float = DECODE_STEPS
     scaffold_tokens: float = SCAFFOLD_TOKENS
 
+    @classmethod
+    def warm(cls, user_tokens: float, images: tuple[tuple[int, int], ...] = (), unsafe_share: float = 0.0) -> "Load":
+        """A request whose preamble is in the cache, in the prompt that it gets with or without images."""
+        if not images:
+            return cls(user_tokens, unsafe_share=unsafe_share)
+        return cls(user_tokens, images, IMAGE_PREAMBLE_TOKENS, unsafe_share, scaffold_tokens=IMAGE_SCAFFOLD_TOKENS)
+
+    @classmethod
+    def counted(
+        cls,
+        network: Network,
+        prompt_tokens: float,
+        cached_tokens: float,
+        generated_tokens: float,
+        images: tuple[tuple[int, int], ...] = (),
+    ) -> "Load":
+        """What an engine counted for one verdict on average: `prompt_tokens` hold those of the images."""
+        seen = sum(image_tokens(*size, _vision_of(network)) for size in images)
+        return cls(prompt_tokens - seen, images, cached_tokens, 1.0, generated_tokens - 1, scaffold_tokens=0)
+
     def prompt_tokens(self, network: Network) -> float:
         """Tokens of the whole prompt, cached ones included."""
         return self.scaffold_tokens + self.user_tokens + sum(self._image_tokens(network))
@@ -330,8 +356,7 @@ def work(network: Network, load: Load, precision: Precision) -> Work:
 class Device:
     """Peaks of a card: dense FLOP a second, bytes a second. `fp8_flops` is None where it has no such arithmetic.
 
-    `source` says where the peaks come from. A vendor's figure is reached by nobody: the H100's measured one is 81 % of
-    its data sheet's.
+    `source` says where the peaks come from. A vendor's figure is reached by nobody (REACHED).
     """
 
     name: str
@@ -347,6 +372,9 @@ class Device:
 
 
 MEASURED, VENDOR = "measured", "vendor's figures, dense"
+
+REACHED = 0.81
+"""Share of the vendor's 989 TFLOP/s that the H100's measured 798 are."""
 
 DEVICES = {
     "h100": Device("H100 80 GB", 798e12, 1400e12, 3.0e12, 80, f"{MEASURED}; fp8 assumed at 1.75 times bf16"),
