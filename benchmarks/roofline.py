@@ -499,8 +499,8 @@ def constants(network: Network) -> str:
     if network.vision is not None:
         lines.append(f"image tile      {network.vision.flops_per_tile / 1e12:.2f} TFLOP in the vision encoder")
         lines += [
-            f"{f'{width} x {height}':<15} {image_tiles(width, height, network.vision.tile_pixels)} tiles, "
-            f"{image_tokens(width, height, network.vision):,} tokens"
+            f"{f'{width} x {height}':<15} {image_tokens(width, height, network.vision):,} tokens, tiles and overview: "
+            f"{image_tiles(width, height, network.vision.tile_pixels)}"
             for width, height in SIZES
         ]
     return "\n".join(lines)
