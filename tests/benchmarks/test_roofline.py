@@ -215,6 +215,14 @@ def test_a_small_step_is_bound_by_reading_the_weights():
     assert alone == pytest.approx(least, rel=0.01)
 
 
+def test_a_step_with_an_image_reads_the_vision_encoder_too():
+    load = Load.warm(20, ((336, 336),))
+    computed = load.computed_tokens(LLAMA_GUARD_4)
+    found = roofline.verdict_seconds(LLAMA_GUARD_4, H100, "bf16", load, step_tokens=computed)
+    read = LLAMA_GUARD_4.weight_bytes("bf16") + 2 * LLAMA_GUARD_4.vision.parameters
+    assert found == pytest.approx(read / H100.bandwidth, rel=0.01)
+
+
 def test_without_fp8_arithmetic_fp8_weights_compute_in_bf16():
     a100 = DEVICES["a100"]
     both = [most_verdicts_per_second(LLAMA_GUARD_4, a100, precision, Load(100)) for precision in roofline.PRECISIONS]
