@@ -2,11 +2,11 @@
 
     python -m benchmarks.capacity --tokens 100                          # on the cards that are known, calculated
     python -m benchmarks.capacity --tokens 20 --images 1024x768 --price-per-hour 2
-    python -m benchmarks.capacity --result FILE --row results.short.guard-moderations --price-per-hour 2
+    python -m benchmarks.capacity --result FILE --load short --price-per-hour 2
 
 Without `--result` a card's speed is the roofline times a share that engines reach (`--efficiency`), an assumption. With
-it, it is what `python -m benchmarks` or `benchmarks.full_size` measured: `--row` leads to the object that holds
-`verdicts_per_s`, by the keys on the way. Nobody's hardware prices are in here: `--price-per-hour` is yours.
+it, it is what `python -m benchmarks` measured and wrote there. Nobody's hardware prices are in here: `--price-per-hour`
+is yours.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.roofline import DEVICES, LLAMA_GUARD_4, REACHED, VENDOR, Device, Load, Precision
+from benchmarks.roofline import DECODE_STEPS, DEVICES, LLAMA_GUARD_4, REACHED, VENDOR, Device, Load, Precision
 from benchmarks.roofline import most_verdicts_per_second as roofline
 
 EFFICIENCY = 0.65
@@ -79,37 +79,33 @@ def calculated(device: Device, precision: Precision, load: Load, efficiency: flo
     )
 
 
-def measured(result: Mapping[str, Any], row: str, load: Load) -> Speed:
-    """What a benchmark's result says at `row`.
+def measured(result: Mapping[str, Any], load_name: str, contender: str) -> tuple[Speed, float]:
+    """The top speed that `python -m benchmarks` saw of `contender` under a load, and the CPU milliseconds of its front
+    a request.
 
-    What the row does not tell of its requests is taken from `load`. Raises ValueError when there is no speed at `row`.
+    The top is the section with the most verdicts a second at a fixed concurrency. Raises ValueError when there is none.
     """
-    found = row_of(result, row)
-    if not isinstance(found.get("verdicts_per_s"), int | float):
-        raise ValueError(f"--row {row!r} holds no verdicts_per_s, but {', '.join(found)}")
-    requests = found.get("requests")
-    unsafe_share = found.get("unsafe", 0) / requests if requests else load.unsafe_share
-    machine = result.get("machine", "an unnamed machine")
-    if isinstance(machine, Mapping):
-        machine = "; ".join(machine.get("gpu") or [f"{machine.get('cores')} cores, no GPU"])
-    return Speed(
-        card=str(machine),
-        verdicts_per_s=float(found["verdicts_per_s"]),
-        prompt_tokens=float(found.get("prompt_tokens") or load.prompt_tokens(LLAMA_GUARD_4)),
-        completion_tokens=SAFE_TOKENS + unsafe_share * load.decode_steps,
-        origin=f"measured, {row} of {result.get('date', 'an unknown day')}, commit {result.get('commit', 'unknown')}",
+    sections = [section for section in result.get("sections", ()) if section["rate"] is None]
+    figures = [
+        section["contenders"][contender]
+        for section in sections
+        if section["load"] == load_name and contender in section["contenders"]
+    ]
+    if not figures:
+        seen = sorted({f"{section['load']} {name}" for section in sections for name in section["contenders"]})
+        raise ValueError(f"the result has no {load_name} {contender}, but {', '.join(seen) or 'no sections'}")
+    top = max(figures, key=lambda each: each["verdicts_per_s"] or 0)
+    if not top["verdicts_per_s"] or "prompt_tokens" not in top:
+        raise ValueError(f"of {load_name} {contender} the result has no verdicts, or no count of tokens")
+    machine = result["machine"]
+    speed = Speed(
+        card="; ".join(machine["gpu"]) or f"{machine['cores']} cores, no GPU",
+        verdicts_per_s=top["verdicts_per_s"],
+        prompt_tokens=top["prompt_tokens"],
+        completion_tokens=SAFE_TOKENS + top["unsafe"] / top["requests"] * DECODE_STEPS,
+        origin=f"measured: {load_name}, {contender}, model {result['model']['name']}, {result['date']}",
     )
-
-
-def row_of(result: Mapping[str, Any], row: str) -> Mapping[str, Any]:
-    """The object at the end of the dotted path. Raises ValueError with the keys that there are."""
-    found = result
-    for key in row.split(".") if row else ():
-        deeper = found.get(key)
-        if not isinstance(deeper, Mapping):
-            raise ValueError(f"--row {row!r}: {key!r} is none of {', '.join(found)}")
-        found = deeper
-    return found
+    return speed, top["cpu_ms"]["front"]
 
 
 # --- The questions of an operator ------------------------------------------------------------------------
@@ -248,25 +244,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--utilisation", type=positive, default=UTILISATION, help="share of the top speed to plan with")
     parser.add_argument("--cpu-ms", type=positive, help="CPU of the front process a request; else the result's")
     parser.add_argument("--result", type=Path, help="a benchmark's JSON line, in place of the limit")
-    parser.add_argument("--row", default="", help="where in it: keys and positions with dots between")
+    parser.add_argument("--load", default="short", help="which of the result's loads (short)")
+    parser.add_argument("--contender", default="guard-moderations", help="and of its contenders (guard-moderations)")
     options = parser.parse_args(arguments)
-    front_ms = None
+    front_ms = CPU_MS
     load = Load.warm(options.tokens, tuple(options.images), options.unsafe_share)
     if options.result:
         try:
             # The benchmarks print tables for people first.
             result = json.loads(options.result.read_text().strip().splitlines()[-1])
-            speeds = [measured(result, options.row, load)]
-            front_ms = row_of(result, options.row).get("cpu_ms", {}).get("front")
-        except (OSError, ValueError, IndexError) as error:
-            parser.error(str(error))
+            speed, front_ms = measured(result, options.load, options.contender)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            parser.error(f"{options.result} is no result of python -m benchmarks: {error}")
+        speeds = [speed]
     else:
         devices = [DEVICES[options.device]] if options.device else DEVICES.values()
         speeds = [
             calculated(device, options.precision or usual_precision(device), load, options.efficiency)
             for device in devices
         ]
-    cpu_ms = options.cpu_ms or front_ms or CPU_MS
+    cpu_ms = options.cpu_ms or front_ms
     print(report(speeds, options.requests, options.price_per_hour, options.utilisation, cpu_ms))
 
 

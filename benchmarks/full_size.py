@@ -70,8 +70,9 @@ SHAPES = {
 # --- The checkpoint --------------------------------------------------------------------------------------
 
 
-def config_of(shape: Shape, context: int) -> dict[str, Any]:
-    """config.json of a checkpoint of that shape."""
+def build(folder: Path, shape: Shape, context: int) -> None:
+    """Write config, the Llama 4 tokenizer and random weights; one shard of them is in memory at once."""
+    tokenizer = reference_model.llama4_tokenizer()
     config = reference_model.base_config(context, shape.layers, shape.hidden, shape.heads, shape.kv_heads)
     config["torch_dtype"] = shape.dtype
     config["text_config"] |= {
@@ -89,13 +90,6 @@ def config_of(shape: Shape, context: int) -> dict[str, Any]:
         "projector_output_dim": shape.vision_output,
         "vision_output_dim": shape.vision_output,
     }
-    return config
-
-
-def build(folder: Path, shape: Shape, context: int) -> None:
-    """Write config, the Llama 4 tokenizer and random weights; one shard of them is in memory at once."""
-    tokenizer = reference_model.llama4_tokenizer()
-    config = config_of(shape, context)
     reference_model.write_all_but_weights(folder, config, tokenizer)
     with torch.device("meta"):
         network = Llama4ForConditionalGeneration(Llama4Config.from_pretrained(folder))

@@ -22,23 +22,30 @@ from benchmarks.roofline import DEVICES, LLAMA_GUARD_4, REACHED, Load, most_verd
 H100, L4 = DEVICES["h100"], DEVICES["l4"]
 CARD = Speed("a card", 100.0, 300.0, 0.0, "made up")
 
+
+def section(load: str, speed: float, rate: float | None = None) -> dict:
+    """One section of a result, as `python -m benchmarks` writes it, as far as it is read."""
+    figures = {
+        "verdicts_per_s": speed,
+        "requests": 200,
+        "unsafe": 50,
+        "prompt_tokens": 320.0,
+        "cpu_ms": {"front": 1.5, "engine": 3.0},
+    }
+    return {"load": load, "rate": rate, "contenders": {"guard-moderations": figures, "transformers": {**figures}}}
+
+
 RESULT = {
-    "machine": {"gpu": ["NVIDIA H100 80GB HBM3, 81559 MiB, 580"], "cores": 16},
-    "commit": "abc1234",
-    "date": "2026-11-24",
-    "results": {
-        "short": {
-            "guard-moderations": {
-                "verdicts_per_s": 150.0,
-                "requests": 200,
-                "unsafe": 50,
-                "prompt_tokens": 320.0,
-                "cpu_ms": {"front": 1.5, "engine": 3.0},
-            }
-        }
-    },
+    "machine": {"gpu": ["NVIDIA H100 80GB HBM3, 81559, 580"], "cores": 16},
+    "date": "2026-11-24T12:00:00Z",
+    "model": {"name": "full"},
+    "sections": [
+        section("short", 90.0),
+        section("short", 150.0),
+        section("short", 999.0, rate=9),
+        section("long", 20.0),
+    ],
 }
-ROW = "results.short.guard-moderations"
 
 
 # --- Speed -----------------------------------------------------------------------------------------------
@@ -56,33 +63,26 @@ def test_a_vendors_peak_counts_for_what_is_reached_of_it():
     assert calculated(L4, "fp8", Load(100), efficiency=0.5).verdicts_per_s == pytest.approx(0.5 * REACHED * most)
 
 
-def test_a_measured_speed_is_what_the_result_says():
-    speed = measured(RESULT, ROW, Load(100))
-    assert (speed.verdicts_per_s, speed.prompt_tokens) == (150, 320)
+def test_a_measured_speed_is_the_highest_of_the_closed_loops():
+    speed, front_ms = measured(RESULT, "short", "guard-moderations")
+    assert (speed.verdicts_per_s, speed.prompt_tokens, front_ms) == (150, 320, 1.5)
     assert speed.completion_tokens == 3 + 0.25 * 5
     assert speed.card.startswith("NVIDIA H100")
-    assert "measured" in speed.origin
-    assert "abc1234" in speed.origin
+    assert speed.origin == "measured: short, guard-moderations, model full, 2026-11-24T12:00:00Z"
 
 
 def test_a_machine_without_a_gpu_is_called_one():
     without = {**RESULT, "machine": {"gpu": [], "cores": 2}}
-    assert measured(without, ROW, Load(100)).card == "2 cores, no GPU"
+    assert measured(without, "short", "guard-moderations")[0].card == "2 cores, no GPU"
 
 
-def test_the_full_size_benchmark_is_read_too():
-    result = {"machine": "NVIDIA L4", "text_100_loaded": {"verdicts_per_s": 40}}
-    speed = measured(result, "text_100_loaded", Load(100))
-    assert (speed.card, speed.verdicts_per_s, speed.prompt_tokens) == ("NVIDIA L4", 40, 303)
-
-
-@pytest.mark.parametrize(
-    ("row", "problem"),
-    [("results.long", "'long' is none of short"), ("", "holds no verdicts_per_s"), ("commit", "'commit' is none of")],
-)
-def test_a_row_that_is_none_is_refused_with_what_there_is(row, problem):
-    with pytest.raises(ValueError, match=problem):
-        measured(RESULT, row, Load(100))
+def test_what_was_not_measured_is_refused_with_what_was():
+    with pytest.raises(ValueError, match=r"no image1 vllm, but long guard-moderations, long transformers, short guard"):
+        measured(RESULT, "image1", "vllm")
+    with pytest.raises(ValueError, match="no verdicts"):
+        measured({**RESULT, "sections": [section("short", 0.0)]}, "short", "guard-moderations")
+    with pytest.raises(ValueError, match="no sections"):
+        measured({}, "short", "guard-moderations")
 
 
 # --- The questions of an operator ------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def test_the_command_says_when_a_card_cannot_carry_what_it_would_take(capsys):
 
 def test_the_command_reads_a_result(tmp_path, capsys):
     (tmp_path / "result.json").write_text(f"a table for people\n{json.dumps(RESULT)}\n")
-    capacity.main(["--result", str(tmp_path / "result.json"), "--row", ROW, "--requests", "7000"])
+    capacity.main(["--result", str(tmp_path / "result.json"), "--requests", "7000"])
     printed = capsys.readouterr().out
     assert "(measured" in printed
     assert "calculated" not in printed
@@ -151,9 +151,9 @@ def test_the_command_reads_a_result(tmp_path, capsys):
     assert "15.00 cores" in printed
 
 
-@pytest.mark.parametrize("content", ["", "no JSON\n", '{"results": {}}\n'])
+@pytest.mark.parametrize("content", ["", "no JSON\n", '{"sections": []}\n', "[]\n", '{"sections": [1]}\n'])
 def test_the_command_refuses_what_is_no_result(tmp_path, capsys, content):
     (tmp_path / "result.json").write_text(content)
     with pytest.raises(SystemExit):
-        capacity.main(["--result", str(tmp_path / "result.json"), "--row", ROW])
+        capacity.main(["--result", str(tmp_path / "result.json")])
     assert "error" in capsys.readouterr().err

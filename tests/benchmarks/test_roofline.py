@@ -12,11 +12,12 @@ from transformers import Llama4Config, Llama4ForConditionalGeneration
 from transformers.image_utils import SizeDict
 from transformers.models.llama4.image_processing_llama4 import find_supported_resolutions, get_best_fit
 
-from benchmarks import full_size, roofline
+from benchmarks import roofline
 from benchmarks.roofline import DEVICES, LLAMA_GUARD_4, Load, Network, most_verdicts_per_second
 from server.conversation import Conversation, ImagePart, TextPart
 from server.profile import load_profile
 from server.prompt import Prompt
+from tests import reference_model
 from tests.golden.vocabulary import vocabulary
 
 POCKET = Path(__file__).parents[2] / "model_config" / "pocket" / "config.json"
@@ -24,14 +25,25 @@ H100 = DEVICES["h100"]
 
 
 def full_config() -> dict:
-    """The configuration that benchmarks/full_size.py writes for the full-size network."""
-    return full_size.config_of(full_size.SHAPES["full"], 8192)
+    """config.json of the full-size network, as far as its shape goes."""
+    config = reference_model.base_config(8192, layers=48, hidden=5120, heads=40, kv_heads=8)
+    config["text_config"] |= {"intermediate_size": 8192, "intermediate_size_mlp": 8192}
+    config["vision_config"] |= {
+        "hidden_size": 1408,
+        "num_hidden_layers": 34,
+        "num_attention_heads": 16,
+        "intermediate_size": 5632,
+        "projector_input_dim": 4096,
+        "projector_output_dim": 4096,
+        "vision_output_dim": 4096,
+    }
+    return config
 
 
 # --- The network -----------------------------------------------------------------------------------------
 
 
-def test_the_network_is_the_one_that_the_benchmark_builds():
+def test_a_configuration_of_its_shape_is_read_as_the_network():
     assert Network.from_config(full_config()) == LLAMA_GUARD_4
 
 
