@@ -1,4 +1,4 @@
-"""Sends one load to one contender and writes down what came back. A light process of its own, so as not to be the limit.
+"""Sends one load to one contender and takes down what came back: a light process of its own, not to be the limit.
 
     python -m benchmarks.load_generator < job.json > outcome.json
 
@@ -64,7 +64,7 @@ class Outcome:
 def body(dialect: str, model: str, content: Content) -> bytes:
     """The request of a caller who wants this content judged."""
     if dialect == "moderations":
-        return json.dumps({"input": content if isinstance(content, str) else content}).encode()
+        return json.dumps({"input": content}).encode()
     message = {"role": "user", "content": content}
     return json.dumps({"model": model, "messages": [message], "temperature": 0, "max_tokens": 50}).encode()
 

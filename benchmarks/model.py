@@ -14,7 +14,7 @@ TEMPLATE = SHIPPED / "llama-guard-4-12b" / "chat_template.jinja"
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """`folder` holds the checkpoint, `base` the profile that it is served with; `engine` is all that engines are told."""
+    """`folder` holds the checkpoint, `base` the profile it is served with; `engine` is all that engines are told."""
 
     name: str
     served_as: str

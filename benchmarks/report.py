@@ -97,7 +97,7 @@ def results_of(slices: Sequence[Slice], loads: Sequence[Load]) -> dict[str, Any]
         for each in slices:
             if each.load == load.name and each.rate is None:
                 by_contender.setdefault(each.contender, []).append(each)
-        for name, own in by_contender.items():
+        for own in by_contender.values():
             own.sort(key=lambda each: each.round)
         results[load.name] = {
             name: figures_of(own, load)
