@@ -2,15 +2,16 @@
 
 A service is a process tree that listens somewhere. A contender is a URL to post to, what to post there, and the
 services that work on it. Two contenders may share a service: this server answers in two dialects, and gateways stand
-in front of the raw engine.
+in front of vLLM's own server.
 """
 
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +20,19 @@ import httpx
 from benchmarks.model import ROOT, TEMPLATE, Model
 
 START_TIMEOUT_S = 1800
+ENVIRONMENTS = Path(os.environ.get("CLIENTS", ROOT / ".venv-clients"))
+"""Where other people's gateways are installed, each in an environment of its own (`make bench-gateways`)."""
+
+BASELINE = "vllm"
+
+
+class LeftOut(Exception):
+    """A contender cannot take part. The message says why, and how to change that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """`services` are names; the counters of an engine are read from `engine`, which is a URL or None."""
+    """`services` are names; counters are read from the server at `engine`, None where nothing counts."""
 
     name: str
     url: str
@@ -35,20 +44,19 @@ class Contender:
 
 @dataclass(slots=True)
 class Service:
-    """A running process tree and its log."""
+    """A running process tree, what it is called in the figures of CPU time, and its log."""
 
     name: str
+    role: str
     process: subprocess.Popen[bytes]
     url: str
     log: Path
     ready_s: float = 0.0
 
     def wait(self, path: str, deadline_s: float = START_TIMEOUT_S) -> None:
-        """Until `path` answers 200. Raises RuntimeError with the end of the log when that does not happen."""
+        """Until `path` answers 200. Raises LeftOut with the end of the log when that does not happen."""
         started = time.monotonic()
-        while time.monotonic() - started < deadline_s:
-            if self.process.poll() is not None:
-                break
+        while time.monotonic() - started < deadline_s and self.process.poll() is None:
             try:
                 if httpx.get(self.url + path, timeout=5).status_code == 200:
                     self.ready_s = time.monotonic() - started
@@ -57,7 +65,7 @@ class Service:
                 pass
             time.sleep(0.25)
         self.stop()
-        raise RuntimeError(f"{self.name} did not start:\n{self.log.read_text(errors='replace')[-3000:]}")
+        raise LeftOut(f"it did not start: {' '.join(self.log.read_text(errors='replace')[-1500:].split())}")
 
     def stop(self) -> None:
         self.process.terminate()
@@ -68,62 +76,176 @@ class Service:
             self.process.wait()
 
 
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What starting a service needs: the model, a folder for its files, and the services that run already."""
+
+    model: Model
+    folder: Path
+    services: Mapping[str, Service]
+
+    def start(
+        self, name: str, role: str, command: list[str], port: int, ready: str, environment: Mapping[str, str]
+    ) -> Service:
+        log = self.folder / f"{name}.log"
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, env={**os.environ, **environment}
+            )
+        service = Service(name, role, process, f"http://127.0.0.1:{port}", log)
+        service.wait(ready)
+        return service
+
+    @property
+    def raw_url(self) -> str:
+        """Of vLLM's own server, which gateways stand in front of."""
+        if BASELINE not in self.services:
+            raise LeftOut(f"it stands in front of {BASELINE}, which does not run")
+        return self.services[BASELINE].url
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def start(name: str, command: list[str], port: int, folder: Path, environment: Mapping[str, str]) -> Service:
-    log = folder / f"{name.replace(' ', '-')}.log"
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, env={**os.environ, **environment}
-        )
-    return Service(name, process, f"http://127.0.0.1:{port}", log)
+# --- Starting each of them -------------------------------------------------------------------------------
 
 
-def start_guard(model: Model, folder: Path, name: str = "guard", settings: Mapping[str, str] | None = None) -> Service:
-    """This server, with its defaults but for `settings`, on `model`."""
-    place = folder / name
-    place.mkdir(exist_ok=True)
-    profile = model.write_profile(place)
-    mass = {} if model.minimum_mass is None else {"GUARD_MINIMUM_VERDICT_MASS": str(model.minimum_mass)}
-    port = free_port()
+def start_guard(stage: Stage, name: str = "guard", settings: Mapping[str, str] | None = None) -> Service:
+    """This server with its defaults but for `settings`."""
+    place = stage.folder / name
+    place.mkdir()
+    profile, port = stage.model.write_profile(place), free_port()
+    mass = stage.model.minimum_mass
+    environment = {
+        "GUARD_DATABASE_URL": "sqlite://",
+        # Someone who waits for its turn in a crowd of callers still gets it; a deadline is not what is measured.
+        "GUARD_DEADLINE": "600",
+        # It asks an idle engine for a verdict now and then, which would stand in the counters.
+        "GUARD_PROBE_INTERVAL": "3600",
+        "GUARD_READY_MAX_AGE": "7200",
+        **({} if mass is None else {"GUARD_MINIMUM_VERDICT_MASS": str(mass)}),
+        **(settings or {}),
+    }
     command = [sys.executable, "-m", "server", "serve", "--profile", str(profile), "--port", str(port)]
-    environment = {"GUARD_DATABASE_URL": "sqlite://", "GUARD_DEADLINE": "120", **mass, **(settings or {})}
-    service = start(name, command, port, folder, environment)
-    service.wait("/ready")
-    return service
+    return stage.start(name, "server", command, port, "/ready", environment)
 
 
-def start_vllm(model: Model, folder: Path) -> Service:
-    """vLLM's own server with the official template and the engine arguments of the profile, else its defaults."""
+def start_cached_guard(stage: Stage) -> Service:
+    """This server with its verdict cache on."""
+    return start_guard(stage, "guard-cached", {"GUARD_VERDICT_CACHE": "10000"})
+
+
+def start_vllm(stage: Stage) -> Service:
+    """vLLM's own server with the official template and the engine arguments of the profile, else with its defaults.
+
+    Without a log line for each request, which this server does not write either.
+    """
     port = free_port()
-    # Without a log line for each request, which this server does not write either.
     command = [
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model.folder)),
-        *("--served-model-name", model.served_as, "--chat-template", str(TEMPLATE), "--port", str(port)),
-        *("--host", "127.0.0.1", "--disable-uvicorn-access-log"),
-        *model.engine_flags,
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(stage.model.folder)),
+        *("--served-model-name", stage.model.served_as, "--chat-template", str(TEMPLATE)),
+        *("--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log"),
+        *stage.model.engine_flags,
     ]
     environment = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-    service = start("vllm", command, port, folder, environment)
-    service.wait("/health")
-    return service
+    return stage.start(BASELINE, "server", command, port, "/health", environment)
+
+
+def start_transformers(stage: Stage) -> Service:
+    """The snippet of the model card behind a few lines of HTTP, one request at a time."""
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.transformers_server", str(stage.model.folder), str(port)]
+    return stage.start("transformers", "front", command, port, "/health", {"HF_HUB_OFFLINE": "1"})
+
+
+def start_litellm(stage: Stage) -> Service:
+    """LiteLLM's proxy in front of vLLM's own server."""
+    config, port = stage.folder / "litellm.yaml", free_port()
+    entry = {
+        "model_name": stage.model.served_as,
+        "litellm_params": {
+            "model": f"hosted_vllm/{stage.model.served_as}",
+            "api_base": f"{stage.raw_url}/v1",
+            "api_key": "none",
+        },
+    }
+    config.write_text(json.dumps({"model_list": [entry]}))  # JSON is YAML too
+    command = [program("litellm", "litellm"), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
+    return stage.start("litellm", "gateway", command, port, "/health/liveliness", QUIET)
+
+
+def start_nemo(stage: Stage) -> Service:
+    """NeMo Guardrails' server with its llama guard rail for input, in front of vLLM's own server."""
+    folder, port = stage.folder / "nemo" / "guard", free_port()
+    folder.mkdir(parents=True)
+    model = {
+        "type": "llama_guard",
+        "engine": "openai",
+        "model": stage.model.served_as,
+        "parameters": {"base_url": f"{stage.raw_url}/v1", "api_key": "none"},
+    }
+    flows = {"input": {"flows": ["llama guard check input"]}}
+    (folder / "config.yml").write_text(json.dumps({"models": [model], "rails": flows}))
+    # The official template is the server's: what the rail sends is the text alone, and so the same prompt as anyone's.
+    prompt = {"task": "llama_guard_check_input", "content": "{{ user_input }}"}
+    (folder / "prompts.yml").write_text(json.dumps({"prompts": [prompt]}))
+    command = [
+        *(program("nemo", "nemoguardrails"), "server", "--config", str(folder.parent)),
+        *("--port", str(port), "--default-config-id", "guard", "--disable-chat-ui"),
+    ]
+    return stage.start("nemo", "gateway", command, port, "/v1/rails/configs", QUIET)
+
+
+QUIET = {
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "LITELLM_TELEMETRY": "False",
+    "LANGSMITH_TRACING": "false",
+    "NEMO_GUARDRAILS_NO_USAGE_STATS": "1",
+}
+"""Nothing is fetched from or told to anyone."""
+
+
+def program(environment: str, name: str) -> str:
+    """The path of a gateway's program. Raises LeftOut when it is not installed."""
+    path = ENVIRONMENTS / environment / "bin" / name
+    if not path.exists():
+        raise LeftOut("it is not installed: make bench-gateways")
+    return str(path)
+
+
+STARTERS: dict[str, Callable[[Stage], Service]] = {
+    "guard": start_guard,
+    "guard-cached": start_cached_guard,
+    "vllm": start_vllm,
+    "transformers": start_transformers,
+    "litellm": start_litellm,
+    "nemo": start_nemo,
+}
+
+ENGINES = ("guard", "guard-cached", "vllm", "transformers")
+"""Those that hold the model in memory."""
+
+
+# --- Asking them -----------------------------------------------------------------------------------------
 
 
 def contenders_of(services: Mapping[str, Service], model: Model) -> list[Contender]:
     """Every way to ask the services that run."""
     found: list[Contender] = []
     for name, service in services.items():
+        chat = service.url + "/v1/chat/completions"
         if name.startswith("guard"):
-            ways = (("moderations", "/v1/moderations"), ("chat", "/v1/chat/completions"))
-            found += [
-                Contender(f"{name}-{way}", service.url + path, way, model.served_as, (name,), service.url)
-                for way, path in ways
-            ]
-        if name == "vllm":
-            url = service.url + "/v1/chat/completions"
-            found.append(Contender("vllm", url, "chat", model.served_as, ("vllm",), service.url))
+            moderations = service.url + "/v1/moderations"
+            found.append(Contender(f"{name}-moderations", moderations, "moderations", "", (name,), service.url))
+            found.append(Contender(f"{name}-chat", chat, "chat", model.served_as, (name,), service.url))
+        elif name in ("litellm", "nemo"):
+            behind = services[BASELINE].url
+            dialect = "nemo" if name == "nemo" else "chat"
+            found.append(Contender(name, chat, dialect, model.served_as, (name, BASELINE), behind))
+        else:
+            engine = service.url if name == BASELINE else None
+            found.append(Contender(name, chat, "chat", model.served_as, (name,), engine))
     return found

@@ -49,3 +49,16 @@ def parse_counters(exposition: str) -> EngineCounters:
 
 def read_counters(url: str) -> EngineCounters:
     return parse_counters(httpx.get(f"{url}/metrics", timeout=30).raise_for_status().text)
+
+
+def parse_block_size(exposition: str) -> int | None:
+    """Tokens of a block of the prefix cache, None when the engine does not say."""
+    for family in text_string_to_metric_families(exposition):
+        for sample in family.samples:
+            if sample.name == "vllm:cache_config_info":
+                return int(sample.labels["block_size"])
+    return None
+
+
+def read_block_size(url: str) -> int | None:
+    return parse_block_size(httpx.get(f"{url}/metrics", timeout=30).raise_for_status().text)

@@ -10,6 +10,7 @@ have left, so that a server that stalls cannot slow its own examination.
 import asyncio
 import itertools
 import json
+import math
 import random
 import sys
 import time
@@ -26,18 +27,23 @@ from benchmarks.traffic import Content, Load
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """`rate` of None is the closed loop. The clock starts after `warm_up` requests or, open, seconds."""
+    """What to ask, and for how long: until all `requests` are asked or `seconds` are over.
+
+    `rate` of None is the closed loop. The clock starts after `warm_up` answers or, open loop, seconds.
+    """
 
     url: str
     dialect: str
     model: str
     load: str
     shares: dict[str, float]
+    context: int
     seed: int
     salt: str
     requests: int
     concurrency: int
     warm_up: float
+    seconds: float
     rate: float | None = None
     timeout_s: float = 120.0
 
@@ -116,7 +122,7 @@ class Caller:
 
 async def run(job: Job) -> Outcome:
     """All of `job`. Contents are made before the clock starts."""
-    contents = Load(job.load, job.shares).contents(job.seed, job.salt)
+    contents = Load(job.load, job.shares, job.context).contents(job.seed, job.salt)
     bodies = [body(job.dialect, job.model, content) for content in itertools.islice(contents, job.requests)]
     headers = {"Content-Type": "application/json"}
     timeout = aiohttp.ClientTimeout(total=job.timeout_s)
@@ -138,7 +144,7 @@ async def run(job: Job) -> Outcome:
 
 
 async def _closed_loop(caller: Caller, bodies: Iterator[bytes], job: Job) -> tuple[float, float]:
-    begin = end = time.perf_counter()
+    begin, end = time.perf_counter(), math.inf
     answered = 0
 
     async def work() -> None:
@@ -148,8 +154,10 @@ async def _closed_loop(caller: Caller, bodies: Iterator[bytes], job: Job) -> tup
             answered += 1
             if answered == int(job.warm_up):
                 begin = time.perf_counter()
-        # The first caller to find nothing left ends the window: from here on the load is lighter than it should be.
-        end = min(end, time.perf_counter()) if end > begin else time.perf_counter()
+            if answered >= job.warm_up and time.perf_counter() - begin > job.seconds:
+                break
+        # The first caller to stop ends the window: from here on the load is lighter than it should be.
+        end = min(end, time.perf_counter())
 
     await asyncio.gather(*(work() for _ in range(job.concurrency)))
     return begin, end
@@ -161,14 +169,15 @@ async def _open_loop(caller: Caller, bodies: list[bytes], job: Job) -> tuple[flo
     start, lag = time.perf_counter(), 0.0
     asking = []
     for data, arrival in zip(bodies, arrivals, strict=True):
+        if arrival > job.seconds:
+            break
         due = start + arrival
         if (wait := due - time.perf_counter()) > 0:
             await asyncio.sleep(wait)
         lag = max(lag, time.perf_counter() - due)
         asking.append(asyncio.create_task(caller.ask(data, due)))
-    end = time.perf_counter()
     await asyncio.gather(*asking)
-    return start + job.warm_up, end, lag
+    return start + job.warm_up, start + job.seconds, lag
 
 
 def _read(taken: list[tuple[float, float, bool | None, str]], begin: float, end: float) -> Outcome:

@@ -5,27 +5,26 @@ from collections.abc import Mapping
 import psutil
 
 
-def role(process: psutil.Process, root: int) -> str:
-    """What a process of a contender does: `front` answers HTTP, vLLM names its own."""
-    title = " ".join(process.cmdline())
+def role(title: str, is_root: bool) -> str:
+    """What a process below an engine's server does. vLLM titles its own; the root answers HTTP."""
     if "EngineCore" in title:
         return "engine"
     if "Worker" in title:
         return "worker"
-    return "front" if process.pid == root else "other"
+    return "front" if is_root else "other"
 
 
 def tree(roots: Mapping[int, str]) -> dict[int, str]:
-    """Roles by process id of all processes below `roots`, which are process ids and what stands there.
+    """Roles by process id of all processes below `roots`, which are process ids and the role of what stands there.
 
-    Below an engine's server they are told apart, as they are in this server and in vLLM's; a gateway is one thing.
+    Below a `server` they are told apart, alike in this server and in vLLM's own; anything else is one thing.
     """
     found: dict[int, str] = {}
     for pid, kind in roots.items():
         root = psutil.Process(pid)
         for process in [root, *root.children(recursive=True)]:
             try:
-                found[process.pid] = role(process, pid) if kind == "server" else kind
+                found[process.pid] = role(" ".join(process.cmdline()), process is root) if kind == "server" else kind
             except psutil.NoSuchProcess:
                 continue
     return found
@@ -44,7 +43,7 @@ def cpu_seconds(roles: Mapping[int, str]) -> dict[str, float]:
 
 
 def memory_mib(roles: Mapping[int, str]) -> dict[str, dict[str, float]]:
-    """Resident memory by role, and the proportional share of it where the system tells."""
+    """Resident memory by role, and the proportional share of what is shared where the system tells it."""
     sums: dict[str, dict[str, float]] = {}
     for pid, name in roles.items():
         try:

@@ -17,6 +17,9 @@ PICTURE_SIZES = ((336, 336), (1024, 768), (1920, 1080))
 REPEATED_POOL = 200
 """Different texts of the repeated load."""
 
+RESERVED_TOKENS = 400
+"""What the moderation prompt and the answer take of the context, and some more."""
+
 Content = str | list[dict[str, Any]]
 """A message's content: text, or text and pictures."""
 
@@ -67,6 +70,12 @@ def text(choose: random.Random, fewest: int, most: int) -> str:
     return " ".join([*sentences, ending])
 
 
+def whole_context(choose: random.Random, context: int) -> str:
+    """Words that are one token each in Llama 4's vocabulary, as many as leave room for prompt and answer."""
+    words = ("hay", "bread", "river", "stone", "cloud", "paper")
+    return " ".join(choose.choice(words) for _ in range(context - RESERVED_TOKENS))
+
+
 def picture(choose: random.Random, size: tuple[int, int]) -> dict[str, Any]:
     """A JPEG of coarse coloured noise: as large as a photograph of its size, and no two alike."""
     width, height = size
@@ -79,10 +88,14 @@ def picture(choose: random.Random, size: tuple[int, int]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Named shares of kinds of content. A kind is short, long, repeated, or imageN with N pictures beside a text."""
+    """Named shares of kinds of content.
+
+    A kind is short, long, repeated, whole (which fills a context of `context` tokens) or imageN, N pictures and a text.
+    """
 
     name: str
     shares: Mapping[str, float]
+    context: int = 8192
 
     @property
     def has_images(self) -> bool:
@@ -102,7 +115,10 @@ class Load:
         for number in range(1_000_000_000):
             kind = choose.choices(kinds, weights)[0]
             if kind == "repeated":
-                yield _repeated(choose)
+                yield _repeated(choose, salt)
+                continue
+            if kind == "whole":
+                yield whole_context(random.Random(f"{salt}-{seed}-{number}"), self.context)
                 continue
             limits = LONG_WORDS if kind == "long" else SHORT_WORDS
             words = f"Note {salt}-{seed}-{number}. {text(choose, *limits)}"
@@ -114,11 +130,11 @@ class Load:
             yield [*pictures, {"type": "text", "text": words}]
 
 
-def _repeated(choose: random.Random) -> str:
+def _repeated(choose: random.Random, salt: str) -> str:
     """One of a small pool; the n-th likeliest is asked n times more rarely than the first, as in real traffic."""
     weights = [1 / rank for rank in range(1, REPEATED_POOL + 1)]
     number = choose.choices(range(REPEATED_POOL), weights)[0]
-    return text(random.Random(f"repeated-{number}"), *SHORT_WORDS)
+    return f"Note {salt}-{number}. {text(random.Random(number), *SHORT_WORDS)}"
 
 
 LOADS = {
@@ -129,6 +145,7 @@ LOADS = {
     "image5": {"image5": 1.0},
     "mixed": {"short": 0.8, "long": 0.1, "image1": 0.1},
     "repeated": {"repeated": 1.0},
+    "whole": {"whole": 1.0},
 }
 
 
@@ -137,7 +154,7 @@ def parse_mix(spec: str) -> dict[str, float]:
     weights: dict[str, float] = {}
     for item in spec.split(","):
         kind, separator, weight = item.partition("=")
-        known = kind in ("short", "long", "repeated") or (kind.startswith("image") and kind[5:].isdigit())
+        known = kind in ("short", "long", "repeated", "whole") or (kind.startswith("image") and kind[5:].isdigit())
         if not separator or not known or not float(weight) > 0 or kind in weights:
             raise ValueError(f"{item!r} is no share of a mix; write for example short=70,long=10,image1=20")
         weights[kind] = float(weight)
