@@ -81,11 +81,11 @@ class Comparison:
         section = Section(load, concurrency, None)
         self.sections.append(section)
         speeds: dict[str, float] = {}
-        for contender in self.contenders:
+        for contender in self._turns(section, 0):
             job = self._job(contender, section, PILOT, requests=4 * concurrency, warm_up=concurrency)
             speeds[contender.name] = self._slice(contender, PILOT, job).verdicts_per_s
         for number in range(self.rounds):
-            for contender in self._turns(number):
+            for contender in self._turns(section, number):
                 speed = speeds[contender.name]
                 # Twice what is expected: the clock should end a slice and not a lack of questions.
                 wanted = 2 * concurrency + int(2 * self.seconds * speed) if speed > 0 else 4 * concurrency
@@ -98,16 +98,17 @@ class Comparison:
         section = Section(load, concurrency, rate)
         self.sections.append(section)
         for number in range(self.rounds):
-            for contender in self._turns(number):
+            for contender in self._turns(section, number):
                 wanted = int(2 * self.seconds * rate) + 10
                 job = self._job(contender, section, number, requests=wanted, warm_up=0.1 * self.seconds)
                 section.slices.append(self._slice(contender, number, job))
         return section
 
-    def _turns(self, number: int) -> list[Contender]:
-        """Nobody is always first."""
-        turn = number % len(self.contenders)
-        return [*self.contenders[turn:], *self.contenders[:turn]]
+    def _turns(self, section: Section, number: int) -> list[Contender]:
+        """Who can do it; nobody is always first."""
+        able = [each for each in self.contenders if each.takes_images or not section.load.has_images]
+        turn = number % len(able)
+        return [*able[turn:], *able[:turn]]
 
     def _job(self, contender: Contender, section: Section, number: int, requests: int, warm_up: float) -> Job:
         return Job(

@@ -32,7 +32,10 @@ class LeftOut(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """`services` are names; counters are read from the server at `engine`, None where nothing counts."""
+    """`services` are names; counters are read from the server at `engine`, None where nothing counts.
+
+    `dialect` is one of the load generator's.
+    """
 
     name: str
     url: str
@@ -40,6 +43,7 @@ class Contender:
     model: str
     services: tuple[str, ...]
     engine: str | None
+    takes_images: bool = True
 
 
 @dataclass(slots=True)
@@ -193,7 +197,7 @@ def start_nemo(stage: Stage) -> Service:
     prompt = {"task": "llama_guard_check_input", "content": "{{ user_input }}"}
     (folder / "prompts.yml").write_text(json.dumps({"prompts": [prompt]}))
     command = [
-        *(program("nemo", "nemoguardrails"), "server", "--config", str(folder.parent)),
+        *(program("nemo-server", "nemoguardrails"), "server", "--config", str(folder.parent)),
         *("--port", str(port), "--default-config-id", "guard", "--disable-chat-ui"),
     ]
     return stage.start("nemo", "gateway", command, port, "/v1/rails/configs", QUIET)
@@ -202,10 +206,11 @@ def start_nemo(stage: Stage) -> Service:
 QUIET = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     "LITELLM_TELEMETRY": "False",
+    "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
     "LANGSMITH_TRACING": "false",
     "NEMO_GUARDRAILS_NO_USAGE_STATS": "1",
 }
-"""Nothing is fetched from or told to anyone."""
+"""Nothing is fetched from or told to anyone, and nobody on this machine needs a key."""
 
 
 def program(environment: str, name: str) -> str:
@@ -241,10 +246,13 @@ def contenders_of(services: Mapping[str, Service], model: Model) -> list[Contend
             moderations = service.url + "/v1/moderations"
             found.append(Contender(f"{name}-moderations", moderations, "moderations", "", (name,), service.url))
             found.append(Contender(f"{name}-chat", chat, "chat", model.served_as, (name,), service.url))
-        elif name in ("litellm", "nemo"):
+        elif name == "litellm":
             behind = services[BASELINE].url
-            dialect = "nemo" if name == "nemo" else "chat"
-            found.append(Contender(name, chat, dialect, model.served_as, (name, BASELINE), behind))
+            found.append(Contender(name, chat, "chat", model.served_as, (name, BASELINE), behind))
+        elif name == "nemo":
+            # Its prompts hold text alone.
+            checks, behind = service.url + "/v1/checks", services[BASELINE].url
+            found.append(Contender(name, checks, "checks", "guard", (name, BASELINE), behind, takes_images=False))
         else:
             engine = service.url if name == BASELINE else None
             found.append(Contender(name, chat, "chat", model.served_as, (name,), engine))

@@ -68,10 +68,12 @@ class Outcome:
 
 
 def body(dialect: str, model: str, content: Content) -> bytes:
-    """The request of a caller who wants this content judged."""
+    """The request of a caller who wants this content judged, in the dialect moderations, chat or checks (NeMo's)."""
     if dialect == "moderations":
         return json.dumps({"input": content}).encode()
     message = {"role": "user", "content": content}
+    if dialect == "checks":
+        return json.dumps({"model": model, "messages": [message]}).encode()
     return json.dumps({"model": model, "messages": [message], "temperature": 0, "max_tokens": 50}).encode()
 
 
@@ -82,6 +84,8 @@ def verdict(dialect: str, answer: Any) -> bool:
         if not isinstance(flagged, bool):
             raise ValueError("flagged is no boolean")
         return flagged
+    if dialect == "checks":
+        return {"passed": False, "blocked": True}[answer["status"]]
     word, _, _ = answer["choices"][0]["message"]["content"].strip().partition("\n")
     if word not in ("safe", "unsafe"):
         raise ValueError("neither safe nor unsafe")

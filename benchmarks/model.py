@@ -58,7 +58,8 @@ class Model:
         template = jinja2.Environment(autoescape=False).from_string(TEMPLATE.read_text(encoding="utf-8"))
         before, _, _ = template.render(messages=[{"role": "user", "content": marker}]).partition(marker)
         tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
-        return len(tokenizer.encode(before, add_special_tokens=False).ids)
+        # A space goes with the word behind it.
+        return len(tokenizer.encode(before.rstrip(" "), add_special_tokens=False).ids)
 
 
 def profile_table(file: Path, *variants: str) -> dict[str, Any]:

@@ -6,12 +6,15 @@ One request at a time, as the snippet does: whoever comes meanwhile waits.
 """
 
 import asyncio
+import base64
+import io
 import sys
 from typing import Any
 
 import torch
 from aiohttp import web
-from transformers import AutoProcessor, Llama4ForConditionalGeneration
+from PIL import Image
+from transformers import AutoConfig, AutoProcessor, Llama4ForConditionalGeneration
 
 MAX_NEW_TOKENS = 10
 LARGEST_BODY = 64 << 20
@@ -23,15 +26,20 @@ class Snippet:
     def __init__(self, folder: str) -> None:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._processor = AutoProcessor.from_pretrained(folder)
-        dtype = torch.bfloat16 if self._device == "cuda" else torch.float32
-        self._model = Llama4ForConditionalGeneration.from_pretrained(folder, device_map=self._device, dtype=dtype)
+        self._dtype = torch.bfloat16 if self._device == "cuda" else torch.float32
+        config = AutoConfig.from_pretrained(folder)
+        if config.text_config.attention_chunk_size is None:
+            # Attention is whole, but transformers builds the mask of chunks even where no layer has any.
+            config.text_config.attention_chunk_size = config.text_config.max_position_embeddings
+        model = Llama4ForConditionalGeneration.from_pretrained(folder, config=config, dtype=self._dtype)
+        self._model = model.to(self._device)
         self._turn = asyncio.Lock()
 
     def judge(self, messages: list[dict[str, Any]]) -> str:
         """What the model says about the last of `messages`."""
         inputs = self._processor.apply_chat_template(
             messages, tokenize=True, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        ).to(self._device)
+        ).to(self._device, dtype=self._dtype)
         with torch.inference_mode():
             outputs = self._model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         answer = outputs[:, inputs["input_ids"].shape[-1] :]
@@ -45,16 +53,20 @@ class Snippet:
 
 
 def _as_the_card_has_it(message: dict[str, Any]) -> dict[str, Any]:
-    """Contents are lists there, and images have a `url`."""
+    """Contents are lists there, and images are not URLs of data."""
     content = message["content"]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     return {
         "role": message["role"],
         "content": [
-            {"type": "image", "url": part["image_url"]["url"]} if part["type"] == "image_url" else part
+            {"type": "image", "image": _picture(part["image_url"]["url"])} if part["type"] == "image_url" else part
             for part in parts
         ],
     }
+
+
+def _picture(url: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")
 
 
 async def _healthy(_: web.Request) -> web.Response:
