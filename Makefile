@@ -70,7 +70,11 @@ BENCH_FLAGS := MODEL LAYERS HIDDEN HEADS KV_HEADS MLP CONTEXT FOLDER PRECISION P
 bench_flag = $(if $(filter command,$(origin $(1))),--$(shell echo $(1) | tr A-Z_ a-z-) '$($(1))')
 
 bench: $(or $(wildcard $(INSTALLED_DEV)),$(INSTALLED_BENCH))
-	@$(BIN)/python -m benchmarks $(foreach name,$(BENCH_FLAGS),$(call bench_flag,$(name))) $(if $(RECORD),--record)
+	@$(BIN)/python -m benchmarks $(foreach name,$(BENCH_FLAGS),$(call bench_flag,$(name))) $(BENCH_SECOND) $(if $(RECORD),--record)
+
+# With a load generator that others wrote: its figures beside ours.
+bench-second: $(CLIENTS)/guidellm/.installed
+	@$(MAKE) --no-print-directory bench BENCH_SECOND=--second
 
 # Gateways that can take part in it: make bench CONTENDERS=guard,vllm,litellm,nemo
 bench-gateways: $(foreach name,litellm nemo-server,$(CLIENTS)/$(name)/.installed)

@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 
-from benchmarks import checkpoint, limits, plots
+from benchmarks import checkpoint, limits, plots, second_opinion
 from benchmarks.comparison import Comparison, speed
 from benchmarks.contenders import BASELINE, ENGINES, STARTERS, LeftOut, Service, Stage, contenders_of
 from benchmarks.engine_counters import read_block_size
 from benchmarks.goals import goals, lines
 from benchmarks.model import ROOT, SHIPPED, Model, model_of_checkpoint, model_of_profile
 from benchmarks.processes import memory_mib, tree
-from benchmarks.report import COLUMNS, results_of, table
+from benchmarks.report import COLUMNS, number, results_of, table
 from benchmarks.stamp import gpus, stamp
 from benchmarks.traffic import LOADS, Load, parse_mix
 
@@ -62,6 +62,7 @@ def parse_options() -> argparse.Namespace:
     say("--rates", default="", help="open loop too: shares of vllm's verdicts/s at the highest concurrency, 0.5,0.9")
     say("--rounds", type=int, default=4, help="turns of each contender")
     say("--seconds", type=float, default=4.0, help="length of a turn")
+    say("--second", action="store_true", help="guidellm's figures beside ours, on chats of the first load")
     say("--record", action="store_true", help="keep the result in benchmarks/results/")
     return parser.parse_args()
 
@@ -135,6 +136,21 @@ def measure(comparison: Comparison, options: argparse.Namespace, loads: list[Loa
             tell(table(section.title, results_of(section)["contenders"]))
 
 
+def second_opinions(comparison: Comparison, model: Model, folder: Path) -> dict[str, Any]:
+    """What guidellm says of everyone who answers chats, on the first section's load."""
+    first = comparison.sections[0]
+    said: dict[str, Any] = {}
+    for contender in comparison.contenders:
+        if contender.dialect == "chat":
+            try:
+                said[contender.name] = second_opinion.ask(
+                    contender, model, first.load, first.concurrency, comparison.rounds * comparison.seconds, folder
+                )
+            except LeftOut as reason:
+                said[contender.name] = {"left_out": str(reason)}
+    return said
+
+
 def finite(value: Any) -> Any:
     """The same with None for what is no number, which JSON cannot say, and no digits that say nothing."""
     if isinstance(value, float):
@@ -168,6 +184,7 @@ def main() -> None:
                 raise SystemExit("nobody is left to measure")
             comparison = Comparison(contenders, services, options.rounds, options.seconds)
             measure(comparison, options, loads)
+            second = second_opinions(comparison, model, Path(place)) if options.second else {}
             counting = next((contender.engine for contender in contenders if contender.engine), None)
             block_size = read_block_size(counting) if counting else None
             memory = {name: memory_mib(tree({service.process.pid: service.role})) for name, service in services.items()}
@@ -196,6 +213,7 @@ def main() -> None:
             "card_memory_mib": card_memory,
             "left_out": left_out,
             "sections": sections,
+            "second_opinion": second,
             "goals": [asdict(goal) for goal in reached],
         }
     )
@@ -219,6 +237,12 @@ def show(result: dict[str, Any], comparison: Comparison) -> None:
     for section, figures in zip(comparison.sections, result["sections"], strict=True):
         print(table(section.title, figures["contenders"]))
     print(COLUMNS)
+    first = result["sections"][0]["contenders"]
+    for name, other in result["second_opinion"].items():
+        ours = first[name]
+        print(f"\nsecond opinion on {comparison.sections[0].title}, {name}: {other.get('tool', other)}")
+        for key in ("verdicts_per_s", "p50_ms", "p90_ms", "p99_ms") if "tool" in other else ():
+            print(f"  {key:<15} {number(other[key]):>8}, here {number(ours[key])}")
     print("\nmemory in MiB, resident (proportional share)")
     for name, roles in result["memory_mib"].items():
         parts = (

@@ -217,7 +217,7 @@ def program(environment: str, name: str) -> str:
     """The path of a gateway's program. Raises LeftOut when it is not installed."""
     path = ENVIRONMENTS / environment / "bin" / name
     if not path.exists():
-        raise LeftOut("it is not installed: make bench-gateways")
+        raise LeftOut(f"{name} is not installed: make bench-gateways, or bench-second")
     return str(path)
 
 

