@@ -408,7 +408,7 @@ def step_seconds(
 
 
 def verdict_seconds(
-    network: Network, device: Device, precision: Precision, load: Load, step_tokens: int = STEP_TOKENS
+    network: Network, device: Device, precision: Precision, load: Load, step_tokens: float = STEP_TOKENS
 ) -> float:
     """Least time of a card for one verdict of `load` among many, when every step is full.
 
@@ -425,7 +425,7 @@ def verdict_seconds(
 
 
 def most_verdicts_per_second(
-    network: Network, device: Device, precision: Precision, load: Load, step_tokens: int = STEP_TOKENS
+    network: Network, device: Device, precision: Precision, load: Load, step_tokens: float = STEP_TOKENS
 ) -> float:
     """The roofline: no engine on this card can give more verdicts of `load` a second."""
     return 1 / verdict_seconds(network, device, precision, load, step_tokens)
