@@ -1,9 +1,10 @@
-# Two commands: `make serve` sets up and serves, `make test` sets up and tests. Each is enough on a fresh machine.
+# `make serve` sets up and serves, `make test` sets up and tests, `make bench` measures. Each is enough on a fresh machine.
 #
 #   HOST, PORT, PROFILE   where to listen (127.0.0.1:8000) and which model (model_config/), for `make serve`
 #   EXTRA                 cuda or cpu, when the choice made below is wrong
 #   PYTHON, VENV          the interpreter to build the environment with, and where it goes
-#   CLIENTS               the folder of the clients' environments, for `make test-clients`
+#   CLIENTS               the folder of the clients' environments, for `make test-clients` and `make bench-gateways`
+#   MODEL, LOADS, ...     what to measure, for `make bench` (benchmarks/README.md)
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -21,9 +22,10 @@ CPU_TORCH := 2.13.0
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 INSTALLED_DEV := $(VENV)/.installed-$(EXTRA)-dev
+INSTALLED_BENCH := $(VENV)/.installed-$(EXTRA)-bench
 NODE_CLIENTS := tests/clients/node/node_modules
 
-.PHONY: serve test test-slow test-gpu test-clients lint format doctor clean
+.PHONY: serve test test-slow test-gpu test-clients bench bench-gateways bench-second lint format doctor clean
 
 serve: $(INSTALLED)
 	@echo "guard: $(if $(GPU),found $(GPU),found no CUDA GPU): extra $(EXTRA), profile $(PROFILE)"
@@ -44,16 +46,38 @@ test-clients: $(INSTALLED_DEV) $(foreach name,sdk litellm nemo,$(CLIENTS)/$(name
 	CLIENTS=$(abspath $(CLIENTS)) $(BIN)/python -m pytest -m clients --timeout 600 tests/clients
 
 $(CLIENTS)/%/.installed: tests/clients/%/requirements.txt
-	@echo "guard: installing the clients of $< into $(@D)"
-	@$(PYTHON) -m venv --clear $(@D)
-	@$(@D)/bin/python -m pip --disable-pip-version-check install -qq --requirement $<
-	@touch $@
+	@$(install_clients)
+
+$(CLIENTS)/%/.installed: benchmarks/environments/%.txt
+	@$(install_clients)
+
+define install_clients
+echo "guard: installing $< into $(@D)"; \
+$(PYTHON) -m venv --clear $(@D) && \
+$(@D)/bin/python -m pip --disable-pip-version-check install -qq --requirement $< && \
+touch $@
+endef
 
 $(NODE_CLIENTS)/.installed: tests/clients/node/package-lock.json
 	@command -v npm >/dev/null || { echo "guard: the clients on Node need node 20 or later, and npm"; exit 1; }
 	@echo "guard: installing the clients of $< into $(@D)"
 	@cd tests/clients/node && npm ci --silent --ignore-scripts --no-audit --no-fund
 	@touch $@
+
+# This server beside others on the same engine, with figures, plots and one line of JSON (benchmarks/README.md).
+BENCH_FLAGS := MODEL LAYERS HIDDEN HEADS KV_HEADS MLP CONTEXT FOLDER PRECISION PREFIX_CACHE CONTENDERS LOADS MIX \
+	CONCURRENCY IMAGE_CONCURRENCY RATES ROUNDS SECONDS
+bench_flag = $(if $(filter command,$(origin $(1))),--$(shell echo $(1) | tr A-Z_ a-z-) '$($(1))')
+
+bench: $(or $(wildcard $(INSTALLED_DEV)),$(INSTALLED_BENCH))
+	@$(BIN)/python -m benchmarks $(foreach name,$(BENCH_FLAGS),$(call bench_flag,$(name))) $(BENCH_SECOND) $(if $(RECORD),--record)
+
+# With a load generator that others wrote: its figures beside ours.
+bench-second: $(CLIENTS)/guidellm/.installed
+	@$(MAKE) --no-print-directory bench BENCH_SECOND=--second
+
+# Gateways that can take part in it: make bench CONTENDERS=guard,vllm,litellm,nemo
+bench-gateways: $(foreach name,litellm nemo-server,$(CLIENTS)/$(name)/.installed)
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
@@ -82,6 +106,11 @@ $(INSTALLED): pyproject.toml | $(BIN)/python
 $(INSTALLED_DEV): pyproject.toml | $(BIN)/python
 	@echo "guard: installing the extras $(EXTRA) and dev into $(VENV), a few minutes once"
 	@$(call install,$(EXTRA)$(,)dev)
+	@touch $@ $(INSTALLED) $(INSTALLED_BENCH)
+
+$(INSTALLED_BENCH): pyproject.toml | $(BIN)/python
+	@echo "guard: installing the extras $(EXTRA) and bench into $(VENV), a few minutes once"
+	@$(call install,$(EXTRA)$(,)bench)
 	@touch $@ $(INSTALLED)
 
 , := ,

@@ -68,3 +68,16 @@ def test_tests_install_their_own_extra_and_then_nothing(make, tmp_path):
     assert "'.[cpu,dev]'" in make("test")
     install(tmp_path, ".installed-cpu-dev", ".installed-cpu")
     assert "pip" not in make("test")
+
+
+def test_benchmarks_install_what_they_need_and_what_the_tests_have_does_for_them(make, tmp_path):
+    assert "'.[cpu,bench]'" in make("bench")
+    install(tmp_path, ".installed-cpu-dev", ".installed-cpu-bench", ".installed-cpu")
+    assert "pip" not in make("bench")
+
+
+def test_benchmarks_take_their_options_from_makes_own(make, tmp_path):
+    install(tmp_path, ".installed-cpu-bench", ".installed-cpu")
+    recipe = make("bench", "MODEL=small", "MIX=short=70,image1=30", "PREFIX_CACHE=off", "RECORD=1")
+    flags = " ".join(recipe.partition("-m benchmarks")[2].split())
+    assert flags == "--model 'small' --prefix-cache 'off' --mix 'short=70,image1=30' --record"

@@ -463,6 +463,8 @@ class VllmBackend:
 
     def _engine_arguments(self) -> dict[str, Any]:
         return {
+            # The one default that a profile may change, to measure without the cache.
+            "enable_prefix_caching": True,
             **self._profile.engine,
             "model": str(self._folder),
             "max_model_len": self._profile.context_tokens,
@@ -472,7 +474,6 @@ class VllmBackend:
             "mm_processor_cache_gb": 0,
             # The checkpoint's own temperature and top_p are for chat, and would make verdicts random.
             "generation_config": "vllm",
-            "enable_prefix_caching": True,
             "scheduling_policy": "priority",
             "enable_log_requests": False,
             "disable_log_stats": False,
