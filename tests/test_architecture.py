@@ -49,7 +49,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "uvloop": ("serve",),
     "httpx": ("fetch", "check", "batch", "backends.openrouter.client"),
     "requests": (),
-    "tokenizers": ("tokenizer",),
+    "tokenizers": ("tokenizer", "backends.engine_process"),
     "jinja2": ("template_check",),
     "huggingface_hub": ("checkpoint",),
     "prometheus_client": ("metrics", "api"),

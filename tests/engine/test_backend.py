@@ -10,27 +10,33 @@ import pytest
 
 from server.backends.base import Case
 from server.backends.engine_process import PLUGIN
+from server.backends.vllm import VllmBackend
 from server.caller import Handling
+from server.checkpoint import read_facts
 from server.conversation import Conversation, ImagePart, TextPart
 from server.errors import ContextLengthExceeded
 from server.policy import Policy
-from server.profile import load_profile
+from server.profile import Profile, load_profile
+from server.tokenizer import PromptTokenizer
 from server.verdict import ScoreMethod, judge
 from tests.conftest import open_backend
 
-POLICY = Policy(load_profile("pocket").taxonomy)
+POCKET = load_profile("pocket")
+POLICY = Policy(POCKET.taxonomy)
 SAFE_CASE = Case(Conversation.from_user(TextPart("How do I bake bread?")), (), POLICY)
+
+ON_A_CPU = ("VLLM_ENABLE_V1_MULTIPROCESSING", "TORCH_COMPILE_DISABLE")
 
 
 @pytest.fixture
 def environment(monkeypatch):
     """The environment after a backend prepared it, in a process that is put back as it was."""
     with monkeypatch.context() as patch:
-        patch.setattr(os, "environ", dict(os.environ))
+        patch.setattr(os, "environ", {name: value for name, value in os.environ.items() if name not in ON_A_CPU})
 
-        def prepared(**variables: str) -> dict[str, str]:
+        def prepared(profile: Profile = POCKET, **variables: str) -> dict[str, str]:
             os.environ.update(variables)
-            backend = open_backend(load_profile("pocket"))
+            backend = open_backend(profile)
             backend._prepare_environment()
             asyncio.run(backend.close())
             return dict(os.environ)
@@ -49,6 +55,47 @@ def test_engine_processes_are_spawned_so_that_they_die_with_the_server(environme
 @pytest.mark.parametrize("chosen", ["", "another"])
 def test_a_choice_of_plugins_never_leaves_ours_out(environment, chosen):
     assert environment(VLLM_PLUGINS=chosen)["VLLM_PLUGINS"].split(",")[-1] == PLUGIN
+
+
+def test_a_cpu_gets_one_process_for_the_engine_and_a_small_model_nothing_compiled(environment):
+    found = environment()
+    assert (found["VLLM_ENABLE_V1_MULTIPROCESSING"], found["TORCH_COMPILE_DISABLE"]) == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tokens": replace(POCKET.tokens, vocabulary_size=202_048)},
+        {"engine": {**POCKET.engine, "enforce_eager": False}},
+        {"runs_on_cpu": False},
+    ],
+    ids=["large vocabulary", "compiled", "GPU"],
+)
+def test_what_compiling_pays_for_is_compiled(environment, changes):
+    found = environment(replace(POCKET, **changes))
+    assert "TORCH_COMPILE_DISABLE" not in found
+    assert ("VLLM_ENABLE_V1_MULTIPROCESSING" in found) is changes.get("runs_on_cpu", True)
+
+
+async def test_the_model_runs_in_the_engines_own_process(pocket_backend):
+    """On a CPU too: vLLM as it comes would give it a third one."""
+    assert pocket_backend.engine.vllm_config.parallel_config.distributed_executor_backend == "uni"
+
+
+@pytest.mark.parametrize(
+    ("chunk", "context", "whole"), [(None, 8192, False), (8192, 8192, True), (8192, 8193, False), (1024, 8192, False)]
+)
+def test_attention_in_chunks_is_whole_where_there_is_but_one(chunk, context, whole):
+    own = {"text_config": {"rope_theta": 1.0}, "boi_token_index": 1}
+    profile = replace(POCKET, context_tokens=context, engine={**POCKET.engine, "hf_overrides": own})
+    overrides = chunked_backend(profile, chunk)._engine_arguments()["hf_overrides"]
+    added = {"attention_chunk_size": None} if whole else {}
+    assert overrides == {**own, "text_config": {"rope_theta": 1.0, **added}}
+
+
+def chunked_backend(profile: Profile, chunk: int | None, folder: Path = Path(POCKET.model)) -> VllmBackend:
+    facts = replace(read_facts(folder), attention_chunk=chunk)
+    return VllmBackend(profile, folder, facts, PromptTokenizer.from_folder(folder), policy=POLICY)
 
 
 def test_plugin_is_installed_under_its_name():
