@@ -14,7 +14,9 @@ from server.backends.vllm import VllmBackend
 from server.caller import Handling
 from server.checkpoint import read_facts
 from server.conversation import Conversation, ImagePart, TextPart
-from server.errors import ContextLengthExceeded
+from server.errors import ContextLengthExceeded, DeadlineExceeded
+from server.images import ImageDecoder, ImageLimits
+from server.moderator import Moderator
 from server.policy import Policy
 from server.profile import Profile, load_profile
 from server.tokenizer import PromptTokenizer
@@ -163,3 +165,27 @@ async def test_background_work_has_the_lower_priority_in_the_engine(pocket_backe
     (_, live), (_, background) = seen
     assert live < background, "vLLM serves lower numbers first"
     assert [salt for salt, _ in seen] == [None, "key_1"]
+
+
+async def test_a_live_request_overtakes_what_waits_in_the_engine(pocket_backend):
+    finished = []
+
+    async def judged(number: int, *, background: bool) -> None:
+        text = TextPart(f"{number} How do I bake bread with flour and water? " * 40)
+        handling = Handling(background=background)
+        await pocket_backend.complete(Case(Conversation.from_user(text), (), POLICY, handling))
+        finished.append(background)
+
+    waiting = [asyncio.create_task(judged(number, background=True)) for number in range(150)]
+    await asyncio.gather(*waiting, asyncio.create_task(judged(150, background=False)))
+    assert finished.index(False) < 120, "the last one to come was among the last to be served"
+
+
+async def test_what_passes_its_deadline_is_ended_in_the_engine(pocket_backend):
+    moderator = Moderator(pocket_backend, ImageDecoder(ImageLimits()), POLICY, deadline_s=0.02)
+    try:
+        with pytest.raises(DeadlineExceeded):
+            await moderator.moderate(Conversation.from_user(TextPart("How do I bake bread? " * 900)))
+    finally:
+        moderator.close()
+    assert pocket_backend.engine.get_num_unfinished_requests() == 0
