@@ -28,6 +28,7 @@ from server.backends.base import Backend
 from server.backends.fallback import parts
 from server.batch_runner import BatchRunner
 from server.images import ImageDecoder
+from server.loading import operator_policy
 from server.moderator import Moderator
 from server.policy import Policy
 from server.profile import Profile
@@ -47,12 +48,11 @@ DESCRIPTION = (
 
 def create_moderator(settings: Settings, profile: Profile, backend: Backend) -> Moderator:
     """The heart with its limits. Raises InvalidRequest when the operator's policy contradicts the profile."""
-    policy = Policy(profile.taxonomy).narrowed(excluded=settings.excluded_categories, threshold=settings.threshold)
     limits = settings.image_limits
     return Moderator(
         backend,
         ImageDecoder(replace(limits, max_images=min(limits.max_images, profile.image_limit))),
-        policy,
+        operator_policy(settings, profile),
         max_queue=settings.places,
         list_concurrency=settings.list_concurrency,
         deadline_s=settings.deadline,

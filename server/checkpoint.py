@@ -32,6 +32,9 @@ FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer*")
 LONG_CONTEXT_VARIABLE = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 """Set to "1" before the engine starts when `exceeds_checkpoint` holds, else vLLM (0.32, 0.33) refuses the context."""
 
+LLAMA4_CHUNK = 8192
+"""Where transformers, and with it vLLM, cuts the attention of a Llama 4 whose configuration is silent."""
+
 FLOATS = frozenset(("F32", "F16", "BF16"))
 ALREADY_SCALED = frozenset(("longrope", "su", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"))
 """RoPE types whose `max_position_embeddings` includes the factor already: the rule that vLLM follows."""
@@ -43,7 +46,8 @@ class CheckpointFacts:
 
     `context_tokens` is the longest context that its positions allow, None when it does not say; `eos_token_ids` end an
     answer; `tokens_per_tile` of an image is None without a vision encoder; `chat_template` is the official prompt in
-    Jinja, where the checkpoint brings one.
+    Jinja, where the checkpoint brings one. `attention_chunk` is the number of tokens that attention is cut at, None
+    where it is not.
     """
 
     vocabulary_size: int
@@ -52,6 +56,7 @@ class CheckpointFacts:
     tokens_per_tile: int | None
     network: Network
     chat_template: str | None
+    attention_chunk: int | None = None
 
 
 # --- Bringing it here ------------------------------------------------------------------------------------
@@ -155,6 +160,7 @@ def read_facts(folder: Path) -> CheckpointFacts:
         }
         vocabulary_size = int(text["vocab_size"])
         tokens_per_tile = _tokens_per_tile(config)
+        attention_chunk = _attention_chunk(text)
     except (KeyError, TypeError, ValueError) as error:
         raise ProfileError(f"{folder / 'config.json'}: {_first_line(error)} is missing or makes no sense.") from error
     weights = _Weights.read(folder)
@@ -171,6 +177,7 @@ def read_facts(folder: Path) -> CheckpointFacts:
             text_linear_bytes=weights.text_linear_bytes if weights.quantized else None,
         ),
         chat_template=_chat_template(folder),
+        attention_chunk=attention_chunk,
     )
 
 
@@ -199,6 +206,13 @@ def _context_limit(text: Mapping[str, Any]) -> int | None:
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     factor = 1.0 if rope_type in ALREADY_SCALED else rope.get("factor") or 1.0
     return int(positions * factor)
+
+
+def _attention_chunk(text: Mapping[str, Any]) -> int | None:
+    # Llama 4 is cut at 8192 tokens unless the configuration says otherwise; Llama Guard 4 says null.
+    unsaid = LLAMA4_CHUNK if text.get("model_type") == "llama4_text" else None
+    chunk = text.get("attention_chunk_size", unsaid)
+    return int(chunk) if chunk else None
 
 
 def _tokens_per_tile(config: Mapping[str, Any]) -> int | None:
@@ -333,3 +347,8 @@ def verify(profile: Profile, facts: CheckpointFacts, token_id: Callable[[str], i
 def exceeds_checkpoint(profile: Profile, facts: CheckpointFacts) -> bool:
     """Whether the profile's context is longer than the checkpoint's positions allow (see LONG_CONTEXT_VARIABLE)."""
     return facts.context_tokens is not None and profile.context_tokens > facts.context_tokens
+
+
+def fits_one_chunk(profile: Profile, facts: CheckpointFacts) -> bool:
+    """Whether the checkpoint cuts attention, but at a length that the profile's context never passes."""
+    return facts.attention_chunk is not None and profile.context_tokens <= facts.attention_chunk

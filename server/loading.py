@@ -9,6 +9,7 @@ from server.backends.fallback import FallbackBackend
 from server.backends.openrouter.backend import OpenRouterBackend
 from server.backends.vllm import VllmBackend
 from server.checkpoint import locate, read_facts, verify
+from server.policy import Policy
 from server.profile import DEFAULT_PROFILE, Network, Profile, ProfileError, load_profile
 from server.prompt import CONTROL_TOKENS, stands_apart
 from server.settings import Settings
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 def load_backend(settings: Settings, profile: Profile) -> Backend:
     """What judges by `profile`: the local engine, OpenRouter, or one behind the other; not yet started.
 
-    Raises ProfileError with a message for the operator.
+    Raises ProfileError with a message for the operator, and InvalidRequest like `operator_policy`.
     """
     if settings.backend == "openrouter":
         return _remote(settings, profile)
@@ -37,6 +38,11 @@ def load_backend(settings: Settings, profile: Profile) -> Backend:
     )
 
 
+def operator_policy(settings: Settings, profile: Profile) -> Policy:
+    """What is asked about where a request does not say. Raises InvalidRequest when the profile has no such policy."""
+    return Policy(profile.taxonomy).narrowed(excluded=settings.excluded_categories, threshold=settings.threshold)
+
+
 def _remote(settings: Settings, profile: Profile) -> OpenRouterBackend:
     official = load_profile(DEFAULT_PROFILE).taxonomy
     if profile.taxonomy != official:
@@ -47,6 +53,7 @@ def _remote(settings: Settings, profile: Profile) -> OpenRouterBackend:
 
 
 def _local(settings: Settings, profile: Profile) -> VllmBackend:
+    policy = operator_policy(settings, profile)
     gpus = _gpus_for(profile)
     _check_fits(profile, profile.network, gpus)
     log.info("reading the checkpoint %s", profile.model)
@@ -69,6 +76,7 @@ def _local(settings: Settings, profile: Profile) -> VllmBackend:
         folder,
         facts,
         tokenizer,
+        policy=policy,
         minimum_mass=settings.minimum_verdict_mass,
         always_score_categories=settings.category_scores == "always",
     )

@@ -24,6 +24,7 @@ import pytest_asyncio
 
 from server.backends.vllm import VllmBackend
 from server.checkpoint import read_facts
+from server.policy import Policy
 from server.profile import AnswerTokens, Profile, load_profile
 from server.tokenizer import PromptTokenizer
 from tests.reference_model import build_reference_model
@@ -119,7 +120,8 @@ async def pocket_backend() -> AsyncIterator[VllmBackend]:
 
 def open_backend(profile: Profile) -> VllmBackend:
     folder = Path(profile.model)
-    return VllmBackend(profile, folder, read_facts(folder), PromptTokenizer.from_folder(folder))
+    tokenizer, policy = PromptTokenizer.from_folder(folder), Policy(profile.taxonomy)
+    return VllmBackend(profile, folder, read_facts(folder), tokenizer, policy=policy)
 
 
 @dataclass

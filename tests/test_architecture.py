@@ -49,7 +49,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "uvloop": ("serve",),
     "httpx": ("fetch", "check", "batch", "backends.openrouter.client"),
     "requests": (),
-    "tokenizers": ("tokenizer", "byte_pairs"),
+    "tokenizers": ("tokenizer", "byte_pairs", "backends.engine_process"),
     "tiktoken": ("byte_pairs",),
     "orjson": ("api",),
     "jinja2": ("template_check",),

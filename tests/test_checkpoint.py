@@ -101,6 +101,28 @@ def test_facts_of_a_small_llama_4(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "chunk"),
+    [
+        ({}, None),
+        ({"attention_chunk_size": 4096}, 4096),
+        ({"attention_chunk_size": 0}, None),
+        ({"model_type": "llama4_text"}, None),
+    ],
+)
+def test_where_attention_is_cut(tmp_path: Path, changes: dict[str, Any], chunk: int | None) -> None:
+    assert read_facts(write_checkpoint(tmp_path, with_text(**changes))).attention_chunk == chunk
+
+
+@pytest.mark.parametrize(("model_type", "chunk"), [("llama4_text", 8192), ("llama", None)])
+def test_where_attention_is_cut_if_the_checkpoint_does_not_say(
+    tmp_path: Path, model_type: str, chunk: int | None
+) -> None:
+    config = with_text(model_type=model_type)
+    del config["text_config"]["attention_chunk_size"]
+    assert read_facts(write_checkpoint(tmp_path, config)).attention_chunk == chunk
+
+
+@pytest.mark.parametrize(
     ("changes", "allowed"),
     [
         ({}, 131_072),

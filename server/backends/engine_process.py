@@ -1,8 +1,10 @@
 """What every process of the engine does first. vLLM runs `prepare` in each of them, as a general plugin."""
 
+import copy
 import ctypes
 import os
 import signal
+from typing import Any
 
 PLUGIN = "guard_engine_process"
 """Name of `prepare` among vLLM's plugins, as pyproject.toml gives it."""
@@ -14,11 +16,25 @@ _PR_SET_PDEATHSIG = 1
 
 
 def prepare() -> None:
-    """Tie this process to the server's life, and mend the vision tower on CPUs."""
+    """Tie this process to the server's life, spare copies of the vocabulary, and mend the vision tower on CPUs."""
     server_pid = int(os.environ.get(SERVER_PID, "0"))
     if server_pid and server_pid != os.getpid():
         _die_with_parent(server_pid)
+    _share_tokenizers()
     _make_patches_contiguous()
+
+
+def _share_tokenizers() -> None:
+    # Loading Llama 4's processor, vLLM and transformers copy its tokenizer about five times in each of two processes,
+    # and a copy of 202,048 tokens takes seconds. Copies are for callers who change theirs, or tokenize in several
+    # threads: here vLLM is given token ids, and one thread alone expands images.
+    from tokenizers import Tokenizer
+
+    def shared(tokenizer: Any, _: Any) -> Any:
+        return tokenizer
+
+    # The class is not Python's and takes no __deepcopy__; pickling it must go on as before, so copyreg is no way.
+    copy._deepcopy_dispatch[Tokenizer] = shared  # type: ignore[attr-defined]
 
 
 def _die_with_parent(server_pid: int) -> None:

@@ -24,7 +24,7 @@ from PIL import Image
 from server.backends.base import Case
 from server.backends.engine_process import PLUGIN, SERVER_PID
 from server.caller import ORDINARY, Handling
-from server.checkpoint import LONG_CONTEXT_VARIABLE, CheckpointFacts
+from server.checkpoint import LONG_CONTEXT_VARIABLE, CheckpointFacts, fits_one_chunk
 from server.conversation import Conversation, ImagePart, Message, TextPart
 from server.errors import ContextLengthExceeded, EngineFailure, EngineUnavailable
 from server.policy import Policy
@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 
 LIVE, BACKGROUND = 0, 1
 """Priorities of the engine's scheduler: the lower number goes first."""
+
+SMALL_VOCABULARY = 32_768
+"""Up to here nothing is compiled on a CPU where the profile says so. vLLM would still compile the ranking of a token
+among all others, which takes seconds and a C++ compiler, and pays where there are many to rank it among."""
 
 LONG_TEXT = 16_384
 """Characters of a prompt that are encoded without leaving the event loop: a few milliseconds."""
@@ -149,16 +153,21 @@ class VllmBackend:
         facts: CheckpointFacts,
         tokenizer: PromptTokenizer,
         *,
+        policy: Policy,
         minimum_mass: float = 0.9,
         always_score_categories: bool = False,
     ) -> None:
         """`folder` holds the checkpoint that `profile` names; `facts` and `tokenizer` were read from it.
 
+        `policy` is what requests are judged by that bring none of their own: its prompts are computed before the first
+        request comes.
         Below `minimum_mass` of probability on the two verdict words, the model is asked again without the forced blank
         line. `always_score_categories` spends a second pass on safe cases too.
         """
         self._profile = profile
         self._folder = folder
+        self._policy = policy
+        self._one_chunk = fits_one_chunk(profile, facts)
         self._tokens_per_tile = facts.tokens_per_tile or 1
         self._patch_token = tokenizer.control_id("<|patch|>")
         self._tokenizer = tokenizer
@@ -454,6 +463,12 @@ class VllmBackend:
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         os.environ["HF_HUB_OFFLINE"] = "1"  # the checkpoint lies on this disk by now
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        if self._profile.runs_on_cpu:
+            # Or vLLM gives the model on a CPU a third process of its own, as it never does on one GPU: it takes seconds
+            # to start and 0.6 GiB, and each step of the engine waits for messages to it and back.
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+            if self._profile.engine.get("enforce_eager") and self._profile.tokens.vocabulary_size <= SMALL_VOCABULARY:
+                os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
         # A newcomer should be able to read the console; whoever looks for a fault sets these otherwise.
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -462,10 +477,16 @@ class VllmBackend:
             os.environ[LONG_CONTEXT_VARIABLE] = "1"
 
     def _engine_arguments(self) -> dict[str, Any]:
+        arguments = dict(self._profile.engine)
+        if self._one_chunk:
+            # Equal to attention in chunks while there is but one of them, and it spares vLLM a second kind of KV cache.
+            overrides = dict(arguments.get("hf_overrides", {}))
+            overrides["text_config"] = {**overrides.get("text_config", {}), "attention_chunk_size": None}
+            arguments["hf_overrides"] = overrides
         return {
             # The one default that a profile may change, to measure without the cache.
             "enable_prefix_caching": True,
-            **self._profile.engine,
+            **arguments,
             "model": str(self._folder),
             "max_model_len": self._profile.context_tokens,
             "limit_mm_per_prompt": {"image": self._profile.image_limit},
@@ -481,15 +502,24 @@ class VllmBackend:
         }
 
     async def _warm_up(self) -> None:
-        """Both roles, a forced list, a free answer, alternatives to each token, and an image."""
-        user = Message("user", (TextPart("hello"),))
-        agent = Message("assistant", (TextPart("hello"),))
-        sensitive = Policy(self._profile.taxonomy, threshold=1e-9)
-        for messages in ([user], [user, agent]):
-            await self.complete(Case(Conversation.from_messages(messages), (), sensitive))
-        await self.complete_freely(Prompt.render(Conversation.from_messages([user]), self._profile.taxonomy))
-        await self.complete(Case(Conversation.from_messages([user]), (), sensitive, Handling(top_logprobs=20)))
-        if self._profile.images:
-            picture = Image.new("RGB", (336, 336), "grey")
-            seen = Conversation.from_user(ImagePart("data:"), TextPart("hello"))
-            await self.complete(Case(seen, (picture,), sensitive))
+        """Leave nothing to be done for the first time when the first caller comes.
+
+        The beginning of the prompt, up to the conversation, differs by the role that is judged and by whether there
+        is an image: each is computed here, and cached. So is each way of sampling run, alone and in a batch.
+        """
+        user, agent = (Message(role, (TextPart("hello"),)) for role in ("user", "assistant"))
+        seen = Message("user", (ImagePart("data:"), TextPart("hello")))
+        picture = Image.new("RGB", (336, 336), "grey")
+        text = Case(Conversation.from_messages([user]), (), self._policy)
+        cases = [text, replace(text, conversation=Conversation.from_messages([user, agent]))]
+        if self._profile.images and self._policy.taxonomy.for_images().categories:
+            image = replace(text, conversation=Conversation.from_messages([seen]), images=(picture,))
+            cases += [image, replace(image, conversation=Conversation.from_messages([seen, agent]))]
+        for case in cases:
+            await self.complete(case)
+        forced = [replace(case, policy=replace(self._policy, threshold=1e-9)) for case in cases]
+        alternatives = replace(forced[0], handling=Handling(top_logprobs=20))
+        await asyncio.gather(
+            *(self.complete(case) for case in (*cases, *forced, alternatives)),
+            self.complete_freely(Prompt.render(text.conversation, self._policy.taxonomy)),
+        )

@@ -10,27 +10,35 @@ import pytest
 
 from server.backends.base import Case
 from server.backends.engine_process import PLUGIN
+from server.backends.vllm import VllmBackend
 from server.caller import Handling
+from server.checkpoint import read_facts
 from server.conversation import Conversation, ImagePart, TextPart
-from server.errors import ContextLengthExceeded
+from server.errors import ContextLengthExceeded, DeadlineExceeded
+from server.images import ImageDecoder, ImageLimits
+from server.moderator import Moderator
 from server.policy import Policy
-from server.profile import load_profile
+from server.profile import Profile, load_profile
+from server.tokenizer import PromptTokenizer
 from server.verdict import ScoreMethod, judge
 from tests.conftest import open_backend
 
-POLICY = Policy(load_profile("pocket").taxonomy)
+POCKET = load_profile("pocket")
+POLICY = Policy(POCKET.taxonomy)
 SAFE_CASE = Case(Conversation.from_user(TextPart("How do I bake bread?")), (), POLICY)
+
+ON_A_CPU = ("VLLM_ENABLE_V1_MULTIPROCESSING", "TORCH_COMPILE_DISABLE")
 
 
 @pytest.fixture
 def environment(monkeypatch):
     """The environment after a backend prepared it, in a process that is put back as it was."""
     with monkeypatch.context() as patch:
-        patch.setattr(os, "environ", dict(os.environ))
+        patch.setattr(os, "environ", {name: value for name, value in os.environ.items() if name not in ON_A_CPU})
 
-        def prepared(**variables: str) -> dict[str, str]:
+        def prepared(profile: Profile = POCKET, **variables: str) -> dict[str, str]:
             os.environ.update(variables)
-            backend = open_backend(load_profile("pocket"))
+            backend = open_backend(profile)
             backend._prepare_environment()
             asyncio.run(backend.close())
             return dict(os.environ)
@@ -49,6 +57,47 @@ def test_engine_processes_are_spawned_so_that_they_die_with_the_server(environme
 @pytest.mark.parametrize("chosen", ["", "another"])
 def test_a_choice_of_plugins_never_leaves_ours_out(environment, chosen):
     assert environment(VLLM_PLUGINS=chosen)["VLLM_PLUGINS"].split(",")[-1] == PLUGIN
+
+
+def test_a_cpu_gets_one_process_for_the_engine_and_a_small_model_nothing_compiled(environment):
+    found = environment()
+    assert (found["VLLM_ENABLE_V1_MULTIPROCESSING"], found["TORCH_COMPILE_DISABLE"]) == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tokens": replace(POCKET.tokens, vocabulary_size=202_048)},
+        {"engine": {**POCKET.engine, "enforce_eager": False}},
+        {"runs_on_cpu": False},
+    ],
+    ids=["large vocabulary", "compiled", "GPU"],
+)
+def test_what_compiling_pays_for_is_compiled(environment, changes):
+    found = environment(replace(POCKET, **changes))
+    assert "TORCH_COMPILE_DISABLE" not in found
+    assert ("VLLM_ENABLE_V1_MULTIPROCESSING" in found) is changes.get("runs_on_cpu", True)
+
+
+async def test_the_model_runs_in_the_engines_own_process(pocket_backend):
+    """On a CPU too: vLLM as it comes would give it a third one."""
+    assert pocket_backend.engine.vllm_config.parallel_config.distributed_executor_backend == "uni"
+
+
+@pytest.mark.parametrize(
+    ("chunk", "context", "whole"), [(None, 8192, False), (8192, 8192, True), (8192, 8193, False), (1024, 8192, False)]
+)
+def test_attention_in_chunks_is_whole_where_there_is_but_one(chunk, context, whole):
+    own = {"text_config": {"rope_theta": 1.0}, "boi_token_index": 1}
+    profile = replace(POCKET, context_tokens=context, engine={**POCKET.engine, "hf_overrides": own})
+    overrides = chunked_backend(profile, chunk)._engine_arguments()["hf_overrides"]
+    added = {"attention_chunk_size": None} if whole else {}
+    assert overrides == {**own, "text_config": {"rope_theta": 1.0, **added}}
+
+
+def chunked_backend(profile: Profile, chunk: int | None, folder: Path = Path(POCKET.model)) -> VllmBackend:
+    facts = replace(read_facts(folder), attention_chunk=chunk)
+    return VllmBackend(profile, folder, facts, PromptTokenizer.from_folder(folder), policy=POLICY)
 
 
 def test_plugin_is_installed_under_its_name():
@@ -116,3 +165,27 @@ async def test_background_work_has_the_lower_priority_in_the_engine(pocket_backe
     (_, live), (_, background) = seen
     assert live < background, "vLLM serves lower numbers first"
     assert [salt for salt, _ in seen] == [None, "key_1"]
+
+
+async def test_a_live_request_overtakes_what_waits_in_the_engine(pocket_backend):
+    finished = []
+
+    async def judged(number: int, *, background: bool) -> None:
+        text = TextPart(f"{number} How do I bake bread with flour and water? " * 40)
+        handling = Handling(background=background)
+        await pocket_backend.complete(Case(Conversation.from_user(text), (), POLICY, handling))
+        finished.append(background)
+
+    waiting = [asyncio.create_task(judged(number, background=True)) for number in range(150)]
+    await asyncio.gather(*waiting, asyncio.create_task(judged(150, background=False)))
+    assert finished.index(False) < 120, "the last one to come was among the last to be served"
+
+
+async def test_what_passes_its_deadline_is_ended_in_the_engine(pocket_backend):
+    moderator = Moderator(pocket_backend, ImageDecoder(ImageLimits()), POLICY, deadline_s=0.02)
+    try:
+        with pytest.raises(DeadlineExceeded):
+            await moderator.moderate(Conversation.from_user(TextPart("How do I bake bread? " * 900)))
+    finally:
+        moderator.close()
+    assert pocket_backend.engine.get_num_unfinished_requests() == 0

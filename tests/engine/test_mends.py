@@ -32,6 +32,14 @@ def test_companions_do_not_stop_transformers():
     assert mended.returncode == 0, mended.stderr
 
 
+def test_a_copied_tokenizer_is_the_same_and_a_pickled_one_is_not():
+    copied = "import copy, pickle, tokenizers; t = tokenizers.Tokenizer(tokenizers.models.BPE()); "
+    judge = f"{copied} print(copy.deepcopy(t) is t, pickle.loads(pickle.dumps(t)) is t)"
+    mend = "from server.backends.engine_process import _share_tokenizers; _share_tokenizers()"
+    assert _without_mends(judge).stdout.split() == ["False", "False"], "this mend is no longer needed"
+    assert _without_mends(f"{mend}\n{judge}").stdout.split() == ["True", "False"]
+
+
 @pytest.mark.skipif(not current_platform.is_cpu(), reason="the defect is in vLLM's CPU linear layer")
 def test_cpu_linear_layer_still_rejects_permuted_patches():
     layer = torch.nn.Linear(588, 64, bias=False)
