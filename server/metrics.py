@@ -19,6 +19,7 @@ VERDICT_SECONDS = Histogram("guard_verdict_seconds", "Time from admission to ver
 QUEUE_SECONDS = Histogram("guard_engine_queue_seconds", "Time a verdict waited inside the engine", buckets=_SECONDS)
 TOKENS = Counter("guard_tokens", "Tokens by kind: prompt, cached (part of prompt), completion", ["kind"])
 IMAGES = Counter("guard_images", "Images judged, sampled frames counted one by one")
+CACHED_VERDICTS = Counter("guard_cached_verdicts", "Those of the verdicts that nothing was computed for", ["cache"])
 FINISHED_PROMPTS = Counter("guard_finished_prompts", "Guard prompts that callers had finished, judged as such")
 BATCHES = Counter("guard_batches", "Batches by the status that they came into", ["status"])
 BATCH_LINES = Counter("guard_batch_lines", "Lines of batches by what became of them", ["outcome"])
@@ -43,10 +44,8 @@ COST_PER_MILLION = Gauge(
 
 
 def observe_verdict(verdict: Verdict, judged: str, seconds: float) -> None:
+    _count(verdict, judged)
     completion = verdict.completion
-    VERDICTS.labels("unsafe" if verdict.unsafe else "safe", judged.lower(), completion.backend).inc()
-    for code in verdict.categories:
-        CATEGORIES.labels(code).inc()
     VERDICT_SECONDS.observe(seconds)
     QUEUE_SECONDS.observe(completion.queued_s)
     TOKENS.labels("prompt").inc(completion.prompt_tokens)
@@ -54,6 +53,18 @@ def observe_verdict(verdict: Verdict, judged: str, seconds: float) -> None:
     TOKENS.labels("completion").inc(completion.completion_tokens)
     IMAGES.inc(completion.images)
     BACKEND_TOKENS.labels(completion.backend).inc(completion.prompt_tokens + completion.completion_tokens)
+
+
+def observe_cached_verdict(verdict: Verdict, judged: str) -> None:
+    """A verdict, of which the engine knows nothing."""
+    _count(verdict, judged)
+    CACHED_VERDICTS.labels(verdict.cache).inc()
+
+
+def _count(verdict: Verdict, judged: str) -> None:
+    VERDICTS.labels("unsafe" if verdict.unsafe else "safe", judged.lower(), verdict.completion.backend).inc()
+    for code in verdict.categories:
+        CATEGORIES.labels(code).inc()
 
 
 class LocalCost:

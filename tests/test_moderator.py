@@ -87,7 +87,7 @@ async def test_an_error_ends_the_others_before_it_is_told(moderator: Moderator, 
 
     backend.script = script
     with pytest.raises(EngineFailure):
-        await moderator.moderate_all(says("hangs", "hangs", "fails"))
+        await moderator.moderate_all(says("hangs", "hangs too", "fails"))
     assert (backend.running, backend.cancelled) == (0, 2)
     assert moderator.admission.admitted == 0
 
