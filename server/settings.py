@@ -83,8 +83,8 @@ class Settings(BaseSettings):
     verdict_cache: int = Field(
         0,
         ge=0,
-        description="Verdicts that are kept for when the same caller asks exactly the same, about 4 KiB of memory each;"
-        " 0 keeps none.",
+        description="Verdicts that are kept for when the same caller asks exactly the same, at most 5 KiB of memory"
+        " each; 0 keeps none.",
     )
     verdict_cache_ttl: float = Field(3600.0, gt=0, description="Time that a verdict is kept.")
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body.")

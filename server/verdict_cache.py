@@ -1,5 +1,6 @@
 """Verdicts that are kept for when the very same question is asked again."""
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -9,11 +10,11 @@ from cachetools import TTLCache
 from server.question import Key
 from server.verdict import CacheUse, Verdict
 
-ENTRY_BYTES = 4096
+ENTRY_BYTES = 5120
 """Memory of an ordinary entry, with its key and its place in the order; rounded up."""
 
-TOKEN_BYTES = 300
-"""Memory of one token of an answer or of one alternative to it, rounded up."""
+TOKEN_BYTES, CATEGORY_BYTES = 300, 500
+"""Memory of one token of an answer or one alternative to it, and of one own category beside its words, rounded up."""
 
 
 class VerdictCache:
@@ -39,7 +40,7 @@ def _entries_of(verdict: Verdict) -> int:
     """How many entries' worth of memory a verdict takes: a caller's own categories and its tokens may make it large."""
     completion, size = verdict.completion, 0
     if completion.taxonomy.own:
-        size += sum(sys.getsizeof(category.prompt_name) for category in completion.taxonomy.categories)
+        size += sum(CATEGORY_BYTES + sys.getsizeof(each.prompt_name) for each in completion.taxonomy.categories)
     for token in completion.tokens or ():
         size += TOKEN_BYTES * (1 + len(token.alternatives))
-    return 1 + size // ENTRY_BYTES
+    return 1 + math.ceil(size / ENTRY_BYTES)
