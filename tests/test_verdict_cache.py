@@ -120,7 +120,7 @@ def test_what_is_larger_than_all_room_is_not_kept_and_drives_nobody_out() -> Non
 @pytest.mark.parametrize("top_logprobs", [None, 20])
 def test_a_full_cache_takes_no_more_memory_than_it_says(characters: int, top_logprobs: int | None) -> None:
     """Whatever fills it: the operator's policy or one that each request brings, answers with tokens or without."""
-    entries = 50
+    entries = 100
     cache = VerdictCache(entries, 60.0)
     tracemalloc.start()
     for number in range(entries):
