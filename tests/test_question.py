@@ -55,6 +55,24 @@ def test_the_same_characters_cut_otherwise_are_another_question(
     assert same == (conversation == other)
 
 
+USER, AGENT = Role.USER, Role.AGENT
+IMAGE = ImagePart("data:a", "text")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ([Turn(USER, (IMAGE,))], [Turn(USER, (TextPart("data:a"),))]),
+        ([Turn(USER, (IMAGE,))], [Turn(USER, (TextPart("image"), TextPart("text"), TextPart("data:a")))]),
+        ([Turn(USER, (TextPart("Agent"),))], [Turn(USER, ()), Turn(AGENT, ())]),
+        ([Turn(USER, (TextPart("a"), TextPart("b")))], [Turn(USER, (TextPart("ab"),))]),
+    ],
+)
+def test_a_text_is_never_taken_for_what_it_names(one: list[Turn], other: list[Turn]) -> None:
+    keys = [QUESTIONS.key(Conversation(tuple(turns)), POLICY, ORDINARY) for turns in (one, other)]
+    assert keys[0] != keys[1]
+
+
 @pytest.mark.parametrize(
     "change",
     [
