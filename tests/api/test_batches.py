@@ -313,7 +313,7 @@ async def test_counts_move_and_a_cancelled_batch_keeps_what_is_done(
         return held_at(gate)(case) if "late" in words_of(case) else by_word(case)
 
     backend.script = some
-    lines = [line(str(number), {"input": "late" if number >= 5 else "bread"}) for number in range(40)]
+    lines = [line(str(number), {"input": f"late {number}" if number >= 5 else "bread"}) for number in range(40)]
     batch = await create(client, *lines)
     await five_are_done(client, batch)
     running = await get(client, batch)
@@ -337,7 +337,7 @@ async def test_what_is_not_judged_in_time_expires_and_the_rest_is_kept(
 ) -> None:
     backend.script = lambda case: hanging(case) if "late" in words_of(case) else by_word(case)
     batch = await create(
-        client, *(line(str(number), {"input": "late" if number % 2 else "bread"}) for number in range(10))
+        client, *(line(str(number), {"input": f"late {number}" if number % 2 else "bread"}) for number in range(10))
     )
     await five_are_done(client, batch)
     async with app.state.database.begin() as connection:
