@@ -34,7 +34,7 @@ CANARY = "zebra crossing"
 
 def line(custom_id: Any, body: Any = None, **changes: Any) -> dict[str, Any]:
     default = {"custom_id": custom_id, "method": "POST", "url": "/v1/moderations"}
-    return {**default, "body": {"input": "bread"} if body is None else body, **changes}
+    return {**default, "body": {"input": f"bread-{custom_id}"} if body is None else body, **changes}
 
 
 def written(*lines: Any) -> bytes:
@@ -427,7 +427,7 @@ async def test_a_short_batch_does_not_wait_for_a_long_one(client: httpx.AsyncCli
         return held_at(gate)(case) if "late" in words_of(case) else by_word(case)
 
     backend.script = some
-    long = await create(client, *(line(str(number), {"input": "late"}) for number in range(10)))
+    long = await create(client, *(line(str(number), {"input": f"late {number}"}) for number in range(10)))
     await backend.busy_with(10)
     short = await ended(client, await create(client, line("a")))
     assert short["status"] == "completed"
