@@ -410,7 +410,8 @@ async def test_half_of_the_queue_stays_for_live_requests(
     backend.script = held_at(gate)
     batch = await create(client, *(line(str(number)) for number in range(50)))
     await backend.busy_with(4)
-    live = [asyncio.create_task(client.post("/v1/moderations", json={"input": "live"})) for _ in range(4)]
+    asked = [{"input": f"live {number}"} for number in range(4)]
+    live = [asyncio.create_task(client.post("/v1/moderations", json=body)) for body in asked]
     await backend.busy_with(8)
     assert app.state.moderator.admission.admitted == 8
     assert sum("live" in words for words in backend.texts) == 4
