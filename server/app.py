@@ -39,6 +39,7 @@ from server.store.database import Database
 from server.store.files import Files
 from server.store.keys import Keyring
 from server.store.pepper import pepper_of
+from server.verdict_cache import VerdictCache
 
 DESCRIPTION = (
     "Llama Guard 4 on your own machine, behind OpenAI's endpoints. Every answer is a checked verdict or an error:"
@@ -57,6 +58,8 @@ def create_moderator(settings: Settings, profile: Profile, backend: Backend) -> 
         list_concurrency=settings.list_concurrency,
         deadline_s=settings.deadline,
         minimum_mass=settings.minimum_verdict_mass,
+        served=repr((_facts(profile, policy, settings), profile.chat_template)),
+        cache=VerdictCache(settings.verdict_cache, settings.verdict_cache_ttl),
     )
 
 
@@ -150,9 +153,13 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
 
 def _fingerprint(profile: Profile, policy: Policy, settings: Settings) -> str:
     """Changes whenever the same request could be judged differently."""
+    return f"fp_{hashlib.sha256(_facts(profile, policy, settings).encode()).hexdigest()[:10]}"
+
+
+def _facts(profile: Profile, policy: Policy, settings: Settings) -> str:
+    """All that decides how the same request is judged."""
     model = (profile.name, profile.model, profile.revision, dict(profile.engine))
     limits = (settings.minimum_verdict_mass, settings.category_scores, settings.image_limits)
     choices = (policy, *limits, settings.finished_prompts)
     remote = (settings.backend, settings.fallback, settings.openrouter_model) if settings.is_remote else None
-    facts = repr((__version__, model, choices, remote))
-    return f"fp_{hashlib.sha256(facts.encode()).hexdigest()[:10]}"
+    return repr((__version__, model, choices, remote))

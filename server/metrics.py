@@ -20,6 +20,7 @@ VERDICT_SECONDS = Histogram("guard_verdict_seconds", "Time from admission to ver
 QUEUE_SECONDS = Histogram("guard_engine_queue_seconds", "Time a verdict waited inside the engine", buckets=_SECONDS)
 TOKENS = Counter("guard_tokens", "Tokens by kind: prompt, cached (part of prompt), completion", ["kind"])
 IMAGES = Counter("guard_images", "Images judged, sampled frames counted one by one")
+CACHED_VERDICTS = Counter("guard_cached_verdicts", "Those of the verdicts that nothing was computed for", ["cache"])
 FINISHED_PROMPTS = Counter("guard_finished_prompts", "Guard prompts that callers had finished, judged as such")
 BATCHES = Counter("guard_batches", "Batches by the status that they came into", ["status"])
 BATCH_LINES = Counter("guard_batch_lines", "Lines of batches by what became of them", ["outcome"])
@@ -53,10 +54,8 @@ request_seconds = lru_cache(REQUEST_SECONDS.labels)
 
 
 def observe_verdict(verdict: Verdict, judged: str, seconds: float) -> None:
+    _count(verdict, judged)
     completion = verdict.completion
-    _verdicts("unsafe" if verdict.unsafe else "safe", judged.lower(), completion.backend).inc()
-    for code in verdict.categories:
-        CATEGORIES.labels(code).inc()
     VERDICT_SECONDS.observe(seconds)
     QUEUE_SECONDS.observe(completion.queued_s)
     _PROMPT_TOKENS.inc(completion.prompt_tokens)
@@ -65,6 +64,18 @@ def observe_verdict(verdict: Verdict, judged: str, seconds: float) -> None:
     if completion.images:
         IMAGES.inc(completion.images)
     _backend_tokens(completion.backend).inc(completion.prompt_tokens + completion.completion_tokens)
+
+
+def observe_cached_verdict(verdict: Verdict, judged: str) -> None:
+    """A verdict, of which the engine knows nothing."""
+    _count(verdict, judged)
+    CACHED_VERDICTS.labels(verdict.cache).inc()
+
+
+def _count(verdict: Verdict, judged: str) -> None:
+    _verdicts("unsafe" if verdict.unsafe else "safe", judged.lower(), verdict.completion.backend).inc()
+    for code in verdict.categories:
+        CATEGORIES.labels(code).inc()
 
 
 class LocalCost:

@@ -3,18 +3,22 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 
 from server import metrics
 from server.admission import Admission
 from server.backends.base import Backend, Case
+from server.backends.fallback import parts
 from server.caller import ORDINARY, Handling
 from server.conversation import Conversation, TextPart
 from server.errors import DeadlineExceeded, EngineFailure
 from server.images import ImageDecoder
+from server.in_flight import InFlight
 from server.policy import Policy
-from server.verdict import Verdict, judge
+from server.question import Key, Questions
+from server.verdict import CacheUse, Verdict, judge
+from server.verdict_cache import VerdictCache
 
 PROBE = Conversation.from_user(TextPart("hello"))
 
@@ -32,7 +36,10 @@ class Moderator:
         list_concurrency: int = 32,
         deadline_s: float = 60.0,
         minimum_mass: float = 0.9,
+        served: str = "",
+        cache: VerdictCache | None = None,
     ) -> None:
+        """`served` says which model judges, and how it is asked: all that could change a verdict beside a request."""
         self.backend = backend
         self.policy = policy
         self.admission = Admission(max_queue)
@@ -42,6 +49,10 @@ class Moderator:
         self._list_concurrency = list_concurrency
         self._deadline_s = deadline_s
         self._minimum_mass = minimum_mass
+        self._questions = Questions(served, policy)
+        self._in_flight: InFlight[Verdict] = InFlight()
+        self._cache = cache or VerdictCache(0, 1.0)
+        self._primary = parts(backend)[0].name
 
     async def moderate(
         self, conversation: Conversation, policy: Policy | None = None, handling: Handling = ORDINARY
@@ -58,14 +69,23 @@ class Moderator:
         policy: Policy | None = None,
         handling: Handling = ORDINARY,
     ) -> list[Verdict]:
-        """Judge several conversations concurrently; verdicts come back in order. The first error ends them all."""
+        """Judge several conversations concurrently; verdicts come back in order. The first error ends them all.
+
+        What was asked before, or is asked several times over, is judged once. What is known needs no place.
+        """
         policy = policy or self.policy
-        at_once = min(len(conversations), self._list_concurrency)
-        if handling.background:
-            async with self.admission.admit_behind(at_once):
-                return await self._together(conversations, policy, handling, at_once)
-        with self.admission.admit(at_once):
-            return await self._together(conversations, policy, handling, at_once)
+        keys = [self._questions.key(conversation, policy, handling) for conversation in conversations]
+        asked = dict(zip(keys, conversations, strict=True))
+        known = {key: verdict for key in asked if (verdict := self._cache.get(key)) is not None}
+        new = [(key, conversation) for key, conversation in asked.items() if key not in known]
+        verdicts = await self._admitted(new, policy, handling)
+        if len(new) < len(conversations):
+            known.update((key, verdict) for (key, _), verdict in zip(new, verdicts, strict=True))
+            verdicts = list(_told(keys, known))
+        for verdict, conversation in zip(verdicts, conversations, strict=True):
+            if verdict.cache is not None:
+                metrics.observe_cached_verdict(verdict, conversation.judged)
+        return verdicts
 
     async def probe(self) -> None:
         """Have the backend show, past the queue, that verdicts come through it; readiness rests on this."""
@@ -78,44 +98,64 @@ class Moderator:
     def close(self) -> None:
         self._decoder.close()
 
-    async def _together(
-        self, conversations: Sequence[Conversation], policy: Policy, handling: Handling, at_once: int
+    async def _admitted(
+        self, questions: Sequence[tuple[Key, Conversation]], policy: Policy, handling: Handling
     ) -> list[Verdict]:
-        if len(conversations) == 1:  # most requests: no need for tasks
-            return [await self._counted(conversations[0], policy, handling)]
+        at_once = min(len(questions), self._list_concurrency)
+        if handling.background and questions:
+            async with self.admission.admit_behind(at_once):
+                return await self._together(questions, policy, handling, at_once)
+        with self.admission.admit(at_once):
+            return await self._together(questions, policy, handling, at_once)
+
+    async def _together(
+        self, questions: Sequence[tuple[Key, Conversation]], policy: Policy, handling: Handling, at_once: int
+    ) -> list[Verdict]:
+        if len(questions) == 1:  # most requests: no need for tasks
+            return [await self._counted(*questions[0], policy, handling)]
         places = asyncio.Semaphore(at_once)
 
-        async def in_turn(conversation: Conversation) -> Verdict:
+        async def in_turn(key: Key, conversation: Conversation) -> Verdict:
             async with places:
-                return await self._counted(conversation, policy, handling)
+                return await self._counted(key, conversation, policy, handling)
 
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(in_turn(conversation)) for conversation in conversations]
+                tasks = [group.create_task(in_turn(key, conversation)) for key, conversation in questions]
         except ExceptionGroup as group_of_errors:
             raise group_of_errors.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    async def _counted(self, conversation: Conversation, policy: Policy, handling: Handling) -> Verdict:
+    async def _counted(self, key: Key, conversation: Conversation, policy: Policy, handling: Handling) -> Verdict:
         started = time.monotonic()
-        verdict = await self._judge(conversation, policy, handling)
+        async with self._deadline() as deadline:
+            # A live request must not wait for what is worked on behind live requests.
+            verdict, own = await self._in_flight.share(
+                (key, handling.background), lambda: self._judge(key, conversation, policy, handling, deadline)
+            )
+        if not own:
+            return verdict.uncomputed(CacheUse.JOINED)
         seconds = time.monotonic() - started
         self.admission.observe(seconds)
         metrics.observe_verdict(verdict, conversation.judged, seconds)
         return verdict
 
-    async def _judge(self, conversation: Conversation, policy: Policy, handling: Handling) -> Verdict:
-        async with self._deadline() as deadline:
-            if images := conversation.images:
-                pictures = await self._decoder.decode(images)
-                seen = conversation.with_frames([len(picture.frames) for picture in pictures])
-                frames = [frame for picture in pictures for frame in picture.frames]
-                completion = await self.backend.complete(Case(seen, frames, policy, handling, deadline))
-                completion = replace(completion, frames=sum(picture.total_frames for picture in pictures))
-            else:
-                completion = await self.backend.complete(Case(conversation, (), policy, handling, deadline))
+    async def _judge(
+        self, key: Key, conversation: Conversation, policy: Policy, handling: Handling, deadline: float
+    ) -> Verdict:
+        if images := conversation.images:
+            pictures = await self._decoder.decode(images)
+            seen = conversation.with_frames([len(picture.frames) for picture in pictures])
+            frames = [frame for picture in pictures for frame in picture.frames]
+            completion = await self.backend.complete(Case(seen, frames, policy, handling, deadline))
+            completion = replace(completion, frames=sum(picture.total_frames for picture in pictures))
+        else:
+            completion = await self.backend.complete(Case(conversation, (), policy, handling, deadline))
         verdict = judge(completion, policy, self._minimum_mass)
         self.last_verdict_at = time.monotonic()
+        if completion.backend == self._primary:
+            # What a fallback judged, without scores, answers for the engine while that cannot, and no longer.
+            self._cache.keep(key, verdict)
         return verdict
 
     @contextlib.asynccontextmanager
@@ -132,3 +172,11 @@ class Moderator:
                 raise
             # Nobody here cancelled this: the work below was dropped, and a caller waits for an answer.
             raise EngineFailure("The work on this request was dropped.") from None
+
+
+def _told(keys: Sequence[Key], verdicts: dict[Key, Verdict]) -> Iterator[Verdict]:
+    """One verdict for each key; the first of equal keys is the one that it was computed for."""
+    for key in keys:
+        yield verdicts[key]
+        if verdicts[key].cache is None:
+            verdicts[key] = verdicts[key].uncomputed(CacheUse.JOINED)

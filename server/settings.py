@@ -80,6 +80,13 @@ class Settings(BaseSettings):
         gt=0,
         description="Time that admitted requests get to finish after SIGTERM; below the deadline, some may be lost.",
     )
+    verdict_cache: int = Field(
+        0,
+        ge=0,
+        description="Verdicts that are kept for when the same caller asks exactly the same, at most 5 KiB of memory"
+        " each; 0 keeps none.",
+    )
+    verdict_cache_ttl: float = Field(3600.0, gt=0, description="Time that a verdict is kept.")
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body.")
 
     max_images: int = Field(5, ge=1, description="Images of one request, sampled frames of animations included.")

@@ -35,6 +35,13 @@ class ScoreMethod(StrEnum):
     UPPER_BOUND = "upper_bound"
 
 
+class CacheUse(StrEnum):
+    """How a verdict was had without computing it: HIT, kept from before; JOINED, it was in work for somebody else."""
+
+    HIT = "hit"
+    JOINED = "joined"
+
+
 @dataclass(frozen=True, slots=True)
 class WordProbabilities:
     """Probabilities of the two verdict words at the verdict position, over the whole vocabulary."""
@@ -111,7 +118,7 @@ class Verdict:
 
     `unsafe` is P(unsafe) held against the policy's threshold, or the model's word where there is no probability.
     `categories` are the codes that the model listed, empty when safe. `category_scores` holds one score for each
-    category asked about, None without probabilities.
+    category asked about, None without probabilities. `cache` is None for whom it was computed.
     """
 
     unsafe: bool
@@ -122,6 +129,7 @@ class Verdict:
     score_method: ScoreMethod | None
     threshold: float
     completion: Completion
+    cache: CacheUse | None = None
 
     @property
     def text(self) -> str:
@@ -137,6 +145,13 @@ class Verdict:
             return "safe"
         listed = self.completion.listed_text
         return listed if self.completion.text == "safe" and listed is not None else self.completion.text
+
+    def uncomputed(self, use: CacheUse) -> "Verdict":
+        """The same verdict for whom it was not computed: every token was cached, and it took nothing."""
+        completion = self.completion
+        cost = None if completion.cost is None else 0.0
+        cached = replace(completion, cached_tokens=completion.prompt_tokens, cost=cost, queued_s=0.0, computed_s=0.0)
+        return replace(self, completion=cached, cache=use)
 
     def under(self, codes: Mapping[str, str]) -> "Verdict":
         """The same verdict, its categories and their scores under a caller's codes."""

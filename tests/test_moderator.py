@@ -11,11 +11,13 @@ from PIL import Image
 
 from server.app import create_moderator
 from server.backends.base import Case
-from server.caller import Handling
+from server.backends.fallback import FallbackBackend
+from server.caller import ORDINARY, Handling
 from server.conversation import Conversation, ImagePart, TextPart
 from server.errors import (
     DeadlineExceeded,
     EngineFailure,
+    EngineUnavailable,
     InvalidImage,
     InvalidRequest,
     Overloaded,
@@ -23,13 +25,14 @@ from server.errors import (
     TooManyImages,
     UnparseableVerdict,
 )
-from server.images import ImageDecoder, ImageLimits
-from server.moderator import Moderator
+from server.images import DecodedImage, ImageDecoder, ImageLimits
+from server.moderator import PROBE, Moderator
 from server.policy import Policy
 from server.profile import load_profile
 from server.settings import Settings
-from server.verdict import Completion
-from tests.fakes import FakeBackend, Gate, always, by_word, failing, hanging, held_at, lasting
+from server.verdict import CacheUse, Completion, Verdict
+from server.verdict_cache import VerdictCache
+from tests.fakes import FakeBackend, Gate, always, by_word, failing, hanging, held_at, lasting, until
 
 PROFILE = load_profile("llama-guard-4-12b")
 
@@ -87,7 +90,7 @@ async def test_an_error_ends_the_others_before_it_is_told(moderator: Moderator, 
 
     backend.script = script
     with pytest.raises(EngineFailure):
-        await moderator.moderate_all(says("hangs", "hangs", "fails"))
+        await moderator.moderate_all(says("hangs", "hangs too", "fails"))
     assert (backend.running, backend.cancelled) == (0, 2)
     assert moderator.admission.admitted == 0
 
@@ -241,3 +244,329 @@ async def test_live_requests_find_room_beside_any_amount_of_background_work(
     gate.open()
     assert [verdict.unsafe for verdict in await asyncio.gather(*live)] == [False, True]
     assert len(await asyncio.gather(*work)) == 8
+
+
+# --- The same question, asked again or by several ---------------------------------------------------------
+
+OLD = -float("inf")
+
+
+@pytest.fixture
+def cached(backend: FakeBackend, request: pytest.FixtureRequest) -> Iterator[Moderator]:
+    """A moderator that keeps verdicts."""
+    limits: dict[str, Any] = getattr(request, "param", {})
+    cache = VerdictCache(100, 60.0)
+    moderator = Moderator(backend, ImageDecoder(ImageLimits()), Policy(PROFILE.taxonomy), cache=cache, **limits)
+    yield moderator
+    moderator.close()
+
+
+BOMB = Conversation.from_user(TextPart("a bomb"))
+OWN = Policy(PROFILE.taxonomy).narrowed(threshold=0.25)
+
+
+async def test_what_was_judged_is_not_judged_again(cached: Moderator, backend: FakeBackend) -> None:
+    first, second = await cached.moderate(BOMB), await cached.moderate(BOMB)
+    assert (first.cache, second.cache) == (None, CacheUse.HIT)
+    assert second == first.uncomputed(CacheUse.HIT)
+    assert len(backend.cases) == 1
+
+
+async def test_nothing_is_kept_unless_the_operator_says_so(moderator: Moderator, backend: FakeBackend) -> None:
+    verdicts = [await moderator.moderate(BOMB) for _ in range(2)]
+    assert [verdict.cache for verdict in verdicts] == [None, None]
+    assert len(backend.cases) == 2
+
+
+@pytest.mark.parametrize(
+    ("policy", "handling"),
+    [
+        (OWN, ORDINARY),
+        (None, Handling(tenant="key_1")),
+        (None, Handling(never_remote=True)),
+        (None, Handling(top_logprobs=0)),
+    ],
+)
+async def test_another_policy_tenant_or_wish_is_another_question(
+    cached: Moderator, backend: FakeBackend, policy: Policy | None, handling: Handling
+) -> None:
+    await cached.moderate(BOMB)
+    assert (await cached.moderate(BOMB, policy, handling)).cache is None
+    assert (await cached.moderate(BOMB, policy, handling)).cache is CacheUse.HIT
+    assert len(backend.cases) == 2
+
+
+async def test_tenants_wait_apart(moderator: Moderator, backend: FakeBackend) -> None:
+    gate = Gate()
+    backend.script = held_at(gate)
+    handlings = [Handling(tenant="key_1"), Handling(tenant="key_2"), ORDINARY]
+    tasks = [asyncio.create_task(moderator.moderate(BOMB, handling=handling)) for handling in handlings]
+    await backend.busy_with(3)
+    gate.open()
+    assert [verdict.cache for verdict in await asyncio.gather(*tasks)] == [None, None, None]
+
+
+async def test_a_hit_comes_from_a_full_server_and_a_dead_engine(cached: Moderator, backend: FakeBackend) -> None:
+    await cached.moderate(BOMB)
+    backend.alive, backend.script = False, failing(EngineUnavailable("The engine is not running."))
+    cached.admission.admitted = cached.admission.limit
+    assert (await cached.moderate(BOMB)).unsafe
+    assert (await cached.moderate(BOMB, handling=Handling(background=True))).unsafe
+    with pytest.raises(Overloaded):
+        await cached.moderate(says("bread")[0])
+    with pytest.raises(Overloaded):
+        await cached.moderate_all([BOMB, *says("bread")])
+
+
+async def test_a_draining_server_tells_no_hits_either(cached: Moderator) -> None:
+    await cached.moderate(BOMB)
+    cached.admission.draining = True
+    with pytest.raises(ShuttingDown):
+        await cached.moderate(BOMB)
+
+
+async def test_a_hit_proves_nothing_of_the_engine(cached: Moderator, backend: FakeBackend) -> None:
+    await cached.moderate(BOMB)
+    cached.last_verdict_at = OLD
+    reset = (cached.admission.admitted, cached.admission._seconds_each)
+    for _ in range(10):
+        await cached.moderate(BOMB)
+    assert cached.last_verdict_at == OLD
+    assert (cached.admission.admitted, cached.admission._seconds_each) == reset
+
+
+async def test_probes_are_always_of_the_engine(cached: Moderator, backend: FakeBackend) -> None:
+    for _ in range(2):
+        await cached.moderate(PROBE)
+        await cached.probe()
+    assert backend.probes == 3
+
+
+@pytest.mark.parametrize(
+    ("script", "error"),
+    [
+        (failing(EngineFailure("The engine failed.")), EngineFailure),
+        (failing(ValueError()), ValueError),
+        (always("Sure!"), UnparseableVerdict),
+        (always("safe", finish_reason="abort"), EngineFailure),
+    ],
+)
+async def test_an_error_is_not_kept(cached: Moderator, backend: FakeBackend, script: Any, error: Any) -> None:
+    backend.script = script
+    for _ in range(2):
+        with pytest.raises(error):
+            await cached.moderate(BOMB)
+    assert len(backend.cases) == 2
+    backend.script = by_word
+    assert (await cached.moderate(BOMB)).cache is None
+
+
+async def test_what_another_backend_judged_for_this_one_is_not_kept(cached: Moderator, backend: FakeBackend) -> None:
+    backend.script = always("unsafe\nS1", backend="other", words=None, no_scores="It has none.")
+    for _ in range(2):
+        verdict = await cached.moderate(BOMB)
+        assert (verdict.completion.backend, verdict.cache) == ("other", None)
+    backend.script = by_word
+    assert (await cached.moderate(BOMB)).p_unsafe is not None
+
+
+async def test_the_first_of_two_backends_is_the_one_whose_verdicts_are_kept() -> None:
+    local, remote = FakeBackend(), FakeBackend(always("safe", backend="remote"))
+    remote.name = "remote"
+    both = FallbackBackend(local, remote, after_s=1.0, places=8, context_tokens=1000)  # type: ignore[arg-type]
+    policy = Policy(PROFILE.taxonomy)
+    moderator = Moderator(both, ImageDecoder(ImageLimits()), policy, cache=VerdictCache(10, 60.0))
+    remote.refusal = lambda case: "never"  # type: ignore[attr-defined]
+    await moderator.moderate(BOMB)
+    assert (await moderator.moderate(BOMB)).cache is CacheUse.HIT
+    moderator.close()
+
+
+async def test_a_picture_is_known_by_its_bytes(cached: Moderator, backend: FakeBackend) -> None:
+    red, blue = (Conversation.from_user(picture(colour), TextPart("x")) for colour in ("red", "blue"))
+    verdicts = [await cached.moderate(conversation) for conversation in (red, blue, red)]
+    assert [verdict.cache for verdict in verdicts] == [None, None, CacheUse.HIT]
+    assert [case.images[0].getpixel((0, 0)) for case in backend.cases] == [(255, 0, 0), (0, 0, 255)]
+
+
+async def test_a_hit_is_not_decoded(cached: Moderator, monkeypatch: pytest.MonkeyPatch) -> None:
+    red = Conversation.from_user(picture("red"))
+    await cached.moderate(red)
+    monkeypatch.setattr(cached, "_decoder", None)
+    assert (await cached.moderate(red)).cache is CacheUse.HIT
+    monkeypatch.undo()
+
+
+# --- Lists -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moderator", [{"max_queue": 2, "list_concurrency": 2}], indirect=True)
+async def test_a_list_that_repeats_itself_is_judged_once(moderator: Moderator, backend: FakeBackend) -> None:
+    verdicts = await moderator.moderate_all(says("bread", "a bomb", "bread", "bread", "a bomb"))
+    assert [verdict.unsafe for verdict in verdicts] == [False, True, False, False, True]
+    assert [verdict.cache for verdict in verdicts] == [None, None, *[CacheUse.JOINED] * 3]
+    assert sorted(backend.texts) == ["User: a bomb", "User: bread"]
+
+
+async def test_a_list_asks_only_for_what_is_not_known(cached: Moderator, backend: FakeBackend) -> None:
+    await cached.moderate_all(says("a bomb", "water"))
+    verdicts = await cached.moderate_all(says("bread", "a bomb", "bread", "water", "a bomb"))
+    assert [verdict.unsafe for verdict in verdicts] == [False, True, False, False, True]
+    uses = [None, CacheUse.HIT, CacheUse.JOINED, CacheUse.HIT, CacheUse.HIT]
+    assert [verdict.cache for verdict in verdicts] == uses
+    assert len(backend.cases) == 3
+
+
+async def test_an_address_is_asked_for_each_time(cached: Moderator, backend: FakeBackend, monkeypatch: Any) -> None:
+    async def decode(images: Any) -> list[Any]:
+        return [DecodedImage((Image.new("RGB", (8, 8)),), 1, "PNG") for _ in images]
+
+    monkeypatch.setattr(cached._decoder, "decode", decode)
+    remote = Conversation.from_user(ImagePart("https://host/picture.png"))
+    verdicts = await cached.moderate_all([remote, remote]) + await cached.moderate_all([remote])
+    assert [verdict.cache for verdict in verdicts] == [None, None, None]
+    assert len(backend.cases) == 3
+
+
+# --- At the same time -------------------------------------------------------------------------------------
+
+
+async def asked(moderator: Moderator, count: int, handling: Handling = ORDINARY) -> list[asyncio.Task[Verdict]]:
+    tasks = [asyncio.create_task(moderator.moderate(BOMB, handling=handling)) for _ in range(count)]
+    await until(lambda: moderator.admission.admitted >= count)
+    return tasks
+
+
+@pytest.mark.parametrize("leaving", [(), (0,), (1,), (0, 1)])
+async def test_what_several_ask_at_once_is_judged_once_whoever_hangs_up(
+    moderator: Moderator, backend: FakeBackend, leaving: tuple[int, ...]
+) -> None:
+    gate = Gate()
+    backend.script = held_at(gate)
+    tasks = await asked(moderator, 4)
+    await backend.busy_with(1)
+    for index in leaving:
+        tasks[index].cancel()
+    await asyncio.gather(*(tasks[index] for index in leaving), return_exceptions=True)
+    gate.open()
+    verdicts = await asyncio.gather(*(task for index, task in enumerate(tasks) if index not in leaving))
+    assert [verdict.unsafe for verdict in verdicts] == [True] * len(verdicts)
+    assert [verdict.cache for verdict in verdicts] == [None, *[CacheUse.JOINED] * (len(verdicts) - 1)]
+    assert (len(backend.cases), backend.cancelled, moderator.admission.admitted) == (1, 0, 0)
+
+
+async def test_once_all_have_hung_up_the_engine_stops(moderator: Moderator, backend: FakeBackend) -> None:
+    backend.script = hanging
+    tasks = await asked(moderator, 3)
+    await backend.busy_with(1)
+    for task in tasks:
+        assert backend.cancelled == 0
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert (backend.running, backend.cancelled, moderator.admission.admitted) == (0, 1, 0)
+    backend.script = by_word
+    assert (await moderator.moderate(BOMB)).unsafe
+
+
+@pytest.mark.parametrize("moderator", [{"max_queue": 3}], indirect=True)
+async def test_whoever_waits_for_another_holds_a_place(moderator: Moderator, backend: FakeBackend) -> None:
+    gate = Gate()
+    backend.script = held_at(gate)
+    tasks = await asked(moderator, 3)
+    with pytest.raises(Overloaded):
+        await moderator.moderate(BOMB)
+    gate.open()
+    await asyncio.gather(*tasks)
+
+
+@pytest.mark.parametrize("moderator", [{"deadline_s": 0.3}], indirect=True)
+async def test_each_has_a_deadline_of_its_own(
+    moderator: Moderator, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    backend.script = held_at(gate)
+    early = asyncio.create_task(moderator.moderate(BOMB))
+    await backend.busy_with(1)
+    monkeypatch.setattr(moderator, "_deadline_s", 60.0)
+    late = asyncio.create_task(moderator.moderate(BOMB))
+    with pytest.raises(DeadlineExceeded):
+        await early
+    gate.open()
+    assert (await late).cache is None  # nobody else is left for whom it was computed
+    assert (len(backend.cases), backend.cancelled) == (1, 0)
+
+
+@pytest.mark.parametrize("moderator", [{"deadline_s": 0.05}], indirect=True)
+async def test_work_ends_with_the_last_deadline(moderator: Moderator, backend: FakeBackend) -> None:
+    backend.script = hanging
+    results = await asyncio.gather(*await asked(moderator, 3), return_exceptions=True)
+    assert [type(result) for result in results] == [DeadlineExceeded] * 3
+    assert (backend.running, backend.cancelled, moderator.admission.admitted) == (0, 1, 0)
+
+
+async def test_a_backend_that_was_out_of_time_for_one_is_asked_again_for_the_others(
+    moderator: Moderator, backend: FakeBackend
+) -> None:
+    deadlines: list[float] = []
+
+    async def script(case: Case) -> Completion:
+        deadlines.append(case.deadline)
+        if len(deadlines) > 1:
+            return by_word(case)
+        await gate.passed()
+        raise DeadlineExceeded("No verdict in time.")
+
+    gate = Gate()
+    backend.script = script
+    tasks = await asked(moderator, 3)
+    gate.open()
+    first, *others = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(first, DeadlineExceeded)
+    assert [getattr(verdict, "cache", verdict) for verdict in others] == [None, CacheUse.JOINED]
+    assert deadlines[1] > deadlines[0]
+
+
+async def test_an_error_of_several_is_each_ones_own(moderator: Moderator, backend: FakeBackend) -> None:
+    gate = Gate()
+    backend.script = held_at(gate, failing(EngineFailure("The engine failed.")))
+    tasks = await asked(moderator, 3)
+    gate.open()
+    errors = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [str(error) for error in errors] == ["The engine failed."] * 3
+    assert len({id(error) for error in errors}) == 3
+
+
+async def test_work_that_is_dropped_below_fails_all_who_wait(moderator: Moderator, backend: FakeBackend) -> None:
+    gate = Gate()
+    backend.script = held_at(gate, failing(asyncio.CancelledError()))
+    tasks = await asked(moderator, 3)
+    gate.open()
+    errors = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(error) for error in errors] == [EngineFailure] * 3
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_a_live_request_does_not_wait_for_background_work(
+    moderator: Moderator, backend: FakeBackend, first: bool
+) -> None:
+    gate = Gate()
+    backend.script = held_at(gate)
+    tasks = [
+        asyncio.create_task(moderator.moderate(BOMB, handling=Handling(background=background)))
+        for background in (first, not first)
+    ]
+    await backend.busy_with(2)
+    gate.open()
+    assert [verdict.cache for verdict in await asyncio.gather(*tasks)] == [None, None]
+
+
+async def test_verdicts_of_the_background_are_kept_for_all(cached: Moderator) -> None:
+    await cached.moderate(BOMB, handling=Handling(background=True))
+    assert (await cached.moderate(BOMB)).cache is CacheUse.HIT
+
+
+async def test_a_broken_image_is_told_where_each_of_them_sent_it(moderator: Moderator, backend: FakeBackend) -> None:
+    params = ("input[0].image_url", "messages[0].content[1].image_url.url")
+    broken = [Conversation.from_user(ImagePart("data:image/png;base64,AAAA", param)) for param in params]
+    errors = await asyncio.gather(*map(moderator.moderate, broken), return_exceptions=True)
+    assert [getattr(error, "param", None) for error in errors] == list(params)

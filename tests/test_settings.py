@@ -121,6 +121,8 @@ BAD = [
     *(("max_queue", bad) for bad in (0, -1, "1e3", "inf")),
     *(("list_concurrency", bad) for bad in (0, -1)),
     *(("max_list", bad) for bad in (0, -1)),
+    ("verdict_cache", -1),
+    *(("verdict_cache_ttl", bad) for bad in (0, -1, "nan", "inf")),
     *(("deadline", bad) for bad in (0, -1, "nan", "inf")),
     *(("drain_timeout", bad) for bad in (0, -1, "nan", "inf")),
     *(("max_body_bytes", bad) for bad in (0, 1023, "64M")),

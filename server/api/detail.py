@@ -20,6 +20,7 @@ def verdict_detail(verdict: Verdict) -> dict[str, Any]:
         "raw_text": completion.text,
         "finish_reason": completion.finish_reason,
         "backend": completion.backend,
+        "cache": verdict.cache,
         "provider": completion.provider,
         "cost": completion.cost,
         "usage": {

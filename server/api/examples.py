@@ -191,6 +191,7 @@ _GUARD: dict[str, Any] = {
     "raw_text": "unsafe\nS9",
     "finish_reason": "stop",
     "backend": "vllm",
+    "cache": None,
     "provider": None,
     "cost": None,
     "usage": {"prompt_tokens": 214, "cached_tokens": 128, "completion_tokens": 5, "images": 0, "frames": 0, "tiles": 0},

@@ -34,7 +34,7 @@ CANARY = "zebra crossing"
 
 def line(custom_id: Any, body: Any = None, **changes: Any) -> dict[str, Any]:
     default = {"custom_id": custom_id, "method": "POST", "url": "/v1/moderations"}
-    return {**default, "body": {"input": "bread"} if body is None else body, **changes}
+    return {**default, "body": {"input": f"bread-{custom_id}"} if body is None else body, **changes}
 
 
 def written(*lines: Any) -> bytes:
@@ -313,7 +313,7 @@ async def test_counts_move_and_a_cancelled_batch_keeps_what_is_done(
         return held_at(gate)(case) if "late" in words_of(case) else by_word(case)
 
     backend.script = some
-    lines = [line(str(number), {"input": "late" if number >= 5 else "bread"}) for number in range(40)]
+    lines = [line(str(number), {"input": f"late {number}" if number >= 5 else "bread"}) for number in range(40)]
     batch = await create(client, *lines)
     await five_are_done(client, batch)
     running = await get(client, batch)
@@ -337,7 +337,7 @@ async def test_what_is_not_judged_in_time_expires_and_the_rest_is_kept(
 ) -> None:
     backend.script = lambda case: hanging(case) if "late" in words_of(case) else by_word(case)
     batch = await create(
-        client, *(line(str(number), {"input": "late" if number % 2 else "bread"}) for number in range(10))
+        client, *(line(str(number), {"input": f"late {number}" if number % 2 else "bread"}) for number in range(10))
     )
     await five_are_done(client, batch)
     async with app.state.database.begin() as connection:
@@ -410,7 +410,8 @@ async def test_half_of_the_queue_stays_for_live_requests(
     backend.script = held_at(gate)
     batch = await create(client, *(line(str(number)) for number in range(50)))
     await backend.busy_with(4)
-    live = [asyncio.create_task(client.post("/v1/moderations", json={"input": "live"})) for _ in range(4)]
+    asked = [{"input": f"live {number}"} for number in range(4)]
+    live = [asyncio.create_task(client.post("/v1/moderations", json=body)) for body in asked]
     await backend.busy_with(8)
     assert app.state.moderator.admission.admitted == 8
     assert sum("live" in words for words in backend.texts) == 4
@@ -427,7 +428,7 @@ async def test_a_short_batch_does_not_wait_for_a_long_one(client: httpx.AsyncCli
         return held_at(gate)(case) if "late" in words_of(case) else by_word(case)
 
     backend.script = some
-    long = await create(client, *(line(str(number), {"input": "late"}) for number in range(10)))
+    long = await create(client, *(line(str(number), {"input": f"late {number}"}) for number in range(10)))
     await backend.busy_with(10)
     short = await ended(client, await create(client, line("a")))
     assert short["status"] == "completed"

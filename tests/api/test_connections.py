@@ -34,15 +34,22 @@ def hung_up(connection: socket.socket, *, abruptly: bool) -> None:
 
 # --- Disconnects -----------------------------------------------------------------------------------------
 
-CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "I am <client>"}]}
+LIST: dict[str, Any] = {"input": ["I am <client>", "you are not <client>", "nobody is <client>"]}
+
+
+def of_client(body: dict[str, Any], client: int) -> dict[str, Any]:
+    """What several ask alike would be judged once."""
+    unlike: dict[str, Any] = json.loads(json.dumps(body).replace("<client>", str(client)))
+    return unlike
 
 
 @pytest.mark.parametrize(
     ("path", "body", "verdicts", "abruptly"),
     [
-        ("/v1/moderations", {"input": "x"}, 1, False),
-        ("/v1/moderations", {"input": ["x"] * 3}, 3, False),
-        ("/v1/moderations", {"input": ["x"] * 3}, 3, True),
+        ("/v1/moderations", {"input": "I am <client>"}, 1, False),
+        ("/v1/moderations", LIST, 3, False),
+        ("/v1/moderations", LIST, 3, True),
         ("/v1/chat/completions", CHAT, 1, True),
         ("/v1/chat/completions", {**CHAT, "stream": True}, 1, False),
     ],
@@ -52,7 +59,7 @@ def test_the_work_of_200_clients_that_hang_up_ends(
 ) -> None:
     live = start_server(max_queue=CLIENTS * 3)
     backend.script = hanging
-    connections = [send(live, path, body) for _ in range(CLIENTS)]
+    connections = [send(live, path, of_client(body, client)) for client in range(CLIENTS)]
     wait_until(lambda: backend.running == CLIENTS * verdicts)
     assert live.moderator.admission.admitted == CLIENTS * verdicts
     for connection in connections:
@@ -70,7 +77,7 @@ def test_others_are_not_disturbed_by_one_who_hangs_up(live: LiveServer, backend:
     with ThreadPoolExecutor() as pool, live.client() as client:
         stays = pool.submit(client.post, "/v1/moderations", json={"input": "a bomb"})
         wait_until(lambda: backend.running == 1)
-        leaves = send(live, "/v1/moderations", {"input": "a bomb"})
+        leaves = send(live, "/v1/moderations", {"input": "another bomb"})
         wait_until(lambda: backend.running == 2)
         leaves.close()
         wait_until(lambda: backend.running == 1, within=1.0)
@@ -127,13 +134,14 @@ def test_a_server_that_is_told_to_stop_finishes_what_it_admitted(live: LiveServe
     gate = Gate()
     backend.script = held_at(gate)
     bodies: list[tuple[str, dict[str, Any]]] = [
-        ("/v1/moderations", {"input": "a bomb"}),
-        ("/v1/moderations", {"input": ["a bomb"] * 40}),
+        ("/v1/moderations", {"input": "a bomb of <client>"}),
+        ("/v1/moderations", {"input": [f"bomb {number} of <client>" for number in range(40)]}),
         ("/v1/chat/completions", CHAT),
         ("/v1/chat/completions", {**CHAT, "stream": True}),
     ]
     with ThreadPoolExecutor(20) as pool, live.client() as client:
-        admitted = [pool.submit(client.post, path, json=body) for path, body in bodies * 4]
+        asked = [(path, of_client(body, number)) for number, (path, body) in enumerate(bodies * 4)]
+        admitted = [pool.submit(client.post, path, json=body) for path, body in asked]
         wait_until(lambda: backend.running == 4 * (1 + 32 + 1 + 1))
         live.terminate()
         assert live.moderator.admission.draining

@@ -258,8 +258,8 @@ async def test_the_first_error_fails_the_whole_list_and_ends_its_work(
 
 @pytest.mark.parametrize("settings", [{"max_list": 3}], indirect=True)
 async def test_a_list_may_be_this_long_and_no_longer(client: httpx.AsyncClient, backend: FakeBackend) -> None:
-    assert len((await moderate(client, ["x"] * 3))["results"]) == 3
-    response = await client.post("/v1/moderations", json={"input": ["x"] * 4})
+    assert len((await moderate(client, [*"xyz"]))["results"]) == 3
+    response = await client.post("/v1/moderations", json={"input": [*"xxxx"]})
     assert "3" in error_of(response, 400, param="input")["message"]
     assert len(backend.cases) == 3
 

@@ -169,7 +169,7 @@ async def test_probes_do_not_count_as_verdicts(client: httpx.AsyncClient, backen
 async def test_ready_and_admitted_are_as_they_are_now(client: httpx.AsyncClient, backend: FakeBackend) -> None:
     assert (await metrics(client))["guard_ready"] == 1
     backend.script = hanging
-    waiting = asyncio.create_task(client.post("/v1/moderations", json={"input": ["x"] * 40}))
+    waiting = asyncio.create_task(client.post("/v1/moderations", json={"input": [*map(str, range(40))]}))
     await backend.busy_with(32)
     assert (await metrics(client))["guard_admitted_verdicts"] == 32
     waiting.cancel()

@@ -55,6 +55,7 @@ class Guard(ReplyModel):
     raw_text: str
     finish_reason: Literal["stop"]
     backend: str
+    cache: Literal["hit", "joined"] | None
     provider: str | None
     cost: float | None
     usage: GuardUsage
