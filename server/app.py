@@ -49,11 +49,11 @@ DESCRIPTION = (
 
 def create_moderator(settings: Settings, profile: Profile, backend: Backend) -> Moderator:
     """The heart with its limits. Raises InvalidRequest when the operator's policy contradicts the profile."""
-    limits = settings.image_limits
+    policy, limits = operator_policy(settings, profile), settings.image_limits
     return Moderator(
         backend,
         ImageDecoder(replace(limits, max_images=min(limits.max_images, profile.image_limit))),
-        operator_policy(settings, profile),
+        policy,
         max_queue=settings.places,
         list_concurrency=settings.list_concurrency,
         deadline_s=settings.deadline,

@@ -66,7 +66,7 @@ class PromptTokenizer:
         self._byte_pairs = byte_pair_encoding(tokenizer)
         control_ids = frozenset(added.values())
         for content in added:
-            if not control_ids.isdisjoint(self.encode_text(content)):
+            if not control_ids.isdisjoint([*self.encode_text(content), *self._encode_by_library(content)]):
                 raise ValueError(f"the tokenizer turns plain text into the control token {content}")
         self._encode_apart = lru_cache(_REMEMBERED)(lambda text: self.encode_whole([Scaffold(text)]))
 
@@ -124,6 +124,9 @@ class PromptTokenizer:
             return []
         if self._byte_pairs is not None and len(text) <= LONG_TEXT:
             return self._byte_pairs.encode_ordinary(text)
+        return self._encode_by_library(text)
+
+    def _encode_by_library(self, text: str) -> list[int]:
         # encode() would do the same, but hold Python's lock: a long text would stop every other thread.
         ids: list[int] = self._tokenizer.encode_batch([text], add_special_tokens=False)[0].ids
         return ids

@@ -214,7 +214,7 @@ class VllmBackend:
             raise ValueError("a case needs one picture for each image of its conversation")
         prompt = Prompt.render(case.conversation, case.policy.taxonomy)
         ids = await self._encode(prompt)
-        list_tokens = self._list_tokens(prompt.taxonomy)
+        list_tokens = self._list_tokens(prompt.taxonomy.codes)
         self._check_context(len(ids), list_tokens, exact=not case.images)
 
         first = answer = await self._generate([*ids, self._tokens.blank_line], list_tokens, case)
@@ -282,7 +282,7 @@ class VllmBackend:
     async def complete_freely(self, prompt: Prompt) -> str:
         """What the model writes when nothing is forced: the reference that the one-pass verdict is held against."""
         ids = prompt.token_ids(self._tokenizer)
-        answer = await self._generate(ids, self._list_tokens(prompt.taxonomy))
+        answer = await self._generate(ids, self._list_tokens(prompt.taxonomy.codes))
         return self._text(answer).lstrip("\n")
 
     async def _generate(self, ids: Sequence[int], max_tokens: int, case: Case | None = None) -> _Answer:
@@ -430,9 +430,9 @@ class VllmBackend:
             raise self._context_exceeded(None)
         return await loop.run_in_executor(self._encoders, prompt.token_ids, self._tokenizer)
 
-    def _longest_answer(self, taxonomy: Taxonomy) -> int:
+    def _longest_answer(self, codes: Sequence[str]) -> int:
         """Tokens of the longest answer: a leading newline, `unsafe`, every code and the end."""
-        return len(self._tokenizer.encode_text("unsafe\n" + ",".join(taxonomy.codes))) + 2
+        return len(self._tokenizer.encode_text("unsafe\n" + ",".join(codes))) + 2
 
     def _check_context(self, prompt_tokens: int, list_tokens: int, *, exact: bool) -> None:
         # Before the engine has expanded images, their number of tokens is a lower bound.
