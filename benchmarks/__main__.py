@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import re
+import signal
 import sys
 import tempfile
 from dataclasses import asdict, replace
@@ -176,6 +177,8 @@ def main() -> None:
     # Gateways come last: what they stand in front of must run.
     names.sort(key=lambda name: name not in ENGINES)
     services: dict[str, Service] = {}
+    # Whoever stops the run, by Ctrl-C or otherwise, stops the servers too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="benchmark-") as place:
         try:
             left_out = start(Stage(model, Path(place), services), names, services)
