@@ -62,7 +62,7 @@ def parse_options() -> argparse.Namespace:
     say("--image-concurrency", default="8", help="the same for loads with images")
     say("--rates", default="", help="open loop too: shares of vllm's verdicts/s at the highest concurrency, 0.5,0.9")
     say("--rounds", type=int, default=4, help="turns of each contender")
-    say("--seconds", type=float, default=4.0, help="length of a turn")
+    say("--seconds", type=float, default=3.0, help="length of a turn")
     say("--second", action="store_true", help="guidellm's figures beside ours, on chats of the first load")
     say("--record", action="store_true", help="keep the result in benchmarks/results/")
     return parser.parse_args()
