@@ -170,7 +170,7 @@ def main() -> None:
     names = options.contenders.split(",")
     if unknown := [name for name in names if name not in STARTERS]:
         raise SystemExit(f"unknown contenders: {', '.join(unknown)}; known: {', '.join(STARTERS)}")
-    model = model_of(options, sum(name in ENGINES for name in names))
+    model = replace(model_of(options, sum(name in ENGINES for name in names)), on_cpu=not torch.cuda.is_available())
     loads = [Load(name, LOADS[name], model.context) for name in filter(None, options.loads.split(","))]
     if options.mix:
         loads.append(Load("mix", options.mix, model.context))

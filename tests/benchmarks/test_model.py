@@ -36,9 +36,11 @@ def model(tmp_path) -> Model:
 def test_both_servers_are_told_the_same(model, tmp_path):
     (tmp_path / "place").mkdir()
     file = model.write_profile(tmp_path / "place")
-    profile = load_profile(str(file))
+    profile, text = load_profile(str(file)), file.read_text()
     assert profile.context_tokens == 4096
-    assert dict(profile.engine) == model.engine == {**tomllib.loads(file.read_text())["engine"]}
+    assert not profile.runs_on_cpu
+    assert load_profile(str(replace(model, on_cpu=True).write_profile(tmp_path / "place"))).runs_on_cpu
+    assert dict(profile.engine) == model.engine == {**tomllib.loads(text)["engine"]}
     flags = model.engine_flags
     assert "--max-model-len=4096" in flags
     assert "--no-enable-prefix-caching" in flags
