@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import re
+import signal
 import sys
 import tempfile
 from dataclasses import asdict, replace
@@ -61,7 +62,7 @@ def parse_options() -> argparse.Namespace:
     say("--image-concurrency", default="8", help="the same for loads with images")
     say("--rates", default="", help="open loop too: shares of vllm's verdicts/s at the highest concurrency, 0.5,0.9")
     say("--rounds", type=int, default=4, help="turns of each contender")
-    say("--seconds", type=float, default=4.0, help="length of a turn")
+    say("--seconds", type=float, default=3.0, help="length of a turn")
     say("--second", action="store_true", help="guidellm's figures beside ours, on chats of the first load")
     say("--record", action="store_true", help="keep the result in benchmarks/results/")
     return parser.parse_args()
@@ -169,13 +170,15 @@ def main() -> None:
     names = options.contenders.split(",")
     if unknown := [name for name in names if name not in STARTERS]:
         raise SystemExit(f"unknown contenders: {', '.join(unknown)}; known: {', '.join(STARTERS)}")
-    model = model_of(options, sum(name in ENGINES for name in names))
+    model = replace(model_of(options, sum(name in ENGINES for name in names)), on_cpu=not torch.cuda.is_available())
     loads = [Load(name, LOADS[name], model.context) for name in filter(None, options.loads.split(","))]
     if options.mix:
         loads.append(Load("mix", options.mix, model.context))
     # Gateways come last: what they stand in front of must run.
     names.sort(key=lambda name: name not in ENGINES)
     services: dict[str, Service] = {}
+    # Whoever stops the run, by Ctrl-C or otherwise, stops the servers too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="benchmark-") as place:
         try:
             left_out = start(Stage(model, Path(place), services), names, services)

@@ -68,7 +68,6 @@ class Service:
             except httpx.TransportError:
                 pass
             time.sleep(0.25)
-        self.stop()
         raise LeftOut(f"it did not start: {' '.join(self.log.read_text(errors='replace')[-1500:].split())}")
 
     def stop(self) -> None:
@@ -97,7 +96,11 @@ class Stage:
                 command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, env={**os.environ, **environment}
             )
         service = Service(name, role, process, f"http://127.0.0.1:{port}", log)
-        service.wait(ready)
+        try:
+            service.wait(ready)
+        except BaseException:
+            service.stop()
+            raise
         return service
 
     @property

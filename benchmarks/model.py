@@ -28,6 +28,7 @@ class Model:
     engine: Mapping[str, Any]
     minimum_mass: float | None = None
     """For weights that were made up, and so are less sure of their two words than a trained model."""
+    on_cpu: bool = False
 
     def write_profile(self, folder: Path) -> Path:
         """A profile of this server's that says what `engine_flags` says to vLLM's own."""
@@ -36,6 +37,8 @@ class Model:
             'name = "benchmark"',
             f"model = {json.dumps(str(self.folder))}",
             f"context_tokens = {self.context}",
+            # Else the server refuses to put a model that needs a GPU on a CPU.
+            *(["runs_on_cpu = true"] if self.on_cpu else []),
             "\n[engine]",
             *(f"{key} = {json.dumps(value)}" for key, value in self.engine.items()),
         ]

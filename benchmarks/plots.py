@@ -23,7 +23,9 @@ def draw(result: Mapping[str, Any], folder: Path, stem: str) -> list[Path]:
     opened = [section for section in sections if section["rate"] is not None]
     files = []
     if closed:
-        figure, axes = plt.subplots(2, 1, figsize=(1.5 + 2.6 * len(closed), 8), layout="constrained", squeeze=True)
+        figure, axes = plt.subplots(
+            2, 1, figsize=(max(8, 1.5 + 2.6 * len(closed)), 8), layout="constrained", squeeze=True
+        )
         _bars(axes[0], closed, "verdicts_per_s", "verdicts a second")
         _bars(axes[1], closed, "p99_ms", "latency in ms: bar p99, lines p50 and p90", marks=("p50_ms", "p90_ms"))
         files.append(_save(figure, caption, folder / f"{stem}-loads.png"))

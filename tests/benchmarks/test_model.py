@@ -1,5 +1,6 @@
 import json
 import tomllib
+from dataclasses import replace
 
 import pytest
 
@@ -8,6 +9,7 @@ from server.conversation import Conversation, TextPart
 from server.profile import load_profile
 from server.prompt import Prompt
 from server.tokenizer import PromptTokenizer
+from tests.conftest import open_backend
 
 
 @pytest.mark.parametrize("spec", ["pocket", "llama-guard-4-12b"])
@@ -34,9 +36,11 @@ def model(tmp_path) -> Model:
 def test_both_servers_are_told_the_same(model, tmp_path):
     (tmp_path / "place").mkdir()
     file = model.write_profile(tmp_path / "place")
-    profile = load_profile(str(file))
+    profile, text = load_profile(str(file)), file.read_text()
     assert profile.context_tokens == 4096
-    assert dict(profile.engine) == model.engine == {**tomllib.loads(file.read_text())["engine"]}
+    assert not profile.runs_on_cpu
+    assert load_profile(str(replace(model, on_cpu=True).write_profile(tmp_path / "place"))).runs_on_cpu
+    assert dict(profile.engine) == model.engine == {**tomllib.loads(text)["engine"]}
     flags = model.engine_flags
     assert "--max-model-len=4096" in flags
     assert "--no-enable-prefix-caching" in flags
@@ -54,3 +58,13 @@ def test_the_preamble_is_what_every_prompt_begins_with():
     ]
     shared = next(at for at, (one, other) in enumerate(zip(*prompts, strict=False)) if one != other)
     assert model.preamble_tokens() == shared
+
+
+def test_the_server_takes_its_prefix_cache_from_the_profile_and_has_one_by_default():
+    def arguments(engine: dict) -> dict:
+        profile = load_profile("pocket")
+        return open_backend(replace(profile, engine={**profile.engine, **engine}))._engine_arguments()
+
+    assert arguments({})["enable_prefix_caching"] is True
+    assert arguments({"enable_prefix_caching": False})["enable_prefix_caching"] is False
+    assert arguments({"generation_config": "auto"})["generation_config"] == "vllm"

@@ -21,10 +21,10 @@ def test_roles_of_an_engine_servers_processes(title, is_root, name):
 
 
 def test_children_are_counted_with_their_root():
-    nested = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
+    child = [sys.executable, "-c", "print('up', flush=True); input()"]
+    nested = f"import subprocess; subprocess.run({child!r})"
     with subprocess.Popen([sys.executable, "-c", nested], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        while len(tree({process.pid: "gateway"})) < 2:
-            assert process.poll() is None
+        assert process.stdout.readline() == b"up\n"
         assert set(tree({process.pid: "gateway"}).values()) == {"gateway"}
         assert sorted(tree({process.pid: "server"}).values()) == ["front", "other"]
         process.communicate(b"\n")
