@@ -871,6 +871,22 @@ def test_canvas(size, expected):
     assert images.fit_canvas(*size) == expected
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((1920, 1080), (1920, 1080)),
+        ((1920, 1200), (1920, 1200)),
+        ((1920, 1201), (1611, 1008)),
+        ((5376, 400), (5376, 400)),
+        ((5377, 400), (4516, 336)),
+        ((4, 60000), (4, 5376)),
+    ],
+)
+def test_a_picture_hardly_larger_than_the_canvas_is_not_shrunk(size, expected):
+    """The engine's own resize is faster; longer sides would let thin pictures take many times the memory."""
+    assert frame(encoded(Image.new("RGB", size, RED))).size == expected
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "1", "P", "CMYK"])
 @pytest.mark.parametrize("size", [(2100, 1777), (3001, 900), (700, 6001)])
 def test_bands_have_no_seams(mode, size):
