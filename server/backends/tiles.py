@@ -1,7 +1,8 @@
-"""From a picture to the tiles that Llama 4's vision tower takes: the very values of the official processor, sooner.
+"""From a picture to the tiles that Llama 4's vision tower takes: the very ones of the official processor, sooner.
 
 The official processor spends most of its time on arithmetic over whole pictures whose result can only be one of 256
-values, and on spelling out and encoding a text of thousands of placeholders. Here each level is looked up.
+values, and on spelling out and encoding a text of thousands of placeholders. Here tiles stay bytes; each level is
+looked up where the vision tower runs (engine_process.py).
 """
 
 import math
@@ -68,23 +69,22 @@ def _scale(side: int, canvas: int) -> tuple[int, np.float32 | float]:
     return (canvas, np.float32(canvas) / np.float32(side)) if canvas < wanted else (wanted, wanted / side)
 
 
-def tiled(pixels: np.ndarray, levels: torch.Tensor) -> torch.Tensor:
-    """The tiles of a picture row by row, and its overview last: [tiles, 3, 336, 336].
+def tiled(pixels: np.ndarray) -> torch.Tensor:
+    """The tiles of a picture row by row, and its overview last: [tiles, 3, 336, 336] of uint8.
 
-    `pixels` are RGB, [height, width, 3] of uint8; `levels` is [256], what each level becomes.
+    `pixels` are RGB, [height, width, 3] of uint8.
     """
     height, width, _ = pixels.shape
     place = fit(width, height)
     whole = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     scaled = _resized(whole, place.height, place.width)
     padding = (0, place.columns * TILE - place.width, 0, place.rows * TILE - place.height)
-    canvas = torch.nn.functional.pad(scaled, padding)
-    tiles = torch.empty(place.tiles, 3, TILE, TILE, dtype=levels.dtype)
-    for index in range(place.columns * place.rows):
-        top, left = (TILE * number for number in divmod(index, place.columns))
-        _look_up(canvas[:, :, top : top + TILE, left : left + TILE], levels, tiles[index])
-    if place.columns * place.rows > 1:
-        _look_up(_resized(whole, TILE, TILE), levels, tiles[-1])
+    canvas = torch.nn.functional.pad(scaled, padding).reshape(3, place.rows, TILE, place.columns, TILE)
+    tiles = torch.empty(place.tiles, 3, TILE, TILE, dtype=torch.uint8)
+    by_place = tiles[: place.rows * place.columns].view(place.rows, place.columns, 3, TILE, TILE)
+    by_place.copy_(canvas.permute(1, 3, 0, 2, 4))
+    if place.tiles > 1:
+        tiles[-1] = _resized(whole, TILE, TILE)[0]
     return tiles
 
 
@@ -93,12 +93,6 @@ def _resized(picture: torch.Tensor, height: int, width: int) -> torch.Tensor:
         return picture
     result: torch.Tensor = resize(picture, [height, width], InterpolationMode.BILINEAR, antialias=True)
     return result
-
-
-def _look_up(tile: torch.Tensor, levels: torch.Tensor, result: torch.Tensor) -> None:
-    # Tile by tile, so that the indices stay in the processor's cache.
-    indices = tile.to(torch.int32, memory_format=torch.contiguous_format)
-    torch.index_select(levels, 0, indices.view(-1), out=result.view(-1))
 
 
 def all_levels() -> Image.Image:

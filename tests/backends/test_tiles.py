@@ -16,6 +16,7 @@ from transformers.models.llama4.image_processing_llama4 import (
     get_max_res_without_distortion,
 )
 
+from server.backends.engine_process import brightness
 from server.backends.tiles import LEVELS, all_levels, fit, tiled
 from server.images import TILE
 
@@ -49,6 +50,10 @@ def test_pictures_fit_as_in_the_official_processor():
     assert [size for size in sizes if tuple(fit(*size)) != expected_fit(*size)] == []
 
 
+def test_brightness_is_what_the_official_processor_makes_of_each_level(process):
+    assert torch.equal(brightness(), process(all_levels())[0, 0].flatten()[:LEVELS])
+
+
 @pytest.mark.parametrize(
     "size",
     [
@@ -64,8 +69,6 @@ def test_pictures_fit_as_in_the_official_processor():
 )
 def test_tiles_are_those_of_the_official_processor(process, size):
     picture = noise(*size)
-    levels = process(all_levels())[0, 0].flatten()[:LEVELS]
-    expected, made = process(picture), tiled(np.array(picture), levels)
-    assert made.dtype == expected.dtype
-    assert torch.equal(made, expected)
+    expected, made = process(picture), tiled(np.array(picture))
+    assert torch.equal(brightness()[made.int()], expected)
     assert len(made) == fit(*size).tiles

@@ -71,6 +71,13 @@ async def test_a_checkpoint_that_prepares_images_in_another_way_is_noticed_at_th
         EngineImages(pocket_backend.engine, pocket_backend._tokenizer, 144)
 
 
+async def test_a_graph_of_the_vision_tower_is_refused(pocket_backend, monkeypatch):
+    """It would take bytes for the tower's numbers, and show the model another picture without a word."""
+    monkeypatch.setattr(pocket_backend.engine.vllm_config.compilation_config, "cudagraph_mm_encoder", True)
+    with pytest.raises(RuntimeError, match="cudagraph_mm_encoder"):
+        EngineImages(pocket_backend.engine, pocket_backend._tokenizer, 144)
+
+
 async def test_completion_counts_the_tiles_and_tokens_of_pictures(pocket_backend):
     case = case_of(picture(336, 336), picture(700, 300))
     completion = await pocket_backend.complete(case)
