@@ -21,7 +21,7 @@ from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItem, MultiModalKwargsItems, PlaceholderRange
 
 from server.backends.engine_process import brightness
-from server.backends.tiles import all_levels, fit, tiled
+from server.backends.tiles import Fit, all_levels, fit, tiled
 from server.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class EngineImages:
         self._control = {name: id_ for name, id_ in found.items() if id_ is not None}
         self._tokens_per_tile = tokens_per_tile
         self._placeholder = cache(self._placeholder_of)
+        self._most_tiles = engine.renderer.get_mm_processor().info.get_max_num_tiles()
         self._hash_algorithm = engine.model_config.multimodal_config.mm_hasher_algorithm
         # One thread a picture: torch would spread each over all cores, and fight the engine for them.
         self._pool = ThreadPoolExecutor(
@@ -67,7 +68,7 @@ class EngineImages:
 
     def tokens(self, pictures: Iterable[Image.Image]) -> int:
         """How many tokens the slots of these pictures grow by."""
-        return sum(len(self._placeholder(*fit(*picture.size)[:2])[0]) - 1 for picture in pictures)
+        return sum(len(self._placeholder(*self._fit(picture)[:2])[0]) - 1 for picture in pictures)
 
     @contextlib.asynccontextmanager
     async def shown(self, ids: Sequence[int], pictures: Sequence[Image.Image]) -> AsyncIterator["MultiModalInput"]:
@@ -76,7 +77,7 @@ class EngineImages:
         Waits until the engine has room for them; they count as being there until the context ends.
         """
         loop = asyncio.get_running_loop()
-        wanted, taken = min(TILES_AT_ONCE, sum(fit(*picture.size).tiles for picture in pictures)), 0
+        wanted, taken = min(TILES_AT_ONCE, sum(self._fit(picture).tiles for picture in pictures)), 0
         try:
             async with self._turn:  # Two that have half of what they need would wait for each other.
                 while taken < wanted:
@@ -91,12 +92,15 @@ class EngineImages:
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
+    def _fit(self, picture: Image.Image) -> Fit:
+        return fit(*picture.size, self._most_tiles)
+
     def _seen(self, picture: Image.Image) -> tuple[MultiModalKwargsItem, str]:
         """What the vision tower needs of a picture, and the name under which the engine knows it."""
         pixels = np.array(picture)
         name = MultiModalHasher.hash_kwargs(self._hash_algorithm, image=pixels)
-        tiles = tiled(pixels)
-        place = fit(*picture.size)
+        tiles = tiled(pixels, self._most_tiles)
+        place = self._fit(picture)
         (item,) = MultiModalKwargsItems.from_hf_inputs(
             {
                 "pixel_values": tiles,

@@ -36,22 +36,24 @@ class Fit(NamedTuple):
 
 
 @cache
-def _canvas_sides() -> tuple[np.ndarray, np.ndarray]:
-    widths, heights = np.array(CANVASES, dtype=np.float32).T
-    return widths, heights
+def _canvases(most: int) -> tuple[list[tuple[int, int]], np.ndarray, np.ndarray]:
+    """Those of at most so many tiles, and their widths and heights."""
+    canvases = [canvas for canvas in CANVASES if math.prod(canvas) <= most * TILE * TILE]
+    widths, heights = np.array(canvases, dtype=np.float32).T
+    return canvases, widths, heights
 
 
-def fit(width: int, height: int) -> Fit:
-    """How Llama 4 shows a picture of this size: as large as it is, or smaller where no canvas holds it.
+def fit(width: int, height: int, most: int = 16) -> Fit:
+    """How Llama 4 shows a picture of this size: as large as it is, or smaller where no canvas of `most` tiles holds it.
 
     Computed in single precision where the processor does, or some sides would be a pixel off.
     """
-    widths, heights = _canvas_sides()
+    canvases, widths, heights = _canvases(most)
     scales = np.minimum(widths / np.float32(width), heights / np.float32(height))
     enough = scales[scales >= 1]
     scale = enough.min() if enough.size else scales.max()
     canvas_width, canvas_height = min(
-        (canvas for canvas, its_scale in zip(CANVASES, scales, strict=True) if its_scale == scale), key=math.prod
+        (canvas for canvas, its_scale in zip(canvases, scales, strict=True) if its_scale == scale), key=math.prod
     )
     # A picture is never enlarged past one tile.
     largest_width, scale_x = _scale(width, canvas_width)
@@ -69,13 +71,13 @@ def _scale(side: int, canvas: int) -> tuple[int, np.float32 | float]:
     return (canvas, np.float32(canvas) / np.float32(side)) if canvas < wanted else (wanted, wanted / side)
 
 
-def tiled(pixels: np.ndarray) -> torch.Tensor:
+def tiled(pixels: np.ndarray, most: int = 16) -> torch.Tensor:
     """The tiles of a picture row by row, and its overview last: [tiles, 3, 336, 336] of uint8.
 
-    `pixels` are RGB, [height, width, 3] of uint8.
+    `pixels` are RGB, [height, width, 3] of uint8; `most` is as in `fit`.
     """
     height, width, _ = pixels.shape
-    place = fit(width, height)
+    place = fit(width, height, most)
     whole = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     scaled = _resized(whole, place.height, place.width)
     padding = (0, place.columns * TILE - place.width, 0, place.rows * TILE - place.height)

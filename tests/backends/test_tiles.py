@@ -33,8 +33,8 @@ def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(width).integers(0, LEVELS, (height, width, 3), dtype=np.uint8))
 
 
-def expected_fit(width: int, height: int) -> tuple[int, int, int, int]:
-    resolutions = torch.tensor(find_supported_resolutions(16, SizeDict(height=TILE, width=TILE)))
+def expected_fit(width: int, height: int, most: int) -> tuple[int, int, int, int]:
+    resolutions = torch.tensor(find_supported_resolutions(most, SizeDict(height=TILE, width=TILE)))
     canvas = get_best_fit((height, width), resolutions)
     largest = tuple(min(max(side, TILE), limit) for side, limit in zip((height, width), canvas, strict=True))
     shown = get_max_res_without_distortion((height, width), largest)
@@ -42,12 +42,13 @@ def expected_fit(width: int, height: int) -> tuple[int, int, int, int]:
     return columns, rows, max(1, int(shown[1])), max(1, int(shown[0]))
 
 
-def test_pictures_fit_as_in_the_official_processor():
+@pytest.mark.parametrize("most", [16, 4])
+def test_pictures_fit_as_in_the_official_processor(most):
     choose = random.Random(4)
     sizes = list(itertools.product(EDGES, EDGES))
     sizes += [(choose.randint(1, limit), choose.randint(1, limit)) for limit in (400, 2000, 7000) for _ in range(300)]
     sizes += [(choose.randint(1, 40), choose.randint(1, 9000)) for _ in range(200)]
-    assert [size for size in sizes if tuple(fit(*size)) != expected_fit(*size)] == []
+    assert [size for size in sizes if tuple(fit(*size, most)) != expected_fit(*size, most)] == []
 
 
 def test_brightness_is_what_the_official_processor_makes_of_each_level(process):

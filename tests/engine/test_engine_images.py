@@ -10,7 +10,6 @@ from PIL import Image
 from server.backends import engine_images
 from server.backends.base import Case
 from server.backends.engine_images import EngineImages
-from server.backends.tiles import fit
 from server.conversation import Conversation, ImagePart, TextPart
 from server.errors import ContextLengthExceeded
 from server.policy import Policy
@@ -80,25 +79,24 @@ async def test_a_graph_of_the_vision_tower_is_refused(pocket_backend, monkeypatc
 
 async def test_completion_counts_the_tiles_and_tokens_of_pictures(pocket_backend):
     case = case_of(picture(336, 336), picture(700, 300))
-    completion = await pocket_backend.complete(case)
-    assert completion.tiles == sum(fit(*one.size).tiles for one in case.images) == 5
-    images = pocket_backend._images
+    completion, images = await pocket_backend.complete(case), pocket_backend._images
+    assert completion.tiles == sum(images._fit(one).tiles for one in case.images) == 5
     assert completion.prompt_tokens == len(ids_of(pocket_backend, case)) + images.tokens(case.images)
 
 
 async def test_pictures_that_exceed_the_context_are_refused_before_they_are_tiled(pocket_backend, monkeypatch):
     monkeypatch.setattr(pocket_backend._images, "_seen", lambda picture: pytest.fail("tiled"))
     with pytest.raises(ContextLengthExceeded, match=r"resulted in \d+ tokens"):
-        await pocket_backend.complete(case_of(*[picture(1300, 1300)] * 4))
+        await pocket_backend.complete(case_of(*[picture(1300, 1300)] * 12))
 
 
 async def test_only_so_many_tiles_are_at_the_engine_at_once(pocket_backend, monkeypatch):
     """Cases wait for room in the order in which they came; one that needs more than all gets all of it."""
     images = pocket_backend._images
-    monkeypatch.setattr(engine_images, "TILES_AT_ONCE", 7)
-    monkeypatch.setattr(images, "_places", asyncio.Semaphore(7))
-    five, large = case_of(picture(600, 600)), case_of(picture(1300, 1300))
-    one = replace(five, images=[picture(300, 300)])
+    monkeypatch.setattr(engine_images, "TILES_AT_ONCE", 4)
+    monkeypatch.setattr(images, "_places", asyncio.Semaphore(4))
+    three, large = case_of(picture(600, 300)), case_of(picture(600, 600))
+    one = replace(three, images=[picture(300, 300)])
     there: asyncio.Queue[str] = asyncio.Queue()
     leave = asyncio.Event()
 
@@ -107,8 +105,8 @@ async def test_only_so_many_tiles_are_at_the_engine_at_once(pocket_backend, monk
             there.put_nowait(name)
             await leave.wait()
 
-    tasks = [asyncio.create_task(show(*each)) for each in (("five", five), ("large", large), ("one", one))]
-    assert await there.get() == "five"
+    tasks = [asyncio.create_task(show(*each)) for each in (("three", three), ("large", large), ("one", one))]
+    assert await there.get() == "three"
     tasks[1].cancel()
     assert await there.get() == "one"
     again = asyncio.create_task(show("large", large))
@@ -116,4 +114,4 @@ async def test_only_so_many_tiles_are_at_the_engine_at_once(pocket_backend, monk
     await asyncio.gather(*tasks, again, return_exceptions=True)
     assert there.get_nowait() == "large"
     assert there.empty()
-    assert images._places._value == 7, "whoever left or gave up has given its room back"
+    assert images._places._value == 4, "whoever left or gave up has given its room back"
