@@ -478,8 +478,10 @@ def memory_of(*arguments) -> float:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_of_40_photographs_at_once():
-    assert memory_of("JPEG", 2600, 2000, "RGB") < 500
+@pytest.mark.parametrize("size", [(2600, 2000), (1920, 1200)])
+def test_memory_of_40_photographs_at_once(size):
+    """Of such as are shrunk, and of the largest that are not."""
+    assert memory_of("JPEG", *size, "RGB") < 500
 
 
 @pytest.mark.slow
