@@ -1,7 +1,7 @@
 """From image URLs to pictures that the model can be shown, within bounds on memory and time.
 
 Nothing is decoded before the file's own structure says that it is small enough (`survey`), at most
-`WORKING_BYTES` are used by all decoding at once, and what leaves is never larger than the canvas that Llama 4
+`WORKING_BYTES` are used by all decoding at once, and what leaves is hardly larger than the canvas that Llama 4
 resizes into. What leaves is also what a person sees: upright, in sRGB, on a ground that hides nothing.
 """
 
@@ -41,6 +41,9 @@ TILE = 336
 
 CANVASES = tuple((TILE * columns, TILE * rows) for columns in range(1, 17) for rows in range(1, 16 // columns + 1))
 """Width and height of everything that Llama 4's processor resizes into: at most 16 tiles in any rectangle."""
+
+UNSHRUNK_PIXELS = 1920 * 1200
+"""A picture of so many pixels leaves as it is: the engine's own resize to the canvas takes a third of Pillow's time."""
 
 MIN_SIDE = 4
 """Sides of 1 and 3 pixels are what image processors mistake for colour channels (CVE-2026-22773)."""
@@ -105,7 +108,7 @@ class ImageLimits:
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """`frames` are RGB, upright, opaque and fit the model's canvas. `total_frames` counts those of the file."""
+    """`frames` are RGB, upright, opaque and have a `shown_size`. `total_frames` counts those of the file."""
 
     frames: tuple[Image.Image, ...]
     total_frames: int
@@ -235,7 +238,7 @@ class ImageDecoder:
             raise ImageTooLarge(f"An image of this kind may have at most {possible} pixels.")
 
     def _decode_surveyed(self, data: bytes, found: Survey, deadline: float) -> DecodedImage:
-        size = fit_canvas(found.width, found.height)
+        size = shown_size(found.width, found.height)
         image = open_surveyed(data, found, size)
         total: int = getattr(image, "n_frames", 1)
         # The further pictures of an MPO file are other views of the first one, or data about it.
@@ -463,6 +466,13 @@ def fit_canvas(width: int, height: int) -> tuple[int, int]:
     return max(1, int(np.float32(width) * (np.float32(rows) / np.float32(height)))), rows
 
 
+def shown_size(width: int, height: int) -> tuple[int, int]:
+    """The size at which a picture leaves: its own, or that on the canvas where its own would take too much memory."""
+    if width * height <= UNSHRUNK_PIXELS and max(width, height) <= max(max(CANVASES)):
+        return width, height
+    return fit_canvas(width, height)
+
+
 def draft_size(size: tuple[int, int]) -> tuple[int, int]:
     """The least size to which a JPEG may be decoded that is resized to `size` afterwards."""
     return 2 * size[0], 2 * size[1]
@@ -470,7 +480,7 @@ def draft_size(size: tuple[int, int]) -> tuple[int, int]:
 
 def draft_reduction(width: int, height: int) -> int:
     """By how much Pillow's draft mode divides the sides of a JPEG."""
-    least_width, least_height = draft_size(fit_canvas(width, height))
+    least_width, least_height = draft_size(shown_size(width, height))
     possible = min(width // least_width, height // least_height)
     return next((reduction for reduction in (8, 4, 2) if possible >= reduction), 1)
 

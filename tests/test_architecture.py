@@ -22,6 +22,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("prompt", "images", "checkpoint"),
     ("template_check", "memory", "settings", "rows"),
     ("backends.engine_process", "backends.torch_companions", "backends.base"),
+    ("backends.tiles",),
+    ("backends.engine_images",),
     ("backends.vllm", "backends.openrouter"),
     ("backends.fallback",),
     ("question", "in_flight"),
@@ -39,7 +41,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 DOMAIN = ("errors", "taxonomy", "caller", "conversation", "policy", "verdict", "answer", "finished_prompt")
 
 ROOMS: dict[str, tuple[str, ...]] = {
-    "vllm": ("backends.vllm", "backends.engine_process"),
+    # engine_images writes the engine's own input format; its thirty lines of it would drown the verdict's story.
+    "vllm": ("backends.vllm", "backends.engine_images", "backends.engine_process"),
     "torch": ("backends",),
     "torchvision": ("backends",),
     "torchaudio": ("backends",),

@@ -478,8 +478,10 @@ def memory_of(*arguments) -> float:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_of_40_photographs_at_once():
-    assert memory_of("JPEG", 2600, 2000, "RGB") < 500
+@pytest.mark.parametrize("size", [(2600, 2000), (1920, 1200)])
+def test_memory_of_40_photographs_at_once(size):
+    """Of such as are shrunk, and of the largest that are not."""
+    assert memory_of("JPEG", *size, "RGB") < 500
 
 
 @pytest.mark.slow
@@ -869,6 +871,22 @@ def test_small_pictures_are_left_alone():
 )
 def test_canvas(size, expected):
     assert images.fit_canvas(*size) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((1920, 1080), (1920, 1080)),
+        ((1920, 1200), (1920, 1200)),
+        ((1920, 1201), (1611, 1008)),
+        ((5376, 400), (5376, 400)),
+        ((5377, 400), (4516, 336)),
+        ((4, 60000), (4, 5376)),
+    ],
+)
+def test_a_picture_hardly_larger_than_the_canvas_is_not_shrunk(size, expected):
+    """The engine's own resize is faster; longer sides would let thin pictures take many times the memory."""
+    assert frame(encoded(Image.new("RGB", size, RED))).size == expected
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "1", "P", "CMYK"])

@@ -3,7 +3,7 @@
 One forward pass is a verdict. The model always opens its answer with a blank line, so the prompt ends with that token
 already, and the first token that is sampled is `safe` or `unsafe`. `safe` stops the request there; `unsafe` goes on, in
 the same request, to the list of categories. The probabilities of both words come back with the first token.
-This is the only module that imports vLLM.
+Together with engine_images.py, which prepares pictures, this is all that imports vLLM.
 """
 
 import asyncio
@@ -35,9 +35,12 @@ from server.tokenizer import PromptTokenizer
 from server.verdict import Completion, ScoreMethod, Token, WordProbabilities
 
 if TYPE_CHECKING:
+    from vllm.inputs import MultiModalInput
     from vllm.outputs import RequestOutput
     from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
+
+    from server.backends.engine_images import EngineImages
 
 
 LIVE, BACKGROUND = 0, 1
@@ -180,6 +183,7 @@ class VllmBackend:
         self._encoders = ThreadPoolExecutor(2, thread_name_prefix="encoder")
         self._sockets: Path | None = None
         self.engine: AsyncLLM | None = None
+        self._images: EngineImages | None = None
 
     async def start(self) -> None:
         """Load the model, and run every kind of request once so that no caller pays for a first time."""
@@ -189,6 +193,10 @@ class VllmBackend:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._engine_arguments()))
+        if self._profile.images:
+            from server.backends.engine_images import EngineImages
+
+            self._images = EngineImages(self.engine, self._tokenizer, self._tokens_per_tile)
         await self._warm_up()
         # vLLM looks its variables up several times in each request; none of them changes any more.
         envs.enable_envs_cache()
@@ -199,6 +207,8 @@ class VllmBackend:
 
     async def close(self) -> None:
         self._encoders.shutdown(wait=False, cancel_futures=True)
+        if self._images is not None:
+            self._images.close()
         if self.engine is not None:
             # Nothing is left to finish: its processes spend seconds on tidying up what dies with them.
             self.engine.shutdown(timeout=1)
@@ -215,12 +225,12 @@ class VllmBackend:
         prompt = Prompt.render(case.conversation, case.policy.taxonomy)
         ids = await self._encode(prompt)
         list_tokens = self._list_tokens(prompt.taxonomy.codes)
-        self._check_context(len(ids), list_tokens, exact=not case.images)
+        expanded = self._images.tokens(case.images) if case.images and self._images is not None else 0
+        self._check_context(len(ids) + expanded, list_tokens)
 
         first = answer = await self._generate([*ids, self._tokens.blank_line], list_tokens, case)
         at = 0
         prompt_tokens = first.prompt_tokens - 1
-        self._check_context(prompt_tokens, list_tokens, exact=True)
         words = self._words(first, 0)
         if first.finish_reason == "stop" and words.mass < self._minimum_mass:
             # Before the answer is called unparseable, the model may begin it in its own way.
@@ -287,18 +297,22 @@ class VllmBackend:
 
     async def _generate(self, ids: Sequence[int], max_tokens: int, case: Case | None = None) -> _Answer:
         """Run one request to its end, for `case` if there is one; cancellation aborts it in the engine."""
+        handling = case.handling if case is not None else ORDINARY
+        if case is None or not case.images:
+            # Of this type nothing is left to process: vLLM spares itself a thread.
+            return await self._run({"type": "token", "prompt_token_ids": list(ids)}, max_tokens, handling)
+        if self._images is None:
+            raise EngineUnavailable("The engine is not ready for images.")
+        async with self._images.shown(ids, case.images) as prompt:
+            return await self._run(prompt, max_tokens, handling)
+
+    async def _run(self, prompt: "dict[str, Any] | MultiModalInput", max_tokens: int, handling: Handling) -> _Answer:
         from vllm.exceptions import VLLMValidationError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         if self.engine is None or not self.alive:
             raise EngineUnavailable("The engine is not running.")
         engine, request_id = self.engine, f"guard-{next(self._request_numbers)}"
-        prompt: dict[str, Any] = {"prompt_token_ids": list(ids)}
-        handling = case.handling if case is not None else ORDINARY
-        if case is not None and case.images:
-            prompt["multi_modal_data"] = {"image": list(case.images)}
-        else:
-            prompt["type"] = "token"  # nothing is left to process: vLLM then spares itself a thread
         if handling.tenant is not None:
             # How fast an answer comes would tell one tenant what another one sent (CVE-2025-46570).
             prompt["cache_salt"] = handling.tenant
@@ -434,10 +448,9 @@ class VllmBackend:
         """Tokens of the longest answer: a leading newline, `unsafe`, every code and the end."""
         return len(self._tokenizer.encode_text("unsafe\n" + ",".join(codes))) + 2
 
-    def _check_context(self, prompt_tokens: int, list_tokens: int, *, exact: bool) -> None:
-        # Before the engine has expanded images, their number of tokens is a lower bound.
+    def _check_context(self, prompt_tokens: int, list_tokens: int) -> None:
         if prompt_tokens + 1 + list_tokens > self._profile.context_tokens:
-            raise self._context_exceeded(prompt_tokens if exact else None)
+            raise self._context_exceeded(prompt_tokens)
 
     def _context_exceeded(self, prompt_tokens: int | None) -> ContextLengthExceeded:
         resulted = "too many tokens" if prompt_tokens is None else f"{prompt_tokens} tokens"

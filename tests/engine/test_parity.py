@@ -4,6 +4,7 @@ Both read the same reference checkpoint in float32. What is compared is the dist
 verdict, of which the log-probabilities may differ by TOLERANCE.
 """
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +14,8 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, Llama4Config, Llama4ForConditionalGeneration
 from vllm.sampling_params import RequestOutputKind, SamplingParams
-from vllm.v1.engine.async_llm import AsyncLLM
 
+from server.backends.vllm import VllmBackend
 from server.conversation import Conversation, ImagePart, TextPart
 from server.prompt import Prompt
 from server.taxonomy import Taxonomy
@@ -57,13 +58,8 @@ class Transformers:
 
 
 @pytest.fixture(scope="module")
-def engine(reference_backend) -> AsyncLLM:
-    return reference_backend.engine
-
-
-@pytest.fixture(scope="module")
-def folder(engine) -> Path:
-    return Path(engine.model_config.model)
+def folder(reference_backend) -> Path:
+    return Path(reference_backend.engine.model_config.model)
 
 
 @pytest.fixture(scope="module")
@@ -77,15 +73,15 @@ def tokenizer(folder) -> PromptTokenizer:
 
 
 @pytest.mark.parametrize("name", IMAGES)
-async def test_same_distribution_at_the_verdict(name, engine, transformers, tokenizer, record_property):
+async def test_same_distribution_at_the_verdict(name, reference_backend, transformers, tokenizer, record_property):
     images = [_picture(size, seed) for seed, size in enumerate(IMAGES[name])]
     prompt = _prompt(len(images))
     expected_ids, expected = transformers.next_token(prompt.text + "\n\n", images)
     ids = [*prompt.token_ids(tokenizer), tokenizer.single_id("\n\n")]
     words = [tokenizer.single_id(word) for word in ANSWER_WORDS]
 
-    top_ids, top = await _next_token(engine, ids, images, logprobs=TOP)
-    word_ids, of_words = await _next_token(engine, ids, images, logprob_token_ids=words)
+    top_ids, top = await _next_token(reference_backend, ids, images, logprobs=TOP)
+    word_ids, of_words = await _next_token(reference_backend, ids, images, logprob_token_ids=words)
 
     assert top_ids == word_ids == expected_ids
     assert len(top) >= TOP
@@ -124,16 +120,17 @@ def _picture(size: tuple[int, int], seed: int) -> Image.Image:
 
 
 async def _next_token(
-    engine: AsyncLLM, ids: Sequence[int], images: Sequence[Image.Image], **wanted
+    backend: VllmBackend, ids: Sequence[int], images: Sequence[Image.Image], **wanted
 ) -> tuple[list[int], dict[int, float]]:
     """What `Transformers.next_token` says, by the engine, for the tokens that are `wanted`."""
     sampling = SamplingParams(
         temperature=0, max_tokens=1, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **wanted
     )
-    prompt = {"prompt_token_ids": list(ids)}
-    if images:
-        prompt["multi_modal_data"] = {"image": list(images)}
     name = f"parity-{'-'.join(wanted)}"
-    outputs = [output async for output in engine.generate(prompt, sampling, name)]
+    async with contextlib.AsyncExitStack() as stack:
+        prompt = {"prompt_token_ids": list(ids)}
+        if images:
+            prompt = await stack.enter_async_context(backend._images.shown(ids, images))
+        outputs = [output async for output in backend.engine.generate(prompt, sampling, name)]
     logprobs = outputs[-1].outputs[0].logprobs[0]
     return outputs[-1].prompt_token_ids, {token: entry.logprob for token, entry in logprobs.items()}

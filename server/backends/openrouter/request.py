@@ -92,7 +92,7 @@ def preferences(settings: Settings) -> dict[str, Any]:
 
 
 def _image_url(picture: Any) -> str:
-    """The very pixels that a local engine is shown: PNG loses none, and none has more than the model's canvas."""
+    """The very pixels that a local engine is shown: PNG loses none, and none is larger than images.shown_size."""
     file = io.BytesIO()
     picture.save(file, "PNG", compress_level=1)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
