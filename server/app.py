@@ -15,6 +15,7 @@ from server import __version__, metrics
 from server.api import batches, chat, errors, examples, files, litellm, models, moderations, operations, responses
 from server.api.access import Access
 from server.api.body import BodyBudget
+from server.api.direct import direct_apps
 from server.api.limits import Limits
 from server.api.middleware import RequestContext
 from server.api.openrouter import account as openrouter_account
@@ -145,6 +146,7 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
         app.include_router(router)
     for dialect in (openrouter_chat, openrouter_models, openrouter_generations, openrouter_account, litellm):
         app.include_router(dialect.router)
+    app.state.direct = direct_apps(app.routes)
     app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     examples.describe(app)
     app.add_middleware(ClientPaths)

@@ -6,7 +6,7 @@ message says is dropped: what the template has no place for becomes text of the 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from server.errors import InvalidRequest, NothingToJudge
@@ -75,6 +75,11 @@ class Conversation:
     """Alternating turns, the user's first. The last one is judged."""
 
     turns: tuple[Turn, ...]
+    images: tuple[ImagePart, ...] = field(init=False, repr=False, compare=False)
+    """All images in the order in which the prompt shows them."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", tuple(image for turn in self.turns for image in turn.images))
 
     @classmethod
     def from_messages(cls, messages: Sequence[Message]) -> "Conversation":
@@ -110,11 +115,6 @@ class Conversation:
     def judged(self) -> Role:
         """Whose last message is judged: User is prompt classification, Agent response classification."""
         return self.turns[-1].role
-
-    @property
-    def images(self) -> tuple[ImagePart, ...]:
-        """All images in the order in which the prompt shows them."""
-        return tuple(image for turn in self.turns for image in turn.images)
 
     def with_frames(self, counts: Sequence[int]) -> "Conversation":
         """Repeat each image as often as it was decoded into frames, in the order of `images`.

@@ -89,6 +89,8 @@ def serve(settings: Settings) -> int:
             log_config=None,
             log_level="warning",
             access_log=False,
+            # Nothing here depends on who a proxy says that the client is.
+            proxy_headers=False,
             server_header=False,
             # Longer than the pools of clients and load balancers, or they send into a connection that just closed.
             timeout_keep_alive=75,

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
 from server.errors import InvalidRequest, Overloaded, RequestTimeout, RequestTooLarge
 from server.settings import Settings
@@ -53,7 +54,8 @@ class BodyBudget:
         if size > self._free:
             raise Overloaded("The server is busy with too many large requests.", retry_after=1)
         self._free -= size
-        request.state.body_bytes = getattr(request.state, "body_bytes", 0) + size
+        state = request.scope["state"]
+        state["body_bytes"] = state.get("body_bytes", 0) + size
 
     def give_back(self, size: int) -> None:
         self._free += size
@@ -70,18 +72,27 @@ async def _read(request: Request) -> bytes:
 
 async def _read_within(request: Request, limit: int) -> bytes:
     budget: BodyBudget = request.app.state.body_budget
-    too_large = RequestTooLarge(f"The request body is larger than {limit} bytes.")
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
-        raise too_large
-    chunks, received = [], 0
-    async for chunk in request.stream():
+        raise _too_large(limit)
+    chunks: list[bytes] = []
+    received, more = 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk = message.get("body", b"")
         received += len(chunk)
         if received > limit:
-            raise too_large
+            raise _too_large(limit)
         budget.take(request, len(chunk))
         chunks.append(chunk)
+        more = message.get("more_body", False)
     return b"".join(chunks)
+
+
+def _too_large(limit: int) -> RequestTooLarge:
+    return RequestTooLarge(f"The request body is larger than {limit} bytes.")
 
 
 def parse(body: bytes) -> dict[str, Any]:

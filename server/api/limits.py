@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from server.admission import Admission
 from server.caller import Caller
-from server.rate_limit import Allowance, RateLimits, Unit
+from server.rate_limit import RateLimits, Unit
 from server.verdict import Verdict
 
 Headers = list[tuple[bytes, bytes]]
@@ -20,7 +20,7 @@ class Limits:
     def __init__(self, admission: Admission, context_tokens: int) -> None:
         """`context_tokens` is the longest prompt that one place of `admission` may hold."""
         self._admission = admission
-        self._context_tokens = context_tokens
+        self._units = ((Unit.REQUESTS, 1), (Unit.TOKENS, context_tokens))
         self._by_key = RateLimits()
 
     def take_request(self, caller: Caller) -> None:
@@ -34,27 +34,19 @@ class Limits:
 
     def headers(self, caller: Caller) -> Headers:
         """`x-ratelimit-{limit,remaining,reset}-{requests,tokens}`."""
-        return [
-            header
-            for unit in Unit
-            for header in _headers(unit, self._by_key.allowance(caller, unit) or self._of_the_server(unit))
-        ]
+        return [header for unit, each in self._units for header in self._headers(caller, unit, each)]
 
-    def _of_the_server(self, unit: Unit) -> Allowance:
-        each = 1 if unit is Unit.REQUESTS else self._context_tokens
-        return Allowance(self._admission.limit * each, self._admission.free * each, self._admission.reset_s)
+    def _headers(self, caller: Caller, unit: Unit, each: int) -> Headers:
+        own = self._by_key.allowance(caller, unit)
+        limit, remaining, reset = _NAMES[unit]
+        if own is not None:
+            allowed, left, until = own.limit, own.remaining, own.reset_s
+        else:
+            allowed, left, until = self._admission.limit * each, self._admission.free * each, self._admission.reset_s
+        return [(limit, b"%d" % allowed), (remaining, b"%d" % left), (reset, duration(until).encode())]
 
 
 _NAMES = {unit: [f"x-ratelimit-{what}-{unit}".encode() for what in ("limit", "remaining", "reset")] for unit in Unit}
-
-
-def _headers(unit: Unit, allowance: Allowance) -> Headers:
-    limit, remaining, reset = _NAMES[unit]
-    return [
-        (limit, b"%d" % allowance.limit),
-        (remaining, b"%d" % allowance.remaining),
-        (reset, duration(allowance.reset_s).encode()),
-    ]
 
 
 def duration(seconds: float) -> str:

@@ -36,8 +36,10 @@ class RequestContext:
         request_id = new_id("req_")
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
-        access: Access = scope["app"].state.access
-        limits: Limits = scope["app"].state.limits
+        served, path = scope["app"].state, scope["path"]
+        access: Access = served.access
+        limits: Limits = served.limits
+        direct: ASGIApp | None = served.direct.get(path) if scope["method"] == "POST" else None
         status = 499  # what it stays when the client is gone before an answer
 
         async def send_with_headers(message: Message) -> None:
@@ -53,19 +55,19 @@ class RequestContext:
                     (b"x-request-id", request_id.encode()),
                     (b"openai-processing-ms", b"%d" % milliseconds),
                     *_judged_by(verdicts),
-                    *(limits.headers(caller) if caller and judges(scope["path"]) else ()),
+                    *(limits.headers(caller) if caller and (direct or judges(path)) else ()),
                 ]
             await send(message)
 
         try:
             # Before a byte of the body is read.
-            state["caller"] = await access.caller_of(scope["path"], scope["headers"])
+            state["caller"] = await access.caller_of(path, scope["headers"])
             limits.take_request(state["caller"])
-            await self._app(scope, receive, send_with_headers)
+            await (direct or self._app)(scope, receive, send_with_headers)
         except ClientDisconnect:
             pass  # nobody is left to answer; the work behind it has been cancelled
-        except GuardError as refusal:  # of the two above: those of routes are answered further in
-            await error_response(refusal, scope["path"])(scope, receive, send_with_headers)
+        except GuardError as refusal:  # of the two above and of direct routes: those of others are answered further in
+            await error_response(refusal, path)(scope, receive, send_with_headers)
         except Exception as error:
             # The last net: whatever it is, the caller gets a 500.
             # The exception's message may hold what the caller wrote; its type and place do not.
@@ -73,11 +75,11 @@ class RequestContext:
             log.error("%s: defect %s at\n%s", request_id, type(error).__name__, place)
             if status != 499:
                 raise InternalError("The answer broke off.") from None
-            response = error_response(InternalError("The server failed on this request."), scope["path"])
+            response = error_response(InternalError("The server failed on this request."), path)
             await response(scope, receive, send_with_headers)
         finally:
-            scope["app"].state.body_budget.give_back(state.get("body_bytes", 0))
-            route = getattr(scope.get("route"), "path", "unknown")
+            served.body_budget.give_back(state.get("body_bytes", 0))
+            route = path if direct else getattr(scope.get("route"), "path", "unknown")
             seconds = time.perf_counter() - started
             method = scope["method"] if scope["method"] in METHODS else "other"
             metrics.requests(route, method, str(status)).inc()

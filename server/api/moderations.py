@@ -128,16 +128,21 @@ def result(verdict: Verdict, conversation: Conversation) -> dict[str, Any]:
     """One entry of `results`. A listed code sets its categories; a category's score is its likeliest code's."""
     taxonomy = verdict.completion.taxonomy
     flags, scores = dict.fromkeys(CATEGORIES, False), dict.fromkeys(CATEGORIES, 0.0)
+    inputs: list[str] = []
     for hazard in taxonomy.categories:
         score = _wire_score(verdict, hazard.code)
-        listed = hazard.code in verdict.categories
         for category in hazard.openai:
-            flags[category] = flags[category] or listed
-            scores[category] = max(scores[category], score)
+            if score > scores[category]:
+                scores[category] = score
         for other, category in hazard.openai_with:
-            flags[category] = flags[category] or (listed and other in verdict.categories)
             scores[category] = max(scores[category], min(score, _wire_score(verdict, other)))
-    inputs = _input_types(conversation)
+    if verdict.categories:
+        inputs = _input_types(conversation)
+        for code in verdict.categories:
+            for category in taxonomy[code].openai:
+                flags[category] = True
+            for other, category in taxonomy[code].openai_with:
+                flags[category] = flags[category] or other in verdict.categories
     return {
         "flagged": verdict.unsafe,
         "categories": flags,

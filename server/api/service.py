@@ -16,14 +16,14 @@ from server.api.direct import JSONReply
 from server.api.disconnect import until_disconnect
 from server.api.models import ModelNames
 from server.api.policy import PolicyOptions, apply
-from server.caller import Caller, Handling
+from server.caller import ANYONE, ORDINARY, Caller, Handling
 from server.conversation import Conversation
 from server.moderator import Moderator
 from server.settings import Settings
 from server.taxonomy import Taxonomy
 from server.verdict import Verdict
 
-NEVER_REMOTE_HEADER = "x-guard-never-remote"
+NEVER_REMOTE_HEADER = b"x-guard-never-remote"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +82,15 @@ async def answered(request: Request, body: Body, answer: Answer[Body]) -> Reply:
     """
     service: Service = request.app.state.service
     reply = await until_disconnect(request, answer(service, body, handling_of(request)))
-    request.state.verdicts = reply.verdicts
+    request.scope["state"]["verdicts"] = reply.verdicts
     return reply
 
 
 def handling_of(request: Request) -> Handling:
-    caller: Caller = request.state.caller
+    caller: Caller = request.scope["state"]["caller"]
     # Whoever says anything but no means to stay here.
-    said = request.headers.getlist(NEVER_REMOTE_HEADER)
-    stays = any(value.strip().casefold() not in ("", "0", "false", "no") for value in said)
+    said = [value for name, value in request.scope["headers"] if name == NEVER_REMOTE_HEADER]
+    stays = any(value.strip().lower() not in (b"", b"0", b"false", b"no") for value in said)
+    if caller is ANYONE and not stays:
+        return ORDINARY
     return Handling(tenant=caller.id, never_remote=caller.never_remote or stays)
