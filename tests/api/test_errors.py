@@ -135,7 +135,9 @@ async def test_a_defect_leaves_its_place_and_request_in_the_log(
 async def test_beyond_the_queue_requests_are_shed_at_once(client: httpx.AsyncClient, backend: FakeBackend) -> None:
     gate = Gate()
     backend.script = held_at(gate)
-    admitted = [asyncio.create_task(post(client, path)) for path in PATHS]
+    # Each another text: the same one would be judged once.
+    texts = [asyncio.create_task(client.post("/v1/moderations", json={"input": text})) for text in ("one", "two")]
+    admitted = [*texts, asyncio.create_task(post(client, "stream"))]
     await backend.busy_with(3)
     for path in PATHS:
         response = await asyncio.wait_for(post(client, path), 1)
@@ -152,7 +154,10 @@ async def test_beyond_the_queue_requests_are_shed_at_once(client: httpx.AsyncCli
 async def test_a_list_takes_as_many_places_as_it_uses_at_once(client: httpx.AsyncClient, backend: FakeBackend) -> None:
     gate = Gate()
     backend.script = held_at(gate)
-    lists = [asyncio.create_task(client.post("/v1/moderations", json={"input": ["a"] * 5})) for _ in range(2)]
+    lists = [
+        asyncio.create_task(client.post("/v1/moderations", json={"input": [f"{name}{n}" for n in range(5)]}))
+        for name in "ab"
+    ]
     await backend.busy_with(2)
     single = asyncio.create_task(post(client, "/v1/moderations"))
     await backend.busy_with(3)
@@ -209,7 +214,8 @@ async def test_bodies_in_memory_are_bounded_over_all_requests(client: httpx.Asyn
     body = {"input": "x" * 1900}
     gate = Gate()
     backend.script = held_at(gate)
-    held = [asyncio.create_task(client.post("/v1/moderations", json=body)) for _ in range(4)]
+    others = [{"input": str(number) * 1900} for number in range(4)]
+    held = [asyncio.create_task(client.post("/v1/moderations", json=other)) for other in others]
     await backend.busy_with(4)
     refused = await client.post("/v1/moderations", json=body)
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
