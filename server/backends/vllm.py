@@ -198,7 +198,9 @@ class VllmBackend:
 
             self._images = EngineImages(self.engine, self._tokenizer, self._tokens_per_tile)
         await self._warm_up()
-        # vLLM looks its variables up several times in each request; none of them changes any more.
+        # vLLM looks these up in each request, the one through three layers of the tokenizer. They change no more.
+        end = self.engine.renderer.get_eos_token_id()
+        self.engine.renderer.get_eos_token_id = lambda: end
         envs.enable_envs_cache()
 
     @property

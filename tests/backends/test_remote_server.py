@@ -53,7 +53,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def by_word_or_hang(case: Case) -> Any:
-    return hanging(case) if "hang" in case.conversation.turns[0].texts else by_word(case)
+    return hanging(case) if case.conversation.turns[0].texts[0].startswith("hang") else by_word(case)
 
 
 @contextlib.asynccontextmanager
@@ -263,7 +263,7 @@ async def test_neither_is_dead(remote: ScriptedOpenRouter) -> None:
 async def test_the_queue_grows_by_what_the_remote_takes(remote: ScriptedOpenRouter) -> None:
     local = FakeBackend(by_word_or_hang)
     async with behind(remote, local, max_queue=3, list_concurrency=1, openrouter_concurrency=2) as (client, _):
-        waiting = [asyncio.create_task(judged(client, "hang")) for _ in range(3)]
+        waiting = [asyncio.create_task(judged(client, f"hang {number}")) for number in range(3)]
         await until(lambda: local.running == 3)
         assert (await judged(client, "x")).headers["x-guard-backend"] == "openrouter"
         error_of(await judged(client, "x", headers={"x-guard-never-remote": "1"}), 429)
