@@ -21,7 +21,7 @@ def make(tmp_path):
             (tools / "nvidia-smi").chmod(0o755)
         environment = {name: value for name, value in os.environ.items() if name not in ("HOST", "PORT", "PROFILE")}
         environment["PATH"] = f"{tools}:/usr/bin:/bin"
-        command = ["make", "--dry-run", f"VENV={tmp_path / 'venv'}", *arguments]
+        command = ["make", "--no-print-directory", "--dry-run", f"VENV={tmp_path / 'venv'}", *arguments]
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
 
     return run
