@@ -203,7 +203,7 @@ def main() -> None:
         {
             "benchmark": "comparison",
             **stamp(),
-            "options": {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()},
+            "options": {**vars(options), "folder": options.folder.name, "model": Path(options.model).name},
             "model": {
                 "name": model.name,
                 "context": model.context,

@@ -35,11 +35,12 @@ HOSTED_PRICE = 0.18
 SAFE_TOKENS = 3
 """Completion tokens of "safe" that a host charges: a blank line, the word, the end."""
 
-CPU_MS = 0.6
-"""CPU milliseconds of the process that answers HTTP, a request with text: the goal. A result brings its own."""
+CPU_MS = 1.3
+"""CPU milliseconds of the process that answers HTTP, a request with text: measured on two slow cores under load
+(results/pocket-amd-epyc.json). A result brings its own."""
 
-LARGE_IMAGE_CPU_MS = 100.0
-"""The same to prepare one large image for the model: measured on one core of a small machine."""
+LARGE_IMAGE_CPU_MS = 20.0
+"""The same with one image of 336 x 336 to 1920 x 1080 pixels: measured there too."""
 
 RATES = (1, 100, 10_000)
 """Requests a second."""
