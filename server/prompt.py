@@ -47,12 +47,12 @@ class Prompt:
     @classmethod
     def render(cls, conversation: Conversation, taxonomy: Taxonomy) -> "Prompt":
         """Apply the moderation template. Raises InvalidRequest when no category is left to ask about."""
-        asked = _for_images(taxonomy) if conversation.images and not taxonomy.own else taxonomy
+        asked = taxonomy.for_images() if conversation.images else taxonomy
         if not asked.categories:
             raise InvalidRequest("The policy leaves no category that applies to images.", param="policy")
         turns = [piece for turn in conversation.turns for piece in _turn(turn)]
         judged = conversation.judged
-        preamble = _preamble_of_own if asked.own else _preamble
+        preamble = _spelt_preamble if asked.own else _preamble
         return cls((*preamble(asked, judged), *turns, _CLOSINGS[judged]), asked)
 
     @property
@@ -70,17 +70,15 @@ _CLOSINGS = {role: Scaffold(_CLOSING.format(judged=role), apart=True) for role i
 _REMEMBERED = 256
 """Selections of the model's own categories. What callers bring themselves is not kept."""
 
-_for_images = lru_cache(_REMEMBERED)(Taxonomy.for_images)
-
 
 @lru_cache(_REMEMBERED)
 def _preamble(taxonomy: Taxonomy, judged: Role) -> tuple[Piece, ...]:
     """All before the conversation. It ends with a line, and the next one begins with a word: no token spans both."""
-    return (Scaffold("".join(piece.text for piece in _preamble_of_own(taxonomy, judged)), apart=True),)
+    return (Scaffold("".join(piece.text for piece in _spelt_preamble(taxonomy, judged)), apart=True),)
 
 
-def _preamble_of_own(taxonomy: Taxonomy, judged: Role) -> tuple[Piece, ...]:
-    """The same for a caller's own categories, whose words are nobody's scaffold."""
+def _spelt_preamble(taxonomy: Taxonomy, judged: Role) -> tuple[Piece, ...]:
+    """The same, with each category as somebody's words: those of a caller are nobody's scaffold."""
     opening = Scaffold(_OPENING + _TASK.format(judged=judged) + _BEGIN_CATEGORIES)
     lines = [Literal(f"{category.code}: {category.prompt_name}\n") for category in taxonomy.categories]
     return opening, *lines, Scaffold(_END_CATEGORIES + _BEGIN_CONVERSATION)

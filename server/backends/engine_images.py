@@ -1,6 +1,6 @@
 """The pictures of a case in the form in which vLLM's engine takes them, worked out beside the event loop.
 
-vLLM would do this too, but one request at a time, in one thread, and again for each pass of a case. What it makes of
+vLLM would do this too, but one request at a time, in one thread, and with its slower processor. What it makes of
 two pictures at start-up is compared with what is made here, so that a release of vLLM or a checkpoint that wants
 something else is noticed before the first request.
 """
@@ -20,7 +20,7 @@ from vllm.inputs import mm_input
 from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItem, MultiModalKwargsItems, PlaceholderRange
 
-from server.backends.engine_process import brightness, takes_bytes
+from server.backends.engine_process import numbers_of, takes_bytes
 from server.backends.tiles import Fit, all_levels, fit, tiled
 from server.tokenizer import PromptTokenizer
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 TILES_AT_ONCE = 1000
-"""Tiles that may be at the engine, over all requests: a third of a gigabyte, which it holds until it has looked at
-them. It computes about one large picture a step, so it never runs dry."""
+"""Tiles that may be at the engine, over all requests: a third of a gigabyte in bytes, twice that in bf16, which it
+holds until it has looked at them. It computes about one large picture a step, so it never runs dry."""
 
 
 class EngineImages:
@@ -44,8 +44,7 @@ class EngineImages:
             raise RuntimeError("the checkpoint's tokenizer has no tokens for images")
         self._control = {name: id_ for name, id_ in found.items() if id_ is not None}
         self._tokens_per_tile = tokens_per_tile
-        # The tower's own numbers, where it does not take bytes: [256] of the model's dtype.
-        self._numbers = None if takes_bytes() else brightness().to(engine.model_config.dtype)
+        self._dtype = None if takes_bytes() else engine.model_config.dtype
         self._placeholder = cache(self._placeholder_of)
         self._most_tiles = engine.renderer.get_mm_processor().info.get_max_num_tiles()
         self._hash_algorithm = engine.model_config.multimodal_config.mm_hasher_algorithm
@@ -99,8 +98,8 @@ class EngineImages:
         pixels = np.array(picture)
         name = MultiModalHasher.hash_kwargs(self._hash_algorithm, image=pixels)
         tiles = tiled(pixels, self._most_tiles)
-        if self._numbers is not None:
-            tiles = torch.index_select(self._numbers, 0, tiles.to(torch.int32).flatten()).view(tiles.shape)
+        if self._dtype is not None:
+            tiles = numbers_of(tiles, self._dtype)
         place = self._fit(picture)
         (item,) = MultiModalKwargsItems.from_hf_inputs(
             {
@@ -150,7 +149,7 @@ def _same(expected: "MultiModalInput", made: "MultiModalInput") -> bool:
         return [given["prompt_token_ids"], places, [sorted(item) for item in given["mm_kwargs"]["image"]]]
 
     def numbers(data: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        return brightness().to(like.dtype)[data.int()] if data.dtype == torch.uint8 else data
+        return numbers_of(data, like.dtype) if data.dtype == torch.uint8 else data
 
     def tensors(given: "MultiModalInput") -> list[torch.Tensor]:
         masks = [place.is_embed for place in given["mm_placeholders"]["image"]]

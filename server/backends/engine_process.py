@@ -51,11 +51,12 @@ def _die_with_parent(server_pid: int) -> None:
     os.setpgid(0, 0)
 
 
-def brightness() -> "torch.Tensor":
-    """What Llama 4's image processor makes of each of the 256 levels of a sample: [256], rounded as it rounds."""
+def numbers_of(tiles: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
+    """What Llama 4's image processor makes of tiles in bytes, looked up by level and rounded as it rounds."""
     import torch
 
-    return (torch.arange(256).to(torch.bfloat16) * (1 / 255) - 0.5) / 0.5
+    levels = (torch.arange(256).to(torch.bfloat16) * (1 / 255) - 0.5) / 0.5
+    return torch.index_select(levels.to(dtype), 0, tiles.to(torch.int32).flatten()).view(tiles.shape)
 
 
 def takes_bytes() -> bool:
@@ -75,12 +76,9 @@ def _mend_vision_tower() -> None:
     import torch
     from vllm.model_executor.models.mllama4 import Llama4UnfoldConvolution
 
-    levels = brightness()
-
     def forward(self: Llama4UnfoldConvolution, tiles: torch.Tensor) -> torch.Tensor:
         if tiles.dtype == torch.uint8:
-            numbers = levels.to(self.linear.weight.dtype)
-            tiles = torch.index_select(numbers, 0, tiles.to(torch.int32).flatten()).view(tiles.shape)
+            tiles = numbers_of(tiles, self.linear.weight.dtype)
         patches = self.unfold(tiles).permute(0, 2, 1).contiguous()
         embedded, _ = self.linear(patches)
         return embedded

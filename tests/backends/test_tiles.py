@@ -16,7 +16,7 @@ from transformers.models.llama4.image_processing_llama4 import (
     get_max_res_without_distortion,
 )
 
-from server.backends.engine_process import brightness
+from server.backends.engine_process import numbers_of
 from server.backends.tiles import LEVELS, all_levels, fit, tiled
 from server.images import TILE
 
@@ -51,8 +51,9 @@ def test_pictures_fit_as_in_the_official_processor(most):
     assert [size for size in sizes if tuple(fit(*size, most)) != expected_fit(*size, most)] == []
 
 
-def test_brightness_is_what_the_official_processor_makes_of_each_level(process):
-    assert torch.equal(brightness(), process(all_levels())[0, 0].flatten()[:LEVELS])
+def test_numbers_are_what_the_official_processor_makes_of_each_level(process):
+    levels = torch.arange(LEVELS, dtype=torch.uint8)
+    assert torch.equal(numbers_of(levels, torch.bfloat16), process(all_levels())[0, 0].flatten()[:LEVELS])
 
 
 @pytest.mark.parametrize(
@@ -71,5 +72,5 @@ def test_brightness_is_what_the_official_processor_makes_of_each_level(process):
 def test_tiles_are_those_of_the_official_processor(process, size):
     picture = noise(*size)
     expected, made = process(picture), tiled(np.array(picture))
-    assert torch.equal(brightness()[made.int()], expected)
+    assert torch.equal(numbers_of(made, torch.bfloat16), expected)
     assert len(made) == fit(*size).tiles
