@@ -106,7 +106,7 @@ class Comparison:
 
     def _turns(self, section: Section, number: int) -> list[Contender]:
         """Who can do it; nobody is always first."""
-        able = [each for each in self.contenders if each.takes_images or not section.load.has_images]
+        able = [each for each in self.contenders if each.takes(section.load)]
         turn = number % len(able)
         return [*able[turn:], *able[:turn]]
 

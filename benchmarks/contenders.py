@@ -18,12 +18,16 @@ from pathlib import Path
 import httpx
 
 from benchmarks.model import ROOT, TEMPLATE, Model
+from benchmarks.traffic import Load
 
 START_TIMEOUT_S = 1800
 ENVIRONMENTS = Path(os.environ.get("CLIENTS", ROOT / ".venv-clients"))
 """Where other people's gateways are installed, each in an environment of its own (`make bench-gateways`)."""
 
 BASELINE = "vllm"
+
+FLOOR = "floor"
+"""What no server on the same engine can beat."""
 
 
 class LeftOut(Exception):
@@ -44,6 +48,11 @@ class Contender:
     services: tuple[str, ...]
     engine: str | None
     takes_images: bool = True
+    only_load: str | None = None
+    """The one load that it can do, None for all."""
+
+    def takes(self, load: Load) -> bool:
+        return self.only_load in (None, load.name) and (self.takes_images or not load.has_images)
 
 
 @dataclass(slots=True)
@@ -157,8 +166,19 @@ def start_vllm(stage: Stage) -> Service:
         *("--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log"),
         *stage.model.engine_flags,
     ]
-    environment = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-    return stage.start(BASELINE, "server", command, port, "/health", environment)
+    return stage.start(BASELINE, "server", command, port, "/health", VLLM_ENVIRONMENT)
+
+
+def start_floor(stage: Stage) -> Service:
+    """No moderation server at all: what uvicorn and the engine take of every server that is made of them."""
+    port, model = free_port(), stage.model
+    command = [
+        *(sys.executable, "-m", "benchmarks.floor_server", str(model.folder), str(port)),
+        json.dumps({**model.engine, "max_model_len": model.context, "limit_mm_per_prompt": {"image": model.images}}),
+    ]
+    # The model in the engine's own process, as this server has it too: the fastest arrangement on CPUs.
+    in_process = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} if model.on_cpu else {}
+    return stage.start(FLOOR, "server", command, port, "/", VLLM_ENVIRONMENT | in_process)
 
 
 def start_transformers(stage: Stage) -> Service:
@@ -206,6 +226,8 @@ def start_nemo(stage: Stage) -> Service:
     return stage.start("nemo", "gateway", command, port, "/v1/rails/configs", QUIET)
 
 
+VLLM_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+
 QUIET = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     "LITELLM_TELEMETRY": "False",
@@ -227,13 +249,14 @@ def program(environment: str, name: str) -> str:
 STARTERS: dict[str, Callable[[Stage], Service]] = {
     "guard": start_guard,
     "guard-cached": start_cached_guard,
-    "vllm": start_vllm,
+    BASELINE: start_vllm,
+    FLOOR: start_floor,
     "transformers": start_transformers,
     "litellm": start_litellm,
     "nemo": start_nemo,
 }
 
-ENGINES = ("guard", "guard-cached", "vllm", "transformers")
+ENGINES = ("guard", "guard-cached", BASELINE, FLOOR, "transformers")
 """Those that hold the model in memory."""
 
 
@@ -249,6 +272,9 @@ def contenders_of(services: Mapping[str, Service], model: Model) -> list[Contend
             moderations = service.url + "/v1/moderations"
             found.append(Contender(f"{name}-moderations", moderations, "moderations", "", (name,), service.url))
             found.append(Contender(f"{name}-chat", chat, "chat", model.served_as, (name,), service.url))
+        elif name == FLOOR:
+            url = service.url + "/v1/moderations"
+            found.append(Contender(name, url, "moderations", "", (name,), service.url, only_load="short"))
         elif name == "litellm":
             behind = services[BASELINE].url
             found.append(Contender(name, chat, "chat", model.served_as, (name, BASELINE), behind))

@@ -4,9 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from benchmarks.contenders import FLOOR
+
 SERVERS = ("guard-moderations", "guard-chat")
 CACHED = ("guard-cached-moderations", "guard-cached-chat")
 GATEWAYS = ("litellm", "nemo")
+RATE = "verdicts_per_s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ def goals(sections: Sequence[Mapping[str, Any]], preamble_tokens: int, block_siz
 
     for name in SERVERS:
         figures = short.get(name, {})
-        least("verdicts/s over vllm's, 32 short chats", name, 2.0, _median(figures, "verdicts_per_s"))
+        least("verdicts/s over vllm's, 32 short chats", name, 2.0, _median(figures, RATE))
         most("p99 over vllm's, 32 short chats", name, 0.5, _median(figures, "p99_ms"))
         most("CPU ms a request outside the engine", name, 0.6, figures.get("cpu_ms", {}).get("front"))
         passes = figures.get("forward_passes")
@@ -55,24 +58,25 @@ def goals(sections: Sequence[Mapping[str, Any]], preamble_tokens: int, block_siz
             "verdicts/s over vllm's, repeated content, cache on",
             name,
             10.0,
-            _median(repeated.get(name, {}), "verdicts_per_s"),
+            _median(repeated.get(name, {}), RATE),
         )
     images = [section for section in sections if section["load"].startswith("image") and section["rate"] is None]
     for section in images or [{"load": "image1", "contenders": {}}]:
         for name in SERVERS:
-            ratio = _median(section["contenders"].get(name, {}), "verdicts_per_s")
+            ratio = _median(section["contenders"].get(name, {}), RATE)
             least(f"verdicts/s over vllm's, {section['load']}", name, 1.5, ratio)
-    for name in GATEWAYS:
-        ratio = _median(short.get(name, {}), "verdicts_per_s")
-        found.append(
-            Goal(
-                "verdicts/s over vllm's, 32 short chats",
-                name,
-                "shown",
-                ratio,
-                "not measured" if ratio is None else "shown",
-            )
-        )
+    # The floor: what the goals come to where nothing at all stands between uvicorn and the engine.
+    found.extend(
+        _shown("verdicts/s over vllm's, 32 short chats", name, _median(short.get(name, {}), RATE))
+        for name in (*GATEWAYS, FLOOR)
+    )
+    floor = short.get(FLOOR, {})
+    found.append(_shown("p99 over vllm's, 32 short chats", FLOOR, _median(floor, "p99_ms")))
+    found.append(_shown("CPU ms a request outside the engine", FLOOR, floor.get("cpu_ms", {}).get("front")))
+    found.extend(
+        _shown("verdicts/s over the floor's, 32 short chats", name, _median(short.get(name, {}), RATE, "floor_ratio"))
+        for name in SERVERS
+    )
     return found
 
 
@@ -89,6 +93,10 @@ def _goal(what: str, contender: str, wanted: str, measured: float | None, is_met
     )
 
 
+def _shown(what: str, contender: str, value: float | None) -> Goal:
+    return Goal(what, contender, "shown", value, "not measured" if value is None else "shown")
+
+
 def _find(sections: Sequence[Mapping[str, Any]], load: str, concurrency: int | None = None) -> Mapping[str, Any]:
     """Figures by contender of the closed loop of a load, none if it was not run."""
     for section in sections:
@@ -98,6 +106,6 @@ def _find(sections: Sequence[Mapping[str, Any]], load: str, concurrency: int | N
     return {}
 
 
-def _median(figures: Mapping[str, Any], figure: str) -> float | None:
-    ratio = figures.get("ratio", {}).get(figure, [])
+def _median(figures: Mapping[str, Any], figure: str, over: str = "ratio") -> float | None:
+    ratio = figures.get(over, {}).get(figure, [])
     return ratio[0] if ratio else None

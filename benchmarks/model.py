@@ -57,12 +57,18 @@ class Model:
 
     def preamble_tokens(self) -> int:
         """Tokens that stand before a user's text in every prompt without images."""
-        marker = "\N{OBJECT REPLACEMENT CHARACTER}"
-        template = jinja2.Environment(autoescape=False).from_string(TEMPLATE.read_text(encoding="utf-8"))
-        before, _, _ = template.render(messages=[{"role": "user", "content": marker}]).partition(marker)
+        before, _ = prompt_around_text()
         tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         # A space goes with the word behind it.
         return len(tokenizer.encode(before.rstrip(" "), add_special_tokens=False).ids)
+
+
+def prompt_around_text() -> tuple[str, str]:
+    """What the official template puts before and after the text of a user."""
+    marker = "\N{OBJECT REPLACEMENT CHARACTER}"
+    template = jinja2.Environment(autoescape=False).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    before, _, after = template.render(messages=[{"role": "user", "content": marker}]).partition(marker)
+    return before, after
 
 
 def profile_table(file: Path, *variants: str) -> dict[str, Any]:

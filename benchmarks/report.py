@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.comparison import Section, Slice
-from benchmarks.contenders import BASELINE
+from benchmarks.contenders import BASELINE, FLOOR
 from benchmarks.figures import percentile, ratios, timely_share
 from benchmarks.traffic import Load
 
@@ -57,19 +57,19 @@ def figures_of(slices: Sequence[Slice], load: Load) -> dict[str, Any]:
 
 
 def results_of(section: Section) -> dict[str, Any]:
-    """A section as data: figures by contender, with the ratios of its rounds to the raw server's."""
-    baseline = section.of(BASELINE)
+    """A section as data: figures by contender, with the ratios of its rounds to the raw server's and to the floor's."""
     contenders: dict[str, Any] = {}
     for name in section.contenders:
         own = section.of(name)
         contenders[name] = figures_of(own, section.load)
-        if baseline:
-            contenders[name]["ratio"] = {
-                "verdicts_per_s": ratios(
-                    [each.verdicts_per_s for each in own], [each.verdicts_per_s for each in baseline]
-                ),
-                "p99_ms": ratios([_p99(each) for each in own], [_p99(each) for each in baseline]),
-            }
+        for key, other in (("ratio", BASELINE), ("floor_ratio", FLOOR)):
+            if theirs := section.of(other):
+                contenders[name][key] = {
+                    "verdicts_per_s": ratios(
+                        [each.verdicts_per_s for each in own], [each.verdicts_per_s for each in theirs]
+                    ),
+                    "p99_ms": ratios([_p99(each) for each in own], [_p99(each) for each in theirs]),
+                }
     return {
         "load": section.load.name,
         "shares": dict(section.load.shares),

@@ -1,8 +1,8 @@
 """Ids of what goes over the wire."""
 
-import uuid
+import secrets
 
 
 def new_id(prefix: str) -> str:
-    """`prefix` and 32 hexadecimal digits, random but for a few."""
-    return prefix + uuid.uuid4().hex
+    """`prefix` and 32 random hexadecimal digits."""
+    return prefix + secrets.token_hex(16)

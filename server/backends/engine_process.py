@@ -19,12 +19,27 @@ _PR_SET_PDEATHSIG = 1
 
 
 def prepare() -> None:
-    """Tie this process to the server's life, spare copies of the vocabulary, and mend the vision tower on CPUs."""
+    """Tie this process to the server's life, spare copies of the vocabulary, and on CPUs mend and spare the model."""
     server_pid = int(os.environ.get(SERVER_PID, "0"))
     if server_pid and server_pid != os.getpid():
         _die_with_parent(server_pid)
+        _spare_last_layer()
     _share_tokenizers()
     _mend_vision_tower()
+
+
+def _spare_last_layer() -> None:
+    # In this server's engine alone, where nobody asks for what it then lacks.
+    if _is_cpu():
+        from server.backends import last_positions
+
+        last_positions.install()
+
+
+def _is_cpu() -> bool:
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
 
 
 def _share_tokenizers() -> None:
@@ -61,9 +76,7 @@ def numbers_of(tiles: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
 
 def takes_bytes() -> bool:
     """Whether the engine's vision tower takes pictures as bytes: where `prepare` has mended it."""
-    from vllm.platforms import current_platform
-
-    return bool(current_platform.is_cpu())
+    return _is_cpu()
 
 
 def _mend_vision_tower() -> None:

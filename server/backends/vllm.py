@@ -215,6 +215,9 @@ class VllmBackend:
             # Nothing is left to finish: its processes spend seconds on tidying up what dies with them.
             self.engine.shutdown(timeout=1)
             self.engine = None
+            from vllm import envs
+
+            envs.disable_envs_cache()  # for whoever starts a backend after this one
         if self._sockets is not None:
             shutil.rmtree(self._sockets, ignore_errors=True)
 

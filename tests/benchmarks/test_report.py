@@ -51,6 +51,17 @@ def test_ratios_compare_the_rounds_side_by_side(section):
     assert ratio["p99_ms"] == pytest.approx([(80 / 200 + 100 / 220) / 2, 80 / 200, 100 / 220])
 
 
+def test_how_near_the_floor_a_server_comes_is_shown(section):
+    floor = [slice_of("floor", 0, 110, [10.0, 40.0]), slice_of("floor", 1, 120, [10.0, 50.0])]
+    section = Section(section.load, 32, None, [*section.slices, *floor])
+    figures = results_of(section)
+    assert figures["contenders"]["guard-chat"]["floor_ratio"]["verdicts_per_s"][1:] == [90 / 120, 100 / 110]
+    shown = {(goal.what, goal.contender): goal.measured for goal in goals([figures], 146, 16)}
+    assert shown["verdicts/s over the floor's, 32 short chats", "guard-chat"] == pytest.approx((0.75 + 100 / 110) / 2)
+    assert shown["verdicts/s over vllm's, 32 short chats", "floor"] == pytest.approx((110 / 40 + 120 / 30) / 2)
+    assert shown["CPU ms a request outside the engine", "floor"] == 0.5
+
+
 def test_the_table_shows_errors_and_what_was_never_measured(section):
     for each in section.slices:
         each.engine = None
@@ -80,6 +91,7 @@ def test_goals_are_met_not_met_or_not_measured(section):
         "forward passes a safe text": "met",
         "prompt tokens computed: message, tail, one block": "met",
         "verdicts/s over vllm's, image1": "not measured",
+        "verdicts/s over the floor's, 32 short chats": "not measured",
     }
     assert all(goal.verdict == "not measured" for (_, name), goal in found.items() if name != "guard-chat")
 

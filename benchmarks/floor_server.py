@@ -1,0 +1,103 @@
+"""The least that can answer: uvicorn, vLLM's client of its engine, and nothing between them.
+
+    python -m benchmarks.floor_server FOLDER PORT ENGINE_ARGUMENTS_AS_JSON
+
+What a request says is not read. Each is answered after one forward pass over the prompt of a short chat which was
+encoded beforehand: nothing is checked, encoded, limited or counted, and the answer always says the same. No server on
+the same engine and uvicorn gives more verdicts a second or takes less CPU time outside the engine, so how near one
+comes to this is how near it is to what the machine can do.
+"""
+
+import asyncio
+import gc
+import itertools
+import json
+import os
+import sys
+from typing import Any
+
+import uvicorn
+import uvloop
+from prometheus_client import generate_latest
+from tokenizers import Tokenizer
+from vllm import AsyncEngineArgs, AsyncLLMEngine, SamplingParams
+from vllm.sampling_params import RequestOutputKind
+
+from benchmarks.model import prompt_around_text
+from benchmarks.traffic import LOADS, Load
+
+LOAD = "short"
+"""Of which its prompts are, and the only one that it is measured on."""
+
+PROMPTS = 1000
+NUMBERS = 4096
+"""Tokens that number the prompts, two in front of each, so that none comes twice and finds itself cached."""
+
+ANSWER = b'{"results":[{"flagged":false}]}'
+
+
+class Floor:
+    """An ASGI application."""
+
+    def __init__(self, engine: AsyncLLMEngine, preamble: list[int], rests: list[list[int]]) -> None:
+        """`rests` are what follows the number in each prompt, as token ids."""
+        self._engine = engine
+        self._preamble = preamble
+        self._rests = rests
+        self._sampling = SamplingParams(
+            temperature=0.0,
+            max_tokens=1,
+            logprob_token_ids=list(range(16)),  # as many as this server asks for
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,
+        )
+        self._numbers = itertools.count()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        if scope["path"] == "/metrics":
+            body = generate_latest()
+        else:
+            body = ANSWER
+            if scope["method"] == "POST":
+                await self.pass_forward()
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def pass_forward(self) -> None:
+        """One prompt that was never seen, through the engine."""
+        number = next(self._numbers)
+        ids = [*self._preamble, number // NUMBERS % NUMBERS, number % NUMBERS, *self._rests[number % PROMPTS]]
+        async for _ in self._engine.generate(
+            {"type": "token", "prompt_token_ids": ids}, self._sampling, f"floor-{number}"
+        ):
+            pass
+
+
+async def serve(folder: str, port: int, arguments: dict[str, Any]) -> None:
+    """Until a signal ends it."""
+    # Have the engine run as it does below this project's server, and end with this process.
+    os.environ["GUARD_SERVER_PID"] = str(os.getpid())
+    engine = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(model=folder, **arguments))
+    tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
+    before, after = prompt_around_text()
+    contents = itertools.islice(Load(LOAD, LOADS[LOAD]).contents(0, "0"), PROMPTS)
+    # The blank line is what the model says first.
+    preamble, *rests = (
+        tokenizer.encode(text, add_special_tokens=False).ids
+        for text in (before, *(f"{content}{after}\n\n" for content in contents))
+    )
+    floor = Floor(engine, preamble, rests)
+    for at_once in (1, 32):
+        await asyncio.gather(*(floor.pass_forward() for _ in range(at_once)))
+    gc.collect()
+    gc.freeze()
+    options = uvicorn.Config(floor, host="127.0.0.1", port=port, lifespan="off", log_level="warning", access_log=False)
+    await uvicorn.Server(options).serve()
+
+
+if __name__ == "__main__":
+    uvloop.run(serve(sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])))
