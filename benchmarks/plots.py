@@ -1,5 +1,6 @@
 """Pictures of a result: throughput and latency by load, and latency against the rate of arrivals."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 BAR_SPACE = 0.8
+
+WIDE = 20
+"""How many times the lowest bar the highest one may be on a scale that begins at zero."""
 
 
 def draw(result: Mapping[str, Any], folder: Path, stem: str) -> list[Path]:
@@ -28,6 +32,8 @@ def draw(result: Mapping[str, Any], folder: Path, stem: str) -> list[Path]:
         )
         _bars(axes[0], closed, "verdicts_per_s", "verdicts a second")
         _bars(axes[1], closed, "p99_ms", "latency in ms: bar p99, lines p50 and p90", marks=("p50_ms", "p90_ms"))
+        # Beside the bars: within them it would hide some.
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
         files.append(_save(figure, caption, folder / f"{stem}-loads.png"))
     for load in dict.fromkeys(section["load"] for section in opened):
         figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
@@ -56,10 +62,18 @@ def _bars(axis: Axes, sections: Sequence[Mapping[str, Any]], key: str, label: st
     axis.set_xticks(
         range(len(sections)), [f"{section['load']}\n{section['concurrency']} at once" for section in sections]
     )
-    axis.set_yscale("log")
+    shown = [
+        value
+        for section in sections
+        for figures in section["contenders"].values()
+        if (value := figures[key]) is not None and value > 0
+    ]
+    if shown and max(shown) > WIDE * min(shown):
+        # From a round number on, lest a bar that is cut off looks like next to nothing.
+        axis.set_yscale("log")
+        axis.set_ylim(bottom=10 ** math.floor(math.log10(min(shown))))
     axis.set_ylabel(label)
     axis.grid(axis="y", alpha=0.3)
-    axis.legend(fontsize="small")
 
 
 def _curves(axis: Axes, sections: Sequence[Mapping[str, Any]], key: str) -> None:
