@@ -29,6 +29,9 @@ BASELINE = "vllm"
 FLOOR = "floor"
 """What no server on the same engine can beat."""
 
+FLOOR_LOAD = "short"
+"""The load that the floor's own prompts are of, and so the only one that it takes."""
+
 
 class LeftOut(Exception):
     """A contender cannot take part. The message says why, and how to change that."""
@@ -274,7 +277,7 @@ def contenders_of(services: Mapping[str, Service], model: Model) -> list[Contend
             found.append(Contender(f"{name}-chat", chat, "chat", model.served_as, (name,), service.url))
         elif name == FLOOR:
             url = service.url + "/v1/moderations"
-            found.append(Contender(name, url, "moderations", "", (name,), service.url, only_load="short"))
+            found.append(Contender(name, url, "moderations", "", (name,), service.url, only_load=FLOOR_LOAD))
         elif name == "litellm":
             behind = services[BASELINE].url
             found.append(Contender(name, chat, "chat", model.served_as, (name, BASELINE), behind))

@@ -23,11 +23,9 @@ from tokenizers import Tokenizer
 from vllm import AsyncEngineArgs, AsyncLLMEngine, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
+from benchmarks.contenders import FLOOR_LOAD
 from benchmarks.model import prompt_around_text
 from benchmarks.traffic import LOADS, Load
-
-LOAD = "short"
-"""Of which its prompts are, and the only one that it is measured on."""
 
 PROMPTS = 1000
 NUMBERS = 4096
@@ -84,7 +82,7 @@ async def serve(folder: str, port: int, arguments: dict[str, Any]) -> None:
     engine = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(model=folder, **arguments))
     tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
     before, after = prompt_around_text()
-    contents = itertools.islice(Load(LOAD, LOADS[LOAD]).contents(0, "0"), PROMPTS)
+    contents = itertools.islice(Load(FLOOR_LOAD, LOADS[FLOOR_LOAD]).contents(0, "0"), PROMPTS)
     # The blank line is what the model says first.
     preamble, *rests = (
         tokenizer.encode(text, add_special_tokens=False).ids

@@ -35,7 +35,7 @@ class LastPositionAttention(torch.nn.Module):  # type: ignore[misc]
     def last_positions(self) -> torch.Tensor | None:
         """Their places among the tokens of this step."""
         metadata = self._metadata()
-        return None if metadata is None else (metadata.query_start_loc[1:] - 1).long()
+        return None if metadata is None else _last(metadata)
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """All of shape (tokens, heads x head size); as many tokens come back as there are last positions."""
@@ -45,7 +45,7 @@ class LastPositionAttention(torch.nn.Module):  # type: ignore[misc]
         of_layer = get_forward_context().attn_metadata
         of_layer[self.attention.layer_name] = self._one_query_each(metadata, query.dtype)
         try:
-            return self.attention(query[metadata.query_start_loc[1:] - 1], key, value)
+            return self.attention(query[_last(metadata)], key, value)
         finally:
             of_layer[self.attention.layer_name] = metadata
 
@@ -82,6 +82,10 @@ class LastPositionAttention(torch.nn.Module):  # type: ignore[misc]
         return replace(
             metadata, num_actual_tokens=requests, max_query_len=1, query_start_loc=start, scheduler_metadata=plan
         )
+
+
+def _last(metadata: CPUAttentionMetadata) -> torch.Tensor:
+    return (metadata.query_start_loc[1:] - 1).long()
 
 
 class Layer(WholeLayer):  # type: ignore[misc, valid-type]

@@ -35,6 +35,7 @@ def main() -> None:
     prompts = [[choose.randrange(300, 8000) for _ in range(choose.choice([3, 60, 200, 700, 1500]))] for _ in range(24)]
     prompts += [[*prompts[-1][:-1], token] for token in (400, 500)]  # the cache has nearly all of them
 
+    layers = model.llm_engine.model_config.hf_text_config.num_hidden_layers
     rows: list[int] = []
     compute = LlamaMLP.forward
 
@@ -51,7 +52,6 @@ def main() -> None:
         rows.clear()
         answers = model.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False)
         outputs = [answer.outputs[0] for answer in answers]
-        layers = profile_layers(model)
         said[way] = {
             "ids": [list(output.token_ids) for output in outputs],
             "logprobs": [
@@ -61,10 +61,6 @@ def main() -> None:
             "rows_by_layer": [sum(rows[layer::layers]) for layer in range(layers)],
         }
     json.dump(said, sys.stdout)
-
-
-def profile_layers(model: Any) -> int:
-    return int(model.llm_engine.model_config.hf_text_config.num_hidden_layers)
 
 
 if __name__ == "__main__":
