@@ -1,4 +1,4 @@
-"""The least that can answer: uvicorn, vLLM's client of its engine, and nothing between them.
+"""The least that can answer: uvicorn, this project's client of vLLM's engine, and nothing between them.
 
     python -m benchmarks.floor_server FOLDER PORT ENGINE_ARGUMENTS_AS_JSON
 
@@ -26,6 +26,7 @@ from vllm.sampling_params import RequestOutputKind
 from benchmarks.contenders import FLOOR_LOAD
 from benchmarks.model import prompt_around_text
 from benchmarks.traffic import LOADS, Load
+from server.backends.engine_client import EngineClient
 
 PROMPTS = 1000
 NUMBERS = 4096
@@ -37,18 +38,19 @@ ANSWER = b'{"results":[{"flagged":false}]}'
 class Floor:
     """An ASGI application."""
 
-    def __init__(self, engine: AsyncLLMEngine, preamble: list[int], rests: list[list[int]]) -> None:
+    def __init__(self, client: EngineClient, preamble: list[int], rests: list[list[int]]) -> None:
         """`rests` are what follows the number in each prompt, as token ids."""
-        self._engine = engine
+        self._client = client
         self._preamble = preamble
         self._rests = rests
-        self._sampling = SamplingParams(
-            temperature=0.0,
-            max_tokens=1,
-            logprob_token_ids=list(range(16)),  # as many as this server asks for
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            skip_clone=True,
+        self._form = client.form(
+            SamplingParams(
+                temperature=0.0,
+                max_tokens=1,
+                logprob_token_ids=list(range(16)),  # as many as this server asks for
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
         )
         self._numbers = itertools.count()
 
@@ -69,10 +71,7 @@ class Floor:
         """One prompt that was never seen, through the engine."""
         number = next(self._numbers)
         ids = [*self._preamble, number // NUMBERS % NUMBERS, number % NUMBERS, *self._rests[number % PROMPTS]]
-        async for _ in self._engine.generate(
-            {"type": "token", "prompt_token_ids": ids}, self._sampling, f"floor-{number}"
-        ):
-            pass
+        await self._client.ask(self._form, ids)
 
 
 async def serve(folder: str, port: int, arguments: dict[str, Any]) -> None:
@@ -88,7 +87,7 @@ async def serve(folder: str, port: int, arguments: dict[str, Any]) -> None:
         tokenizer.encode(text, add_special_tokens=False).ids
         for text in (before, *(f"{content}{after}\n\n" for content in contents))
     )
-    floor = Floor(engine, preamble, rests)
+    floor = Floor(EngineClient(engine), preamble, rests)
     for at_once in (1, 32):
         await asyncio.gather(*(floor.pass_forward() for _ in range(at_once)))
     gc.collect()

@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("backends.last_positions", "backends.torch_companions", "backends.base"),
     ("backends.engine_process",),
     ("backends.tiles",),
-    ("backends.engine_images",),
+    ("backends.engine_images", "backends.engine_client"),
     ("backends.vllm", "backends.openrouter"),
     ("backends.fallback",),
     ("question", "in_flight"),
@@ -42,8 +42,15 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 DOMAIN = ("errors", "taxonomy", "caller", "conversation", "policy", "verdict", "answer", "finished_prompt")
 
 ROOMS: dict[str, tuple[str, ...]] = {
-    # engine_images writes the engine's own input format; its thirty lines of it would drown the verdict's story.
-    "vllm": ("backends.vllm", "backends.engine_images", "backends.engine_process", "backends.last_positions"),
+    # engine_images writes the engine's own input format, engine_client talks to its core: in backends.vllm both would
+    # drown the verdict's story.
+    "vllm": (
+        "backends.vllm",
+        "backends.engine_client",
+        "backends.engine_images",
+        "backends.engine_process",
+        "backends.last_positions",
+    ),
     "torch": ("backends",),
     "torchvision": ("backends",),
     "torchaudio": ("backends",),
@@ -71,7 +78,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 """Packages and the only modules or packages of server/ that may import them."""
 
 
-BENCHMARK_IMPORTS = {"floor_server": {"vllm"}}
+BENCHMARK_IMPORTS = {"floor_server": {"server", "vllm"}}
 
 
 def modules(folder: str) -> dict[str, Path]:

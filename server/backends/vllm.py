@@ -3,11 +3,11 @@
 One forward pass is a verdict. The model always opens its answer with a blank line, so the prompt ends with that token
 already, and the first token that is sampled is `safe` or `unsafe`. `safe` stops the request there; `unsafe` goes on, in
 the same request, to the list of categories. The probabilities of both words come back with the first token.
-Together with engine_images.py, which prepares pictures, this is all that imports vLLM.
+Together with engine_client.py, which asks the engine, and engine_images.py, which prepares pictures, this is all of
+the server's process that imports vLLM.
 """
 
 import asyncio
-import itertools
 import math
 import os
 import shutil
@@ -36,10 +36,10 @@ from server.verdict import Completion, ScoreMethod, Token, WordProbabilities
 
 if TYPE_CHECKING:
     from vllm.inputs import MultiModalInput
-    from vllm.outputs import RequestOutput
-    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    from server.backends.engine_client import EngineAnswer, EngineClient
     from server.backends.engine_images import EngineImages
 
 
@@ -98,43 +98,7 @@ class _AnswerTokens:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """One finished request of the engine: generated ids, and the log-probabilities asked for at each of them."""
-
-    ids: Sequence[int]
-    logprobs: Sequence[Mapping[int, float]]
-    finish_reason: str | None
-    output: "RequestOutput"
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens of the prompt with its images expanded."""
-        return len(self.output.prompt_token_ids or ())
-
-    @property
-    def cached_tokens(self) -> int:
-        return self.output.num_cached_tokens or 0
-
-    @property
-    def queued_s(self) -> float:
-        times = self.output.metrics
-        return max(0.0, times.scheduled_ts - times.queued_ts) if times is not None else 0.0
-
-    @property
-    def computed_s(self) -> float:
-        times = self.output.metrics
-        return max(0.0, times.last_token_ts - times.scheduled_ts) if times is not None else 0.0
-
-    def count(self, token: int | None) -> int:
-        """How often `token` stands in the expanded prompt."""
-        return (self.output.prompt_token_ids or []).count(token)
-
-    def probability(self, position: int, token: int) -> float:
-        return math.exp(self.logprobs[position].get(token, -math.inf))
-
-
-def _add_cost(completion: Completion, answer: _Answer) -> Completion:
+def _add_cost(completion: Completion, answer: "EngineAnswer") -> Completion:
     """`completion`, with what a further answer took."""
     return replace(
         completion,
@@ -178,11 +142,11 @@ class VllmBackend:
         self._minimum_mass = minimum_mass
         self._always_score_categories = always_score_categories
         self._list_tokens = lru_cache(256)(self._longest_answer)
-        self._samplings: dict[tuple[int, bool], SamplingParams] = {}
-        self._request_numbers = itertools.count()
+        self._forms: dict[tuple[int, bool], EngineCoreRequest] = {}
         self._encoders = ThreadPoolExecutor(2, thread_name_prefix="encoder")
         self._sockets: Path | None = None
         self.engine: AsyncLLM | None = None
+        self._client: EngineClient | None = None
         self._images: EngineImages | None = None
 
     async def start(self) -> None:
@@ -192,16 +156,16 @@ class VllmBackend:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        from server.backends.engine_client import EngineClient
+
         self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._engine_arguments()))
+        self._client = EngineClient(self.engine)
         if self._profile.images:
             from server.backends.engine_images import EngineImages
 
             self._images = EngineImages(self.engine, self._tokenizer, self._tokens_per_tile)
         await self._warm_up()
-        # vLLM looks these up in each request, the one through three layers of the tokenizer. They change no more.
-        end = self.engine.renderer.get_eos_token_id()
-        self.engine.renderer.get_eos_token_id = lambda: end
-        envs.enable_envs_cache()
+        envs.enable_envs_cache()  # vLLM looks variables up in each request; they change no more
 
     @property
     def alive(self) -> bool:
@@ -235,7 +199,7 @@ class VllmBackend:
 
         first = answer = await self._generate([*ids, self._tokens.blank_line], list_tokens, case)
         at = 0
-        prompt_tokens = first.prompt_tokens - 1
+        prompt_tokens = len(first.prompt_ids) - 1
         words = self._words(first, 0)
         if first.finish_reason == "stop" and words.mass < self._minimum_mass:
             # Before the answer is called unparseable, the model may begin it in its own way.
@@ -252,7 +216,7 @@ class VllmBackend:
             completion_tokens=len(answer.ids),
             cached_tokens=first.cached_tokens,
             images=len(case.images),
-            tiles=answer.count(self._patch_token) // self._tokens_per_tile if case.images else 0,
+            tiles=answer.prompt_ids.count(self._patch_token) // self._tokens_per_tile if case.images else 0,
             queued_s=answer.queued_s,
             computed_s=answer.computed_s,
         )
@@ -269,7 +233,7 @@ class VllmBackend:
                 score_method=ScoreMethod.WRITTEN_LIST,
             )
         if past_threshold:
-            # The policy is past_threshold than the model's own word: have it go on from the other one.
+            # The policy is stricter than the model's own word: have it go on from the other one.
             forced = [self._tokens.blank_line, self._tokens.unsafe]
             listing = await self._generate([*ids, *forced], list_tokens, case)
             word, codes = self._spell_word("unsafe", answer, at, case), self._spell(listing, 0, case)
@@ -300,62 +264,51 @@ class VllmBackend:
         answer = await self._generate(ids, self._list_tokens(prompt.taxonomy.codes))
         return self._text(answer).lstrip("\n")
 
-    async def _generate(self, ids: Sequence[int], max_tokens: int, case: Case | None = None) -> _Answer:
+    async def _generate(self, ids: Sequence[int], max_tokens: int, case: Case | None = None) -> "EngineAnswer":
         """Run one request to its end, for `case` if there is one; cancellation aborts it in the engine."""
         handling = case.handling if case is not None else ORDINARY
         if case is None or not case.images:
-            # Of this type nothing is left to process: vLLM spares itself a thread.
-            return await self._run({"type": "token", "prompt_token_ids": list(ids)}, max_tokens, handling)
+            return await self._ask(ids, max_tokens, handling)
         if self._images is None:
             raise EngineUnavailable("The engine is not ready for images.")
         async with self._images.shown(ids, case.images) as prompt:
-            return await self._run(prompt, max_tokens, handling)
+            return await self._ask(prompt, max_tokens, handling)
 
-    async def _run(self, prompt: "dict[str, Any] | MultiModalInput", max_tokens: int, handling: Handling) -> _Answer:
+    async def _ask(
+        self, prompt: "Sequence[int] | MultiModalInput", max_tokens: int, handling: Handling
+    ) -> "EngineAnswer":
         from vllm.exceptions import VLLMValidationError
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+        from vllm.v1.engine.exceptions import EngineDeadError
 
-        if self.engine is None or not self.alive:
+        if self._client is None or not self.alive:
             raise EngineUnavailable("The engine is not running.")
-        engine, request_id = self.engine, f"guard-{next(self._request_numbers)}"
-        if handling.tenant is not None:
-            # How fast an answer comes would tell one tenant what another one sent (CVE-2025-46570).
-            prompt["cache_salt"] = handling.tenant
-        priority = BACKGROUND if handling.background else LIVE
-        output: RequestOutput | None = None
         try:
-            async for part in engine.generate(
-                prompt, self._sampling(max_tokens, handling), request_id, priority=priority
-            ):
-                output = part
-        except asyncio.CancelledError:
-            # generate() aborts by itself, except when it is cancelled while it hands the request over.
-            await engine.abort(request_id)
-            raise
+            answer = await self._client.ask(
+                self._form(self._client, max_tokens, handling),
+                prompt,
+                priority=BACKGROUND if handling.background else LIVE,
+                # How fast an answer comes would tell one tenant what another one sent (CVE-2025-46570).
+                cache_salt=handling.tenant,
+            )
         except EngineDeadError as error:
             raise EngineUnavailable("The engine died while it worked on this request.") from error
-        except EngineGenerateError as error:
-            raise EngineFailure("The engine failed on this request.") from error
         except VLLMValidationError as error:
             # Named by its parameter before images are expanded, and only by its words after that.
             if error.parameter == "input_tokens" or "maximum model length" in str(error):
                 raise self._context_exceeded(None) from None
             raise
-        if output is None or not output.outputs:
-            raise EngineFailure("The engine ended the request without an answer.")
-        completion = output.outputs[0]
-        logprobs = [{id_: entry.logprob for id_, entry in position.items()} for position in completion.logprobs or []]
-        if completion.finish_reason == "stop" and not len(logprobs) == len(completion.token_ids) > 0:
+        if answer.finish_reason == "stop" and not len(answer.logprobs) == len(answer.ids) > 0:
             raise EngineFailure("The engine ended the request without probabilities.")
-        return _Answer(tuple(completion.token_ids), logprobs, completion.finish_reason, output)
+        return answer
 
-    def _sampling(self, max_tokens: int, handling: Handling) -> "SamplingParams":
-        from vllm.sampling_params import RequestOutputKind, SamplingParams
-
+    def _form(self, client: "EngineClient", max_tokens: int, handling: Handling) -> "EngineCoreRequest":
+        """What all requests have in common that may write so much, and are asked for alternatives or not."""
         alternatives = bool(handling.top_logprobs)
-        known = self._samplings.get((max_tokens, alternatives))
+        known = self._forms.get((max_tokens, alternatives))
         if known is not None:
             return known
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
         tokens = self._tokens
         # Never `logprobs=N`, which would bring the likeliest of the whole vocabulary: vLLM answers a batch that mixes
         # it with `logprob_token_ids` by leaving out N, and the words' probabilities with it (v1/sample/sampler.py).
@@ -367,19 +320,18 @@ class VllmBackend:
             logprob_token_ids=asked,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            skip_clone=True,  # the same for every request, and vLLM's own copy need not be a deep one
         )
-        self._samplings[max_tokens, alternatives] = sampling
-        return sampling
+        self._forms[max_tokens, alternatives] = form = client.form(sampling)
+        return form
 
     # --- Reading an answer -------------------------------------------------------------------------------
 
-    def _text(self, answer: _Answer) -> str:
+    def _text(self, answer: "EngineAnswer") -> str:
         """What the model wrote up to its end; a control token anywhere else stays visible, and is no verdict."""
         ended = answer.ids[-1:] and answer.ids[-1] in self._tokens.ends
         return self._tokenizer.decode(answer.ids[:-1] if ended else answer.ids)
 
-    def _words(self, answer: _Answer, position: int) -> WordProbabilities:
+    def _words(self, answer: "EngineAnswer", position: int) -> WordProbabilities:
         if position >= len(answer.logprobs):
             return WordProbabilities(0.0, 0.0)
         return WordProbabilities(
@@ -387,18 +339,18 @@ class VllmBackend:
             unsafe=answer.probability(position, self._tokens.unsafe),
         )
 
-    def _verdict_position(self, answer: _Answer) -> int:
+    def _verdict_position(self, answer: "EngineAnswer") -> int:
         newlines = {self._tokens.blank_line, self._tokens.newline}
         return next((i for i, id_ in enumerate(answer.ids) if id_ not in newlines), len(answer.ids))
 
-    def _codes_at(self, answer: _Answer, position: int, taxonomy: Taxonomy) -> dict[str, float]:
+    def _codes_at(self, answer: "EngineAnswer", position: int, taxonomy: Taxonomy) -> dict[str, float]:
         return {
             code: answer.probability(position, self._tokens.numbers[code])
             for code in taxonomy.codes
             if position < len(answer.logprobs)
         }
 
-    def _written_codes(self, answer: _Answer, taxonomy: Taxonomy) -> dict[str, float] | None:
+    def _written_codes(self, answer: "EngineAnswer", taxonomy: Taxonomy) -> dict[str, float] | None:
         """P(code) at the place of the written list where it is highest, None when numbers are no single tokens."""
         if not self._tokens.numbers:
             return None
@@ -412,7 +364,7 @@ class VllmBackend:
 
     # --- The tokens of an answer, for callers who want their probabilities ------------------------------------
 
-    def _spell(self, answer: _Answer, start: int, case: Case) -> tuple[Token, ...] | None:
+    def _spell(self, answer: "EngineAnswer", start: int, case: Case) -> tuple[Token, ...] | None:
         """The tokens of `answer` from `start` to before its end."""
         top = case.handling.top_logprobs
         if top is None or not self._tokens.numbers:
@@ -420,7 +372,9 @@ class VllmBackend:
         end = len(answer.ids) - (answer.ids[-1] in self._tokens.ends)
         return tuple(self._token(answer.ids[at], answer.logprobs[at], top) for at in range(start, end))
 
-    def _spell_word(self, word: Literal["safe", "unsafe"], answer: _Answer, at: int, case: Case) -> tuple[Token] | None:
+    def _spell_word(
+        self, word: Literal["safe", "unsafe"], answer: "EngineAnswer", at: int, case: Case
+    ) -> tuple[Token] | None:
         """One of the two words at the verdict's place, whichever of them the model wrote there."""
         top = case.handling.top_logprobs
         if top is None or not self._tokens.numbers or at >= len(answer.logprobs):

@@ -152,13 +152,14 @@ async def test_all_categories_can_be_scored_for_safe_verdicts_too(pocket_backend
 async def test_background_work_has_the_lower_priority_in_the_engine(pocket_backend, monkeypatch):
     """And a tenant its own part of the prefix cache."""
     seen = []
-    generate = pocket_backend.engine.generate
+    core = pocket_backend.engine.engine_core
+    add = core.add_request_async
 
-    def spy(prompt, *arguments, **options):
-        seen.append((prompt.get("cache_salt"), options["priority"]))
-        return generate(prompt, *arguments, **options)
+    async def spy(request):
+        seen.append((request.cache_salt, request.priority))
+        await add(request)
 
-    monkeypatch.setattr(pocket_backend.engine, "generate", spy)
+    monkeypatch.setattr(core, "add_request_async", spy)
     await pocket_backend.complete(SAFE_CASE)
     await pocket_backend.complete(replace(SAFE_CASE, handling=Handling(tenant="key_1", background=True)))
     assert pocket_backend.engine.vllm_config.scheduler_config.policy == "priority"

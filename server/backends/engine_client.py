@@ -1,0 +1,180 @@
+"""Requests to vLLM's engine and its answers, by the shortest way that vLLM has.
+
+`AsyncLLM.generate` checks, clones, numbers, detokenizes and wraps whatever a chat may need; for one forward pass that
+is most of what vLLM's front end costs. Here a request is a copy of one that vLLM prepared before, sent to the same
+engine core, and its answer is read from what that sends back. `AsyncLLM` goes on working beside it, and counts both.
+"""
+
+import asyncio
+import copy
+import itertools
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vllm.exceptions import VLLMValidationError
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.metrics.stats import IterationStats, RequestStateStats
+
+if TYPE_CHECKING:
+    from vllm.inputs import MultiModalInput
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.output_processor import OutputProcessorOutput
+
+
+@dataclass(slots=True)
+class EngineAnswer:
+    """What the engine made of one request: generated ids, and the log-probabilities asked for at each of them."""
+
+    prompt_ids: Sequence[int]
+    """Of the prompt with its images expanded."""
+    times: RequestStateStats
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[Mapping[int, float]] = field(default_factory=list)
+    finish_reason: str | None = None
+    """None until the engine is done with it."""
+    cached_tokens: int = 0
+
+    @property
+    def queued_s(self) -> float:
+        seconds: float = self.times.scheduled_ts - self.times.queued_ts
+        return max(0.0, seconds)
+
+    @property
+    def computed_s(self) -> float:
+        seconds: float = self.times.last_token_ts - self.times.scheduled_ts
+        return max(0.0, seconds)
+
+    def probability(self, position: int, token: int) -> float:
+        return math.exp(self.logprobs[position].get(token, -math.inf))
+
+
+class EngineClient:
+    """Asks one engine. Made once, in the event loop that the engine runs in."""
+
+    def __init__(self, engine: "AsyncLLM") -> None:
+        self._engine = engine
+        self._numbers = itertools.count()
+        self._waiting: dict[str, _Request] = {}
+        outputs = engine.output_processor
+        self._process_others, self._fail_others = outputs.process_outputs, outputs.propagate_error
+        outputs.process_outputs, outputs.propagate_error = self._process, self._fail
+        engine._run_output_handler()
+
+    def form(self, sampling: "SamplingParams") -> EngineCoreRequest:
+        """A request as vLLM prepares it for `sampling`, to be filled in. Raises ValueError for what vLLM refuses."""
+        return self._prepared({"type": "token", "prompt_token_ids": [0]}, sampling)
+
+    async def ask(
+        self,
+        form: EngineCoreRequest,
+        prompt: "Sequence[int] | MultiModalInput",
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> EngineAnswer:
+        """Run one request to its end; cancellation ends it in the engine.
+
+        `prompt` is token ids, or what EngineImages makes of them with pictures. Only requests of one `cache_salt` share
+        the prefix cache. Raises EngineDeadError, and VLLMValidationError for a prompt that leaves no room for a token.
+        """
+        request = self._filled_in(form, prompt)
+        request.request_id = request.external_req_id = f"guard-{next(self._numbers)}"
+        request.arrival_time = time.time()
+        request.priority = priority
+        request.cache_salt = cache_salt
+        waiting = _Request(request)
+        self._waiting[request.request_id] = waiting
+        try:
+            await self._engine.engine_core.add_request_async(request)
+            await waiting.ended
+        except asyncio.CancelledError:
+            await self._engine.engine_core.abort_requests_async([request.request_id])
+            raise
+        finally:
+            del self._waiting[request.request_id]
+        if waiting.answer.finish_reason is None:
+            raise EngineDeadError()
+        return waiting.answer
+
+    def _filled_in(self, form: EngineCoreRequest, prompt: "Sequence[int] | MultiModalInput") -> EngineCoreRequest:
+        if isinstance(prompt, dict):
+            return self._prepared(prompt, form.sampling_params)
+        longest = self._engine.model_config.max_model_len - 1
+        if len(prompt) > longest:  # the engine core believes what it is sent
+            raise VLLMValidationError(
+                f"A prompt holds at most {longest} tokens.", parameter="input_tokens", value=len(prompt)
+            )
+        request = copy.copy(form)
+        request.prompt_token_ids = prompt
+        return request
+
+    def _prepared(self, prompt: Any, sampling: "SamplingParams") -> EngineCoreRequest:
+        return self._engine.input_processor.process_inputs("", prompt, sampling, supported_tasks=("generate",))
+
+    def _process(
+        self,
+        outputs: Sequence[EngineCoreOutput],
+        timestamp: float,
+        step: IterationStats,
+        weight_version: str | None = None,
+    ) -> "OutputProcessorOutput":
+        """In place of vLLM's own: what one step of the engine brought for each of some requests."""
+        others = []
+        for output in outputs:
+            request = self._waiting.get(output.request_id)
+            if request is None:
+                others.append(output)
+            else:
+                request.add(output, timestamp, step, self._engine.output_processor.lora_states)
+        return self._process_others(others, timestamp, step, weight_version)
+
+    def _fail(self, error: Exception) -> None:
+        """In place of vLLM's own: the engine is dead."""
+        for request in self._waiting.values():
+            request.end()
+        self._fail_others(error)
+
+
+class _Request:
+    """A request that the engine works on. Whoever waits for `ended` finds it in `answer`, unless the engine died."""
+
+    __slots__ = ("_request", "answer", "ended")
+
+    def __init__(self, request: EngineCoreRequest) -> None:
+        self._request = request
+        self.answer = EngineAnswer(request.prompt_token_ids, RequestStateStats(arrival_time=request.arrival_time))
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def add(self, output: EngineCoreOutput, timestamp: float, step: IterationStats, adapters: Any) -> None:
+        """What a step brought. `step` counts it for vLLM's metrics, whose functions ask for `adapters` even of none."""
+        answer, sampling = self.answer, self._request.sampling_params
+        first = not answer.ids
+        step.update_from_output(output, timestamp, first, answer.times, adapters, None)
+        if first and output.prefill_stats is not None:
+            answer.cached_tokens = output.prefill_stats.num_cached_tokens
+        answer.ids += output.new_token_ids
+        if output.new_logprobs is not None:
+            # The sampled token's own comes first. In a mixed batch vLLM pads short lists.
+            columns = 1 + sampling.num_logprobs
+            for ids, logprobs in zip(output.new_logprobs.logprob_token_ids, output.new_logprobs.logprobs, strict=True):
+                answer.logprobs.append(dict(zip(ids[:columns].tolist(), logprobs[:columns].tolist(), strict=True)))
+        if output.finish_reason is not None:
+            answer.finish_reason = str(output.finish_reason)
+            step.update_from_finished_request(
+                output.finish_reason,
+                self._request.request_id,
+                len(answer.prompt_ids),
+                sampling.max_tokens,
+                answer.times,
+                answer.cached_tokens,
+            )
+            self.end()
+
+    def end(self) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)

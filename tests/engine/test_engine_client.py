@@ -1,0 +1,153 @@
+"""The short way to the engine gives what vLLM's own way gives, and ends as that does."""
+
+import asyncio
+import copy
+
+import pytest
+from PIL import Image
+from prometheus_client import REGISTRY
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from server.backends.engine_client import EngineAnswer, EngineClient
+from tests.fakes import until
+
+TOKENS = 12
+SAMPLING = SamplingParams(
+    temperature=0.0,
+    max_tokens=TOKENS,
+    ignore_eos=True,
+    logprob_token_ids=[200, 300, 400],
+    detokenize=False,
+    output_kind=RequestOutputKind.FINAL_ONLY,
+)
+PROMPTS = [[1000 + (7 * at * length) % 5000 for at in range(length)] for length in (1, 5, 63, 64, 65, 400, 2500)]
+
+
+@pytest.fixture
+def engine(pocket_backend):
+    return pocket_backend.engine
+
+
+@pytest.fixture
+def client(pocket_backend) -> EngineClient:
+    return pocket_backend._client
+
+
+async def by_vllm(engine, prompt, name: str) -> EngineAnswer:
+    async for output in engine.generate(prompt, copy.deepcopy(SAMPLING), name):
+        last = output
+    (completion,) = last.outputs
+    return EngineAnswer(
+        prompt_ids=last.prompt_token_ids,
+        times=last.metrics,
+        ids=list(completion.token_ids),
+        logprobs=[{id_: entry.logprob for id_, entry in position.items()} for position in completion.logprobs],
+        finish_reason=completion.finish_reason,
+        cached_tokens=last.num_cached_tokens,
+    )
+
+
+def assert_same(ours: EngineAnswer, vllms: EngineAnswer) -> None:
+    assert ours.finish_reason == vllms.finish_reason == "length"
+    assert ours.ids == vllms.ids
+    assert list(ours.prompt_ids) == list(vllms.prompt_ids)
+    assert len(ours.logprobs) == len(vllms.logprobs) == TOKENS
+    for one, other in zip(ours.logprobs, vllms.logprobs, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["one by one", "mixed in one batch"])
+async def test_answers_are_those_of_vllms_own_way(engine, client, at_once):
+    form = client.form(SAMPLING)
+    asked = [way for at, ids in enumerate(PROMPTS) for way in (
+        client.ask(form, ids), by_vllm(engine, {"type": "token", "prompt_token_ids": ids}, f"{at_once}-{at}")
+    )]  # fmt: skip
+    answers = await asyncio.gather(*asked) if at_once else [await one for one in asked]
+    for ours, vllms in zip(answers[::2], answers[1::2], strict=True):
+        assert_same(ours, vllms)
+        assert 0 <= ours.queued_s < 60
+        assert 0 < ours.computed_s < 60
+
+
+async def test_pictures_too(engine, client, pocket_backend):
+    control = pocket_backend._tokenizer.control_id
+    ids = [*PROMPTS[2], control("<|image|>"), *PROMPTS[3]]
+    picture = Image.linear_gradient("L").resize((400, 700)).convert("RGB")
+    async with pocket_backend._images.shown(ids, [picture]) as prompt:
+        ours = await client.ask(client.form(SAMPLING), prompt)
+    raw = {"prompt_token_ids": ids, "multi_modal_data": {"image": picture}}
+    assert_same(ours, await by_vllm(engine, raw, "picture"))
+    assert len(ours.prompt_ids) > len(ids)
+
+
+async def test_a_repeated_prompt_is_cached_for_its_tenant_alone(client):
+    form, ids = client.form(SAMPLING), [1234, *PROMPTS[-1]]
+    for salt in (None, "one", "other"):
+        first, second = [await client.ask(form, ids, cache_salt=salt) for _ in range(2)]
+        assert first.cached_tokens == 0
+        assert second.cached_tokens > len(ids) - 256
+        assert first.ids == second.ids
+
+
+async def test_vllm_counts_what_it_did(client):
+    def finished() -> dict[str, float]:
+        found = [sample for metric in REGISTRY.collect() for sample in metric.samples]
+        by_name = {
+            "vllm:prompt_tokens_total": 0.0,
+            "vllm:generation_tokens_total": 0.0,
+            "vllm:request_success_total": 0.0,
+        }
+        for sample in found:
+            if sample.name in by_name:
+                by_name[sample.name] += sample.value
+        return by_name
+
+    before = finished()
+    await asyncio.gather(*(client.ask(client.form(SAMPLING), [4321, *ids]) for ids in PROMPTS))
+    assert {name: value - before[name] for name, value in finished().items()} == {
+        "vllm:prompt_tokens_total": sum(map(len, PROMPTS)) + len(PROMPTS),
+        "vllm:generation_tokens_total": TOKENS * len(PROMPTS),
+        "vllm:request_success_total": len(PROMPTS),
+    }
+
+
+async def test_a_prompt_that_leaves_no_room_never_reaches_the_engine(engine, client):
+    longest = engine.model_config.max_model_len - 1
+    form = client.form(SAMPLING)
+    assert len((await client.ask(form, [1000] * longest)).ids) == 1
+    with pytest.raises(VLLMValidationError, match=f"at most {longest} tokens"):
+        await client.ask(form, [1000] * (longest + 1))
+    assert not client._waiting
+
+
+async def test_cancellation_ends_it_in_the_engine(engine, client, monkeypatch):
+    aborted = []
+    abort = engine.engine_core.abort_requests_async
+
+    async def spy(ids):
+        aborted.extend(ids)
+        await abort(ids)
+
+    monkeypatch.setattr(engine.engine_core, "abort_requests_async", spy)
+    endless = copy.copy(SAMPLING)
+    endless.max_tokens = 5000
+    work = asyncio.create_task(client.ask(client.form(endless), PROMPTS[0]))
+    await until(lambda: any(request.answer.ids for request in client._waiting.values()))
+    (name,) = client._waiting
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert aborted == [name]
+    assert not client._waiting
+
+
+async def test_all_who_wait_hear_of_the_engines_death(engine, client, monkeypatch):
+    monkeypatch.setattr(engine.engine_core, "add_request_async", lambda request: asyncio.sleep(0))
+    work = [asyncio.create_task(client.ask(client.form(SAMPLING), ids)) for ids in PROMPTS]
+    await until(lambda: len(client._waiting) == len(PROMPTS))
+    engine.output_processor.propagate_error(EngineDeadError())
+    for answer in await asyncio.gather(*work, return_exceptions=True):
+        assert isinstance(answer, EngineDeadError)
+    assert not client._waiting
