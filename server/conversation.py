@@ -79,7 +79,8 @@ class Conversation:
     """All images in the order in which the prompt shows them."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "images", tuple(image for turn in self.turns for image in turn.images))
+        images = tuple(part for turn in self.turns for part in turn.parts if isinstance(part, ImagePart))
+        object.__setattr__(self, "images", images)
 
     @classmethod
     def from_messages(cls, messages: Sequence[Message]) -> "Conversation":

@@ -48,6 +48,8 @@ class RateLimits:
 
     def take_request(self, caller: Caller) -> None:
         """Count one request of `caller`. Raises RequestLimitReached or TokenLimitReached, and then counts nothing."""
+        if caller.requests_per_minute is None and caller.tokens_per_minute is None:
+            return
         now = self._clock()
         for unit in Unit:
             limit = _limit(caller, unit)

@@ -62,7 +62,8 @@ class PromptTokenizer:
             raise ValueError("the tokenizer has no control tokens, of which the prompt is made")
         self._control_ids = added
         longest_first = sorted(added, key=len, reverse=True)
-        self._control_pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        control_pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        self._cut = lru_cache(_REMEMBERED)(control_pattern.split)
         self._byte_pairs = byte_pair_encoding(tokenizer)
         control_ids = frozenset(added.values())
         for content in added:
@@ -96,7 +97,7 @@ class PromptTokenizer:
             if isinstance(piece, Literal):
                 run.append(piece.text)
                 continue
-            for index, text in enumerate(self._control_pattern.split(piece.text)):
+            for index, text in enumerate(self._cut(piece.text)):
                 if index % 2 == 0:
                     run.append(text)
                 else:

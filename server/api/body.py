@@ -72,9 +72,9 @@ async def _read(request: Request) -> bytes:
 
 async def _read_within(request: Request, limit: int) -> bytes:
     budget: BodyBudget = request.app.state.body_budget
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limit:
-        raise _too_large(limit)
+    for name, value in request.scope["headers"]:
+        if name == b"content-length" and value.isdigit() and int(value) > limit:
+            raise _too_large(limit)
     chunks: list[bytes] = []
     received, more = 0, True
     while more:
@@ -101,7 +101,7 @@ def parse(body: bytes) -> dict[str, Any]:
         text = body.decode("utf-8")
         if text.count(",") >= MAX_VALUES and _STRING.sub("", text).count(",") >= MAX_VALUES:
             raise _Ambiguous(f"it holds more than {MAX_VALUES} values")
-        document = json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_refuse_constant)
+        document = _JSON.decode(text)
         if _SURROGATE_ESCAPE.search(text):
             json.dumps(document, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
@@ -135,6 +135,9 @@ def _finite(number: str) -> float:
 
 def _refuse_constant(_: str) -> None:
     raise _Ambiguous("NaN and Infinity are no JSON numbers")
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_refuse_constant)
 
 
 def _refusal(error: ValidationError) -> InvalidRequest:

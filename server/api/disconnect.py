@@ -26,7 +26,7 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, Result]) 
             hung_up = task.cancel()
 
     # A watch beside the work, in this task, is half the price of a task for each.
-    watch = asyncio.ensure_future(_disconnected(request))
+    watch = asyncio.get_running_loop().create_task(_disconnected(request))
     watch.add_done_callback(end)
     try:
         return await work

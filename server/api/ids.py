@@ -1,8 +1,8 @@
 """Ids of what goes over the wire."""
 
-import secrets
+import os
 
 
 def new_id(prefix: str) -> str:
     """`prefix` and 32 random hexadecimal digits."""
-    return prefix + secrets.token_hex(16)
+    return prefix + os.urandom(16).hex()

@@ -34,16 +34,15 @@ class Limits:
 
     def headers(self, caller: Caller) -> Headers:
         """`x-ratelimit-{limit,remaining,reset}-{requests,tokens}`."""
-        return [header for unit, each in self._units for header in self._headers(caller, unit, each)]
-
-    def _headers(self, caller: Caller, unit: Unit, each: int) -> Headers:
-        own = self._by_key.allowance(caller, unit)
-        limit, remaining, reset = _NAMES[unit]
-        if own is not None:
-            allowed, left, until = own.limit, own.remaining, own.reset_s
-        else:
-            allowed, left, until = self._admission.limit * each, self._admission.free * each, self._admission.reset_s
-        return [(limit, b"%d" % allowed), (remaining, b"%d" % left), (reset, duration(until).encode())]
+        admission = self._admission
+        free, until = admission.free, duration(admission.reset_s)
+        headers: Headers = []
+        for unit, each in self._units:
+            allowed, left, reset = admission.limit * each, free * each, until
+            if (own := self._by_key.allowance(caller, unit)) is not None:
+                allowed, left, reset = own.limit, own.remaining, duration(own.reset_s)
+            headers += zip(_NAMES[unit], (b"%d" % allowed, b"%d" % left, reset.encode()), strict=True)
+        return headers
 
 
 _NAMES = {unit: [f"x-ratelimit-{what}-{unit}".encode() for what in ("limit", "remaining", "reset")] for unit in Unit}

@@ -4,6 +4,7 @@ The native verdict stands beside either.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -21,6 +22,7 @@ from server.caller import Handling
 from server.conversation import Conversation, Part, TextPart
 from server.errors import ContextLengthExceeded, InvalidRequest, NothingToJudge
 from server.profile import OPENAI_CATEGORIES
+from server.taxonomy import Taxonomy
 from server.verdict import Verdict
 
 router = APIRouter(prefix="/v1", tags=["moderation"], route_class=DirectRoute)
@@ -126,23 +128,18 @@ def _conversation(parts: tuple[Part, ...], param: str) -> Conversation:
 
 def result(verdict: Verdict, conversation: Conversation) -> dict[str, Any]:
     """One entry of `results`. A listed code sets its categories; a category's score is its likeliest code's."""
-    taxonomy = verdict.completion.taxonomy
     flags, scores = dict.fromkeys(CATEGORIES, False), dict.fromkeys(CATEGORIES, 0.0)
-    inputs: list[str] = []
-    for hazard in taxonomy.categories:
-        score = _wire_score(verdict, hazard.code)
-        for category in hazard.openai:
-            if score > scores[category]:
-                scores[category] = score
-        for other, category in hazard.openai_with:
-            scores[category] = max(scores[category], min(score, _wire_score(verdict, other)))
-    if verdict.categories:
-        inputs = _input_types(conversation)
-        for code in verdict.categories:
-            for category in taxonomy[code].openai:
-                flags[category] = True
-            for other, category in taxonomy[code].openai_with:
-                flags[category] = flags[category] or other in verdict.categories
+    listed = dict.fromkeys(verdict.categories, 1.0)
+    # The field cannot be null on the wire: without probabilities it is 1 for a listed code.
+    given: Mapping[str, float] = listed if verdict.category_scores is None else verdict.category_scores
+    taxonomy = verdict.completion.taxonomy
+    for category, code, other in () if taxonomy.own else _categories(taxonomy):
+        score = min(given.get(code, 0.0), given.get(other, 0.0))
+        if score > scores[category]:
+            scores[category] = score
+        if code in listed and other in listed:
+            flags[category] = True
+    inputs = _input_types(conversation) if listed else []
     return {
         "flagged": verdict.unsafe,
         "categories": flags,
@@ -155,12 +152,17 @@ def result(verdict: Verdict, conversation: Conversation) -> dict[str, Any]:
     }
 
 
-def _wire_score(verdict: Verdict, code: str) -> float:
-    """The native score; without probabilities 1 for a listed code, because the field cannot be null on the wire."""
-    scores: Mapping[str, float] | None = verdict.category_scores
-    if scores is None:
-        return float(code in verdict.categories)
-    return scores.get(code, 0.0)
+@lru_cache(256)
+def _categories(taxonomy: Taxonomy) -> tuple[tuple[str, str, str], ...]:
+    """OpenAI's categories, each with a code that sets it and the one that it needs beside it, mostly the same.
+
+    Not for a caller's own categories: they set none, and what callers bring is not kept.
+    """
+    return tuple(
+        (category, hazard.code, other)
+        for hazard in taxonomy.categories
+        for other, category in (*((hazard.code, category) for category in hazard.openai), *hazard.openai_with)
+    )
 
 
 def _input_types(conversation: Conversation) -> list[str]:

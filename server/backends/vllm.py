@@ -244,7 +244,8 @@ class VllmBackend:
                 code_probabilities=self._written_codes(listing, prompt.taxonomy),
                 score_method=ScoreMethod.WRITTEN_LIST,
             )
-        completion = replace(completion, tokens=self._spell(answer, at, case))
+        if (tokens := self._spell(answer, at, case)) is not None:
+            completion = replace(completion, tokens=tokens)
         if self._always_score_categories and self._tokens.numbers:
             forced = [self._tokens.blank_line, *self._tokenizer.encode_text("unsafe\nS")]
             first_code = await self._generate([*ids, *forced], 1, case)
