@@ -1,4 +1,4 @@
-"""The floor on an engine of our own, and where it takes part."""
+"""The floor on a client of our own, and where it takes part."""
 
 import json
 
@@ -10,33 +10,35 @@ from benchmarks.load_generator import verdict
 from benchmarks.traffic import LOADS, Load
 
 
-class Engine:
+class Client:
     """Remembers what it was asked."""
 
     def __init__(self) -> None:
         self.prompts: list[tuple[int, ...]] = []
 
-    async def generate(self, prompt, sampling, request_id):
-        self.prompts.append(tuple(prompt["prompt_token_ids"]))
-        assert sampling.max_tokens == 1
-        yield None
+    def form(self, sampling):
+        return sampling
+
+    async def ask(self, form, prompt):
+        self.prompts.append(tuple(prompt))
+        assert form.max_tokens == 1
 
 
 async def test_each_request_is_one_pass_over_a_prompt_that_was_never_seen():
-    engine = Engine()
+    asked_of = Client()
     rests = [[NUMBERS + number] for number in range(PROMPTS)]
-    transport = httpx.ASGITransport(Floor(engine, [1, 2, 3], rests))
+    transport = httpx.ASGITransport(Floor(asked_of, [1, 2, 3], rests))
     async with httpx.AsyncClient(transport=transport, base_url="http://floor") as client:
         assert (await client.get("/")).status_code == 200
-        assert engine.prompts == []
+        assert asked_of.prompts == []
         asked = NUMBERS + PROMPTS
         for _ in range(asked):
             answer = await client.post("/v1/moderations", content=b"anything")
         assert "python_info" in (await client.get("/metrics")).text
     assert answer.content == ANSWER
     assert verdict("moderations", json.loads(answer.content)) is False
-    assert len(set(engine.prompts)) == len(engine.prompts) == asked
-    assert all(prompt[:3] == (1, 2, 3) and len(prompt) == 6 for prompt in engine.prompts)
+    assert len(set(asked_of.prompts)) == len(asked_of.prompts) == asked
+    assert all(prompt[:3] == (1, 2, 3) and len(prompt) == 6 for prompt in asked_of.prompts)
 
 
 def test_it_takes_part_in_the_load_that_its_prompts_are_of_and_no_other():
