@@ -19,7 +19,8 @@ from server.byte_pairs import BYTES, LONG_TEXT, byte_pair_encoding
 _SLICE = 65_536
 
 _REMEMBERED = 512
-"""Pieces of scaffold whose ids are kept: two ends, and two openings for each selection of categories."""
+"""Pieces of scaffold whose ids, or places to cut, are kept: a few for each role, two openings for each selection of
+categories."""
 
 
 @dataclass(frozen=True, slots=True)
