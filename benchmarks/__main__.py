@@ -25,7 +25,7 @@ from benchmarks.comparison import Comparison, speed
 from benchmarks.contenders import BASELINE, ENGINES, STARTERS, LeftOut, Service, Stage, contenders_of
 from benchmarks.engine_counters import read_block_size
 from benchmarks.goals import goals, lines
-from benchmarks.model import ROOT, SHIPPED, Model, model_of_checkpoint, model_of_profile
+from benchmarks.model import ROOT, SHIPPED, Model, fastest_dtype, model_of_checkpoint, model_of_profile
 from benchmarks.processes import memory_mib, tree
 from benchmarks.report import COLUMNS, number, results_of, table
 from benchmarks.stamp import gpus, stamp
@@ -34,7 +34,7 @@ from benchmarks.traffic import LOADS, Load, parse_mix
 RESULTS = Path(__file__).parent / "results"
 OUT = ROOT / "build" / "bench"
 FP8 = {"quantization": "fp8_per_channel", "kv_cache_dtype": "fp8"}
-ON_CPU = {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": 1 << 30}
+ON_CPU = {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 30}
 GPU_SHARE = 0.92
 """Of the card's memory, for all engines together."""
 
@@ -77,7 +77,7 @@ def engine_arguments(options: argparse.Namespace, engines: int) -> dict[str, Any
             arguments["gpu_memory_utilization"] = round(GPU_SHARE / engines, 2)
         arguments |= FP8 if options.precision == "fp8" else {}
     elif options.model != "pocket":
-        arguments |= ON_CPU
+        arguments |= ON_CPU | {"dtype": fastest_dtype()}
     if options.prefix_cache == "off":
         arguments["enable_prefix_caching"] = False
     for item in options.engine:

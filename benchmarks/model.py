@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import torch
 from tokenizers import Tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -81,7 +82,14 @@ def profile_table(file: Path, *variants: str) -> dict[str, Any]:
         table = _over(base, table)
     for variant in variants or ([default] if default else []):
         table = _over(table, known[variant])
+    if table.get("engine", {}).get("dtype") == "fastest":
+        table["engine"]["dtype"] = fastest_dtype()
     return table
+
+
+def fastest_dtype() -> str:
+    """What this server takes for the fastest on this machine's CPU, so that all contenders take it."""
+    return "bfloat16" if torch.cpu.get_capabilities().get("amx_bf16") else "float32"
 
 
 def _over(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:

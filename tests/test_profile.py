@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
+from server import profile as profile_module
 from server.profile import (
     ENGINE_KEYS_OF_THE_PROFILE,
     OPENAI_CATEGORIES,
@@ -76,6 +77,23 @@ def retold(folder: Path, old: str, new: str) -> str:
 
 
 # --- What is shipped -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("facts", "dtype"),
+    [
+        ("flags\t\t: fpu avx512_bf16 amx_bf16 avx512_fp16 amx_tile\n", "bfloat16"),
+        ("flags\t\t: fpu avx2 avx512_bf16\n", "float32"),
+        (None, "float32"),
+    ],
+    ids=["with AMX", "without", "unknown"],
+)
+def test_the_fastest_dtype_is_the_cpus_own(own, monkeypatch, tmp_path, facts, dtype):
+    monkeypatch.setattr(profile_module, "CPU_FACTS", tmp_path / "cpuinfo")
+    if facts:
+        (tmp_path / "cpuinfo").write_text(facts)
+    (own / "profile.toml").write_text(OWN.replace('"float32"', '"fastest"'))
+    assert load_profile(str(own)).engine["dtype"] == dtype
 
 
 @pytest.mark.parametrize("spec", ALL_SPECS)

@@ -1,9 +1,11 @@
-"""What every process of the engine does first. vLLM runs `prepare` in each of them, as a general plugin."""
+"""What every process of the engine starts with. vLLM runs `prepare` first in each of them, as a general plugin."""
 
 import copy
 import ctypes
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +17,9 @@ PLUGIN = "guard_engine_process"
 SERVER_PID = "GUARD_SERVER_PID"
 """Environment variable that tells the engine's processes which process they belong to."""
 
+THREADS_ON_THEIR_CORES = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
+"""What OpenMP reads as a process starts. vLLM says as much only where the model has a process of its own."""
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -23,20 +28,40 @@ def prepare() -> None:
     server_pid = int(os.environ.get(SERVER_PID, "0"))
     if server_pid and server_pid != os.getpid():
         _die_with_parent(server_pid)
-        _spare_last_layer()
+        _hasten_on_cpu()
     _share_tokenizers()
     _mend_vision_tower()
 
 
-def _spare_last_layer() -> None:
-    # In this server's engine alone, where nobody asks for what it then lacks.
-    if _is_cpu():
-        from server.backends import last_positions
+@contextmanager
+def threads_on_their_cores() -> Iterator[None]:
+    """On CPUs, engines that start meanwhile have each thread of their arithmetic stay on a core of its own.
 
+    One thread for each core is what they have, unless the environment says anything of OpenMP: then it is left alone.
+    This process read its environment long before, and stays where the system puts it.
+    """
+    if not is_cpu() or any(name.startswith(("OMP_", "GOMP_", "KMP_")) for name in os.environ):
+        yield
+        return
+    os.environ.update(THREADS_ON_THEIR_CORES)
+    try:
+        yield
+    finally:
+        for name in THREADS_ON_THEIR_CORES:
+            del os.environ[name]
+
+
+def _hasten_on_cpu() -> None:
+    # In this server's engine alone, where nobody asks for what it then lacks.
+    if is_cpu():
+        from server.backends import cpu_norm, last_positions
+
+        cpu_norm.install()
         last_positions.install()
 
 
-def _is_cpu() -> bool:
+def is_cpu() -> bool:
+    """Whether the engine computes on CPUs."""
     from vllm.platforms import current_platform
 
     return bool(current_platform.is_cpu())
@@ -76,7 +101,7 @@ def numbers_of(tiles: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
 
 def takes_bytes() -> bool:
     """Whether the engine's vision tower takes pictures as bytes: where `prepare` has mended it."""
-    return _is_cpu()
+    return is_cpu()
 
 
 def _mend_vision_tower() -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from PIL import Image
 
 from server.backends.base import Case
-from server.backends.engine_process import PLUGIN, SERVER_PID
+from server.backends.engine_process import PLUGIN, SERVER_PID, is_cpu, threads_on_their_cores
 from server.caller import ORDINARY, Handling
 from server.checkpoint import LONG_CONTEXT_VARIABLE, CheckpointFacts, fits_one_chunk
 from server.conversation import Conversation, ImagePart, Message, TextPart
@@ -158,7 +158,8 @@ class VllmBackend:
 
         from server.backends.engine_client import EngineClient
 
-        self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._engine_arguments()))
+        with threads_on_their_cores():
+            self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._engine_arguments()))
         self._client = EngineClient(self.engine)
         if self._profile.images:
             from server.backends.engine_images import EngineImages
@@ -456,6 +457,10 @@ class VllmBackend:
             overrides = dict(arguments.get("hf_overrides", {}))
             overrides["text_config"] = {**overrides.get("text_config", {}), "attention_chunk_size": None}
             arguments["hf_overrides"] = overrides
+        if is_cpu():
+            from server.backends import cpu_norm
+
+            arguments.setdefault("ir_op_priority", cpu_norm.PRIORITY)
         return {
             # The one default that a profile may change, to measure without the cache.
             "enable_prefix_caching": True,

@@ -26,7 +26,7 @@ def main() -> None:
 
     last_positions.install()
     profile = load_profile("pocket")
-    engine: dict[str, Any] = {**profile.engine, "max_num_batched_tokens": STEP, "max_num_seqs": 8}
+    engine: dict[str, Any] = {**profile.engine, "dtype": "float32", "max_num_batched_tokens": STEP, "max_num_seqs": 8}
     model = LLM(
         profile.model, max_model_len=CONTEXT, limit_mm_per_prompt={"image": 0}, seed=0, disable_log_stats=True, **engine
     )

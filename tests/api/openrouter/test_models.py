@@ -13,6 +13,8 @@ from server.settings import Settings
 from tests.api.openrouter.shapes import SLUG, error_of, obeys_openrouter
 from tests.fakes import FakeBackend
 
+POCKET_WEIGHTS = {"bfloat16": "bf16", "float32": "fp32"}[load_profile("pocket").engine["dtype"]]
+
 REQUIRED = {
     *("id", "canonical_slug", "name", "created", "pricing", "context_length", "architecture", "top_provider"),
     *("per_request_limits", "supported_parameters", "default_parameters", "supported_voices", "links"),
@@ -161,7 +163,7 @@ async def test_the_provider_is_this_server(client: httpx.AsyncClient) -> None:
 @pytest.mark.parametrize(
     ("profile", "slug", "inputs", "quantization", "tokenizer"),
     [
-        ("pocket", "llama-guard-server/llama-guard-pocket", ["text", "image"], "fp32", "Other"),
+        ("pocket", "llama-guard-server/llama-guard-pocket", ["text", "image"], POCKET_WEIGHTS, "Other"),
         ("llama-guard-4-12b:text-only", SLUG, ["text"], "bf16", "Llama4"),
         ("llama-guard-4-12b:24gb", SLUG, ["text", "image"], "fp8", "Llama4"),
     ],
