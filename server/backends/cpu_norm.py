@@ -6,6 +6,7 @@ of its operators, and asked for by `PRIORITY`.
 
 import torch
 from vllm import ir
+from vllm.platforms import current_platform
 
 PROVIDER = "guard_cpu"
 
@@ -18,6 +19,7 @@ LANES = 32
 
 def install() -> None:
     """For every model that is built from now on in this process."""
+    current_platform.import_kernels()
     ir.ops.rms_norm.register_impl(PROVIDER, supports_args=_takes)(_rms_norm)
     ir.ops.fused_add_rms_norm.register_impl(PROVIDER, supports_args=_takes_sum, inplace=True)(_fused_add_rms_norm)
 
