@@ -91,12 +91,19 @@ def _die_with_parent(server_pid: int) -> None:
     os.setpgid(0, 0)
 
 
-def numbers_of(tiles: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
-    """What Llama 4's image processor makes of tiles in bytes, looked up by level and rounded as it rounds."""
+def numbers_of(pixels: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
+    """What Llama 4's image processor makes of pixels in bytes, step by step rounded as it rounds."""
     import torch
 
-    levels = (torch.arange(256).to(torch.bfloat16) * (1 / 255) - 0.5) / 0.5
-    return torch.index_select(levels.to(dtype), 0, tiles.to(torch.int32).flatten()).view(tiles.shape)
+    return pixels.to(torch.bfloat16).mul_(1 / 255).sub_(0.5).div_(0.5).to(dtype)
+
+
+def patches_of(tiles: "torch.Tensor", side: int) -> "torch.Tensor":
+    """Tiles (tiles, channels, height, width) cut as torch.nn.Unfold cuts: (tiles, patches, channels x side x side)."""
+    count, channels, height, width = tiles.shape
+    rows, columns = height // side, width // side
+    cut = tiles.view(count, channels, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5)
+    return cut.reshape(count, rows * columns, channels * side * side)
 
 
 def takes_bytes() -> bool:
@@ -116,8 +123,10 @@ def _mend_vision_tower() -> None:
 
     def forward(self: Llama4UnfoldConvolution, tiles: torch.Tensor) -> torch.Tensor:
         if tiles.dtype == torch.uint8:
-            tiles = numbers_of(tiles, self.linear.weight.dtype)
-        patches = self.unfold(tiles).permute(0, 2, 1).contiguous()
+            # Bytes are cut before they are numbers: a quarter as much to move, at twice the speed.
+            patches = numbers_of(patches_of(tiles, self.unfold.kernel_size[0]), self.linear.weight.dtype)
+        else:
+            patches = self.unfold(tiles).permute(0, 2, 1).contiguous()
         embedded, _ = self.linear(patches)
         return embedded
 

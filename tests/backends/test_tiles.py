@@ -16,7 +16,7 @@ from transformers.models.llama4.image_processing_llama4 import (
     get_max_res_without_distortion,
 )
 
-from server.backends.engine_process import numbers_of
+from server.backends.engine_process import numbers_of, patches_of
 from server.backends.tiles import LEVELS, all_levels, fit, tiled
 from server.images import TILE
 
@@ -54,6 +54,12 @@ def test_pictures_fit_as_in_the_official_processor(most):
 def test_numbers_are_what_the_official_processor_makes_of_each_level(process):
     levels = torch.arange(LEVELS, dtype=torch.uint8)
     assert torch.equal(numbers_of(levels, torch.bfloat16), process(all_levels())[0, 0].flatten()[:LEVELS])
+
+
+def test_patches_are_cut_as_the_network_cuts_them():
+    tiles = torch.randint(LEVELS, (3, 3, 336, 336), dtype=torch.uint8)
+    unfolded = torch.nn.Unfold(kernel_size=14, stride=14)(tiles.float()).permute(0, 2, 1)
+    assert torch.equal(patches_of(tiles, 14).float(), unfolded)
 
 
 @pytest.mark.parametrize(
