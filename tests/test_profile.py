@@ -82,11 +82,12 @@ def retold(folder: Path, old: str, new: str) -> str:
 @pytest.mark.parametrize(
     ("facts", "dtype"),
     [
-        ("flags\t\t: fpu avx512_bf16 amx_bf16 avx512_fp16 amx_tile\n", "bfloat16"),
-        ("flags\t\t: fpu avx2 avx512_bf16\n", "float32"),
+        ("flags\t\t: fpu avx512f avx512_bf16 avx512_fp16 amx_bf16 amx_tile\n", "bfloat16"),
+        ("flags\t\t: fpu avx512f avx512_bf16 clzero\n", "bfloat16"),
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni\n", "float32"),
         (None, "float32"),
     ],
-    ids=["with AMX", "without", "unknown"],
+    ids=["with AMX", "without AMX", "with neither", "unknown"],
 )
 def test_the_fastest_dtype_is_the_cpus_own(own, monkeypatch, tmp_path, facts, dtype):
     monkeypatch.setattr(profile_module, "CPU_FACTS", tmp_path / "cpuinfo")

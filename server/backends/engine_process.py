@@ -21,6 +21,7 @@ THREADS_ON_THEIR_CORES = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
 """What OpenMP reads as a process starts. vLLM says as much only where the model has a process of its own."""
 
 _PR_SET_PDEATHSIG = 1
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def prepare() -> None:
@@ -56,8 +57,18 @@ def _hasten_on_cpu() -> None:
     if is_cpu():
         from server.backends import cpu_norm, last_positions
 
+        _keep_freed_memory()
         cpu_norm.install()
         last_positions.install()
+
+
+def _keep_freed_memory() -> None:
+    # Each operator writes its result into new memory, megabytes a time. glibc hands such memory back to the system as
+    # soon as it is free, and takes it anew, to be filled with zeros page by page: some hundred page faults a verdict.
+    # This much of it stays with the process instead.
+    libc = ctypes.CDLL(None)
+    for threshold in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+        libc.mallopt(threshold, 1 << 30)
 
 
 def is_cpu() -> bool:
