@@ -28,6 +28,7 @@ from benchmarks.model import prompt_around_text
 from benchmarks.traffic import LOADS, Load
 from server.backends.engine_client import EngineClient
 from server.backends.engine_process import is_cpu, threads_on_their_cores
+from server.connection import Connection
 
 PROMPTS = 1000
 NUMBERS = 4096
@@ -98,7 +99,15 @@ async def serve(folder: str, port: int, arguments: dict[str, Any]) -> None:
         await asyncio.gather(*(floor.pass_forward() for _ in range(at_once)))
     gc.collect()
     gc.freeze()
-    options = uvicorn.Config(floor, host="127.0.0.1", port=port, lifespan="off", log_level="warning", access_log=False)
+    options = uvicorn.Config(
+        floor,
+        host="127.0.0.1",
+        port=port,
+        http=Connection,
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+    )
     await uvicorn.Server(options).serve()
 
 

@@ -12,6 +12,7 @@ import uvloop
 from fastapi import FastAPI
 
 from server.app import create_app
+from server.connection import Connection
 from server.errors import GuardError
 from server.loading import load_backend
 from server.profile import ProfileError, load_profile
@@ -83,7 +84,7 @@ def serve(settings: Settings) -> int:
             app,
             host=settings.host,
             port=settings.port,
-            http="httptools",
+            http=Connection,
             ws="none",
             lifespan="off",
             log_config=None,

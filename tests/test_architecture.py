@@ -33,7 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("readiness", "store"),
     ("api",),
     ("batch_runner",),
-    ("app",),
+    ("app", "connection"),
     ("serve", "check", "batch", "doctor", "keys"),
     ("__main__",),
 )
@@ -59,7 +59,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "fastapi": ("api", "app", "serve"),
     "fastapi_offline": ("app",),
     "starlette": ("api", "app", "serve"),
-    "uvicorn": ("serve",),
+    "uvicorn": ("serve", "connection"),
     "uvloop": ("serve",),
     "cachetools": ("verdict_cache",),
     "httpx": ("fetch", "check", "batch", "backends.openrouter.client"),
