@@ -34,12 +34,8 @@ print(faults() - before)
 """
 
 
-@pytest.mark.parametrize(
-    ("server_pid", "kept"), [(os.getpid(), True), (0, False)], ids=["the engine", "any other process"]
-)
-def test_memory_is_taken_from_the_system_once(server_pid, kept):
-    """Twenty times 57 MB: 276,480 pages where each is taken anew."""
-    environment = os.environ | {SERVER_PID: str(server_pid)}
+def test_memory_is_taken_from_the_system_once():
+    """Twenty times 57 MB: up to 276,480 pages where each is taken anew."""
+    environment = os.environ | {SERVER_PID: str(os.getpid())}
     done = subprocess.run([sys.executable, "-c", COMPUTES], env=environment, capture_output=True, text=True, check=True)
-    faults = int(done.stdout.splitlines()[-1])
-    assert faults < 15_000 if kept else faults > 100_000
+    assert int(done.stdout.splitlines()[-1]) < 15_000
