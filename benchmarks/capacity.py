@@ -36,8 +36,8 @@ SAFE_TOKENS = 3
 """Completion tokens of "safe" that a host charges: a blank line, the word, the end."""
 
 CPU_MS = 1.3
-"""CPU milliseconds of the process that answers HTTP, a request with text: measured on two slow cores under load
-(results/pocket-amd-epyc.json). A result brings its own."""
+"""CPU milliseconds of the process that answers HTTP, a request with text: measured on two slow cores under load,
+on earlier code (c8db472); 0.4 to 0.9 were seen since. A result brings its own."""
 
 LARGE_IMAGE_CPU_MS = 20.0
 """The same with one image of 336 x 336 to 1920 x 1080 pixels: measured there too."""

@@ -1,4 +1,4 @@
-"""The least that can answer: uvicorn, this project's client of vLLM's engine, and nothing between them.
+"""The least that can answer: uvicorn on this project's connections, its client of vLLM's engine, and nothing between.
 
     python -m benchmarks.floor_server FOLDER PORT ENGINE_ARGUMENTS_AS_JSON
 
