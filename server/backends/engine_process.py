@@ -55,11 +55,13 @@ def threads_on_their_cores() -> Iterator[None]:
 def _hasten_on_cpu() -> None:
     # In this server's engine alone, where nobody asks for what it then lacks.
     if is_cpu():
-        from server.backends import cpu_norm, last_positions
+        from server.backends import asked_logprobs, cpu_norm, last_positions, step_sizes
 
         _keep_freed_memory()
         cpu_norm.install()
         last_positions.install()
+        step_sizes.install()
+        asked_logprobs.install()
 
 
 def _keep_freed_memory() -> None:

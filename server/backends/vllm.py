@@ -46,10 +46,6 @@ if TYPE_CHECKING:
 LIVE, BACKGROUND = 0, 1
 """Priorities of the engine's scheduler: the lower number goes first."""
 
-SMALL_VOCABULARY = 32_768
-"""Up to here nothing is compiled on a CPU where the profile says so. vLLM would still compile the ranking of a token
-among all others, which takes seconds and a C++ compiler, and pays where there are many to rank it among."""
-
 LONG_TEXT = 16_384
 """Characters of a prompt that are encoded without leaving the event loop: a few milliseconds."""
 
@@ -441,7 +437,9 @@ class VllmBackend:
             # Or vLLM gives the model on a CPU a third process of its own, as it never does on one GPU: it takes seconds
             # to start and 0.6 GiB, and each step of the engine waits for messages to it and back.
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-            if self._profile.engine.get("enforce_eager") and self._profile.tokens.vocabulary_size <= SMALL_VOCABULARY:
+            if self._profile.engine.get("enforce_eager"):
+                # vLLM would still compile the ranking of tokens, which asked_logprobs.py does without: that takes
+                # seconds and a C++ compiler.
                 os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
         # A newcomer should be able to read the console; whoever looks for a fault sets these otherwise.
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")

@@ -1,6 +1,6 @@
-"""Asks one engine the same twice, with the last layer spared and with the last layer whole; prints both as JSON.
+"""Asks one engine the same each way and prints it as JSON: vLLM's own, the last layer spared, steps filled up too.
 
-    python -m tests.engine.last_layer_both_ways
+    python -m tests.engine.computed_each_way
 
 In a process of its own, since the model is in the process that is asked, where its layers can be looked at.
 """
@@ -21,7 +21,7 @@ def main() -> None:
     from vllm import LLM, SamplingParams
     from vllm.model_executor.models.llama import LlamaMLP
 
-    from server.backends import last_positions
+    from server.backends import last_positions, step_sizes
     from server.profile import load_profile
 
     last_positions.install()
@@ -44,10 +44,12 @@ def main() -> None:
         return compute(layer, hidden_states)
 
     LlamaMLP.forward = counted
+    spare = last_positions.LastPositionAttention._metadata
     said: dict[str, Any] = {}
-    for way in ("spared", "whole"):
-        if way == "whole":
-            last_positions.LastPositionAttention._metadata = lambda _: None
+    for way in ("vllm", "spared", "filled"):
+        last_positions.LastPositionAttention._metadata = (lambda _: None) if way == "vllm" else spare
+        if way == "filled":
+            step_sizes.install()
         model.reset_prefix_cache()
         rows.clear()
         answers = model.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False)
@@ -59,6 +61,7 @@ def main() -> None:
                 for output in outputs
             ],
             "rows_by_layer": [sum(rows[layer::layers]) for layer in range(layers)],
+            "step_sizes": sorted(set(rows[::layers])),
         }
     json.dump(said, sys.stdout)
 
