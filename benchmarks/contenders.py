@@ -160,7 +160,8 @@ def start_cached_guard(stage: Stage) -> Service:
 def start_vllm(stage: Stage) -> Service:
     """vLLM's own server with the official template and the engine arguments of the profile, else with its defaults.
 
-    Without a log line for each request, which this server does not write either.
+    What this server changes of them on CPUs by itself (arguments_here) it keeps: steps of 4,096 tokens give vLLM's 0.89
+    times the verdicts. Without a log line for each request, which this server does not write either.
     """
     port = free_port()
     command = [

@@ -27,7 +27,7 @@ from benchmarks.contenders import FLOOR_LOAD
 from benchmarks.model import prompt_around_text
 from benchmarks.traffic import LOADS, Load
 from server.backends.engine_client import EngineClient
-from server.backends.engine_process import is_cpu, threads_on_their_cores
+from server.backends.engine_process import arguments_here, threads_on_their_cores
 from server.connection import Connection
 
 PROMPTS = 1000
@@ -80,12 +80,8 @@ async def serve(folder: str, port: int, arguments: dict[str, Any]) -> None:
     """Until a signal ends it."""
     # Have the engine run as it does below this project's server, and end with this process.
     os.environ["GUARD_SERVER_PID"] = str(os.getpid())
-    if is_cpu():
-        from server.backends.cpu_norm import PRIORITY
-
-        arguments = {"ir_op_priority": PRIORITY, **arguments}
     with threads_on_their_cores():
-        engine = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(model=folder, **arguments))
+        engine = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(model=folder, **{**arguments_here(), **arguments}))
     tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
     before, after = prompt_around_text()
     contents = itertools.islice(Load(FLOOR_LOAD, LOADS[FLOOR_LOAD]).contents(0, "0"), PROMPTS)

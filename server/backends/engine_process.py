@@ -20,6 +20,10 @@ SERVER_PID = "GUARD_SERVER_PID"
 THREADS_ON_THEIR_CORES = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
 """What OpenMP reads as a process starts. vLLM says as much only where the model has a process of its own."""
 
+STEP_ON_A_CPU = 4096
+"""Tokens. Twice what vLLM's server takes, and as many as its offline engine does: it pays where steps that are not full
+cost no more for it (step_sizes.py)."""
+
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -78,6 +82,15 @@ def is_cpu() -> bool:
     from vllm.platforms import current_platform
 
     return bool(current_platform.is_cpu())
+
+
+def arguments_here() -> dict[str, Any]:
+    """Engine arguments that suit where the engine computes; a profile may say otherwise."""
+    if not is_cpu():
+        return {}
+    from server.backends.cpu_norm import PRIORITY
+
+    return {"ir_op_priority": PRIORITY, "max_num_batched_tokens": STEP_ON_A_CPU}
 
 
 def _share_tokenizers() -> None:

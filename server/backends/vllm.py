@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from PIL import Image
 
 from server.backends.base import Case
-from server.backends.engine_process import PLUGIN, SERVER_PID, is_cpu, threads_on_their_cores
+from server.backends.engine_process import PLUGIN, SERVER_PID, arguments_here, threads_on_their_cores
 from server.caller import ORDINARY, Handling
 from server.checkpoint import LONG_CONTEXT_VARIABLE, CheckpointFacts, fits_one_chunk
 from server.conversation import Conversation, ImagePart, Message, TextPart
@@ -449,16 +449,12 @@ class VllmBackend:
             os.environ[LONG_CONTEXT_VARIABLE] = "1"
 
     def _engine_arguments(self) -> dict[str, Any]:
-        arguments = dict(self._profile.engine)
+        arguments = {**arguments_here(), **self._profile.engine}
         if self._one_chunk:
             # Equal to attention in chunks while there is but one of them, and it spares vLLM a second kind of KV cache.
             overrides = dict(arguments.get("hf_overrides", {}))
             overrides["text_config"] = {**overrides.get("text_config", {}), "attention_chunk_size": None}
             arguments["hf_overrides"] = overrides
-        if is_cpu():
-            from server.backends import cpu_norm
-
-            arguments.setdefault("ir_op_priority", cpu_norm.PRIORITY)
         return {
             # The one default that a profile may change, to measure without the cache.
             "enable_prefix_caching": True,

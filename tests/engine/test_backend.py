@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from server.backends import engine_process
 from server.backends.base import Case
 from server.backends.engine_process import PLUGIN
 from server.backends.vllm import VllmBackend
@@ -76,6 +77,17 @@ def test_what_is_to_be_compiled_is_compiled(environment, changes):
     found = environment(replace(POCKET, **changes))
     assert "TORCH_COMPILE_DISABLE" not in found
     assert ("VLLM_ENABLE_V1_MULTIPROCESSING" in found) is changes.get("runs_on_cpu", True)
+
+
+@pytest.mark.skipif(not engine_process.is_cpu(), reason="elsewhere nothing is to be said")
+def test_a_cpu_gets_larger_steps_unless_the_profile_says_otherwise():
+    def step(**engine: int) -> int:
+        return open_backend(replace(POCKET, engine={**POCKET.engine, **engine}))._engine_arguments()[
+            "max_num_batched_tokens"
+        ]
+
+    assert step() == engine_process.STEP_ON_A_CPU
+    assert step(max_num_batched_tokens=512) == 512
 
 
 async def test_the_model_runs_in_the_engines_own_process(pocket_backend):
