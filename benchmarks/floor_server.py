@@ -81,7 +81,7 @@ async def serve(folder: str, port: int, arguments: dict[str, Any]) -> None:
     # Have the engine run as it does below this project's server, and end with this process.
     os.environ["GUARD_SERVER_PID"] = str(os.getpid())
     with threads_on_their_cores():
-        engine = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(model=folder, **{**arguments_here(), **arguments}))
+        engine = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(model=folder, **arguments_here() | arguments))
     tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
     before, after = prompt_around_text()
     contents = itertools.islice(Load(FLOOR_LOAD, LOADS[FLOOR_LOAD]).contents(0, "0"), PROMPTS)
