@@ -4,6 +4,8 @@ vLLM has the kernel for CPUs and takes it on GPUs alone. It is offered here the 
 of its operators, and asked for by `PRIORITY`.
 """
 
+from functools import lru_cache
+
 import torch
 from vllm import ir
 from vllm.platforms import current_platform
@@ -25,7 +27,8 @@ def install() -> None:
 
 
 def _takes(x: torch.Tensor, weight: torch.Tensor | None, epsilon: float, variance_size: int | None = None) -> bool:
-    return variance_size is None and weight is not None and weight.dtype == x.dtype and x.shape[-1] % LANES == 0
+    alike = weight is None or weight.dtype == x.dtype
+    return alike and variance_size is None and x.shape[-1] % LANES == 0
 
 
 def _takes_sum(
@@ -35,15 +38,24 @@ def _takes_sum(
     epsilon: float,
     variance_size: int | None = None,
 ) -> bool:
-    return _takes(x, weight, epsilon, variance_size) and x.is_contiguous() and x_residual.is_contiguous()
+    takes = weight is not None and _takes(x, weight, epsilon, variance_size)
+    return takes and x.is_contiguous() and x_residual.is_contiguous()
 
 
 def _rms_norm(
     x: torch.Tensor, weight: torch.Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> torch.Tensor:
     normed = torch.empty(x.shape, dtype=x.dtype)
+    if weight is None:
+        weight = _ones(x.shape[-1], x.dtype)
     torch.ops._C.rms_norm(normed, x.contiguous(), weight, epsilon)
     return normed
+
+
+@lru_cache(maxsize=8)
+def _ones(width: int, dtype: torch.dtype) -> torch.Tensor:
+    """The weight of rows that have none, such as Llama 4's queries and keys."""
+    return torch.ones(width, dtype=dtype)
 
 
 def _fused_add_rms_norm(

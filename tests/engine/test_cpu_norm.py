@@ -51,6 +51,18 @@ def test_numbers_are_those_of_vllms_own_way(rows, width, dtype, near):
         torch.testing.assert_close(one, other, **near)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "near"), [(torch.float32, EXACT), (torch.bfloat16, COARSE)], ids=["float32", "bfloat16"]
+)
+def test_rows_without_a_weight_are_those_of_vllms_own_way(dtype, near):
+    """Llama 4's queries and keys."""
+    x, _, _ = numbers(37, 128, dtype)
+    with ir.ops.rms_norm.set_priority(cpu_norm.PRIORITY["rms_norm"]):
+        assert ir.ops.rms_norm.dispatch(x, None, EPSILON).provider == cpu_norm.PROVIDER
+        normed = ir.ops.rms_norm(x, None, EPSILON)
+    torch.testing.assert_close(normed, ir.ops.rms_norm.impls["native"].impl_fn(x, None, EPSILON), **near)
+
+
 def test_rows_with_gaps_between_them_are_read_right():
     x, _, weight = numbers(7, 256, torch.float32)
     part, weight = x[:, 64:192], weight[:128]
@@ -63,10 +75,9 @@ def test_rows_with_gaps_between_them_are_read_right():
     "change",
     [
         lambda x, residual, weight: (x[:, :40], residual[:, :40], weight[:40]),
-        lambda x, residual, weight: (x, residual, None),
         lambda x, residual, weight: (x.bfloat16(), residual.bfloat16(), weight),
     ],
-    ids=["40 numbers a row", "no weight", "another precision"],
+    ids=["40 numbers a row", "another precision"],
 )
 def test_what_the_kernel_cannot_is_left_to_vllm(change):
     x, residual, weight = change(*numbers(3, 64, torch.float32))
@@ -74,6 +85,12 @@ def test_what_the_kernel_cannot_is_left_to_vllm(change):
         assert ir.ops.rms_norm.dispatch(x, weight, EPSILON).provider == "native"
     with ir.ops.fused_add_rms_norm.set_priority(cpu_norm.PRIORITY["fused_add_rms_norm"]):
         assert ir.ops.fused_add_rms_norm.dispatch(x, residual, weight, EPSILON).provider == "native"
+
+
+def test_sums_without_a_weight_are_left_to_vllm():
+    x, residual, _ = numbers(3, 64, torch.float32)
+    with ir.ops.fused_add_rms_norm.set_priority(cpu_norm.PRIORITY["fused_add_rms_norm"]):
+        assert ir.ops.fused_add_rms_norm.dispatch(x, residual, None, EPSILON).provider == "native"
 
 
 def test_sums_with_gaps_between_their_rows_are_left_to_vllm():
