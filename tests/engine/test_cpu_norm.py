@@ -15,6 +15,9 @@ pytestmark = pytest.mark.skipif(not current_platform.is_cpu(), reason="the kerne
 EPSILON = 1e-5
 # In bfloat16 both round on the way, not at the same places: two last digits.
 EXACT, COARSE = {"rtol": 1e-5, "atol": 1e-5}, {"rtol": 2**-6, "atol": 2**-6}
+IN_BOTH_PRECISIONS = pytest.mark.parametrize(
+    ("dtype", "near"), [(torch.float32, EXACT), (torch.bfloat16, COARSE)], ids=["float32", "bfloat16"]
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -32,9 +35,7 @@ def numbers(rows: int, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, to
     return tuple((3 * one).to(dtype) for one in drawn)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "near"), [(torch.float32, EXACT), (torch.bfloat16, COARSE)], ids=["float32", "bfloat16"]
-)
+@IN_BOTH_PRECISIONS
 @pytest.mark.parametrize(("rows", "width"), [(1, 32), (1, 128), (37, 128), (1900, 128), (5, 5120)])
 def test_numbers_are_those_of_vllms_own_way(rows, width, dtype, near):
     x, residual, weight = numbers(rows, width, dtype)
@@ -51,9 +52,7 @@ def test_numbers_are_those_of_vllms_own_way(rows, width, dtype, near):
         torch.testing.assert_close(one, other, **near)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "near"), [(torch.float32, EXACT), (torch.bfloat16, COARSE)], ids=["float32", "bfloat16"]
-)
+@IN_BOTH_PRECISIONS
 def test_rows_without_a_weight_are_those_of_vllms_own_way(dtype, near):
     """Llama 4's queries and keys."""
     x, _, _ = numbers(37, 128, dtype)
