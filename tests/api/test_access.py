@@ -633,27 +633,21 @@ def test_a_key_is_made_used_and_revoked_beside_a_running_server(
         )
 
 
-def example_printed(capfd: pytest.CaptureFixture[str]) -> str:
-    """The request that a server tells its operator to try; it answers before it prints that."""
-    printed = ""
-
-    def complete() -> bool:
-        nonlocal printed
-        printed += capfd.readouterr().out
-        return "curl" in printed and printed.endswith("\n")
-
-    wait_until(complete)
-    return printed
+def example_printed(server: LiveServer, capfd: pytest.CaptureFixture[str]) -> str:
+    """The request that a server tells its operator to try: printed before it answers for the first time."""
+    with server.client() as client:
+        assert client.get("/health").status_code == 200
+    return capfd.readouterr().out
 
 
 def test_the_console_says_that_keys_are_missing_and_how_one_is_made(
     start_server: StartServer, data: dict[str, str], caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.INFO)
-    start_server(host="0.0.0.0", **data)
+    server = start_server(host="0.0.0.0", **data)
     assert "API keys are on, but there is none" in caplog.text
     assert "python -m server keys create NAME" in caplog.text
-    assert '-H "Authorization: Bearer $GUARD_API_KEY"' in example_printed(capfd)
+    assert '-H "Authorization: Bearer $GUARD_API_KEY"' in example_printed(server, capfd)
     assert "with your key in GUARD_API_KEY:" in caplog.text
 
 
@@ -670,9 +664,11 @@ def test_the_console_says_that_keys_are_off(
     start_server: StartServer, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     caplog.set_level(logging.INFO)
-    start_server(data_dir=str(tmp_path / "data"))
+    server = start_server(data_dir=str(tmp_path / "data"))
     assert "API keys are off" in caplog.text
-    assert "Authorization" not in example_printed(capfd)
+    example = example_printed(server, capfd)
+    assert "curl" in example
+    assert "Authorization" not in example
     assert not (tmp_path / "data").exists(), "a server without keys needs no pepper"
 
 
