@@ -55,6 +55,8 @@ def write(
     `codes` maps the model's codes to the caller's. `max_tokens` counts as the model does: one for the word and for the
     line break, two for each code. `stop` are texts before which the answer ends, none of which splits one.
     """
+    if not verdict.unsafe and verdict.completion.tokens is None:  # nearly all: a single word, which nothing cuts
+        return Answer(verdict.text, None, cut=False)
     codes = codes or {}
     pieces = _pieces(verdict.text)
     shown = [_renamed(piece, codes) for piece in pieces]

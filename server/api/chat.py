@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -232,16 +233,21 @@ class ChatRequest(IgnoredOptions):
         """The smaller of both bounds. Zero is what some clients send for none at all."""
         return min(filter(None, (self.max_tokens, self.max_completion_tokens)), default=None)
 
+    @cached_property
+    def said(self) -> list[tuple[Part, ...]]:
+        """What each of the messages says."""
+        return [message.parts(index) for index, message in enumerate(self.messages)]
+
     def conversation(self) -> Conversation:
         return Conversation.from_messages(
-            [Message(message.role, message.parts(index)) for index, message in enumerate(self.messages)]
+            [Message(message.role, parts) for message, parts in zip(self.messages, self.said, strict=True)]
         )
 
     def finished_prompt(self) -> FinishedPrompt | None:
         """The Guard prompt that the only message is as a whole, if it is one."""
         if len(self.messages) != 1 or self.messages[0].role != "user":
             return None
-        parts = self.messages[0].parts(0)
+        (parts,) = self.said
         texts = [part.text for part in parts if isinstance(part, TextPart)]
         if len(texts) != 1:
             return None

@@ -47,7 +47,7 @@ class ModelNames:
 
     def knows(self, name: str) -> bool:
         name = name.casefold()
-        if ANY_NAME in self._aliases or name in self._aliases:
+        if name in self._accepted or name in self._aliases or ANY_NAME in self._aliases:
             return True
         return VARIANT_SUFFIX.sub("", ROUTER_PREFIX.sub("", name)) in self._accepted
 
