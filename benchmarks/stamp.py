@@ -62,11 +62,12 @@ def _cpu() -> str:
 
 def _cpu_model() -> str:
     information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
+    if not information.exists():
+        return platform.processor()
+    first, _, _ = information.read_text(errors="replace").partition("\n\n")
+    said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+    generation = f" family {said['cpu family']} model {said['model']}" if {"cpu family", "model"} <= said.keys() else ""
+    return said.get("model name", platform.processor()) + generation
 
 
 def _git(*arguments: str) -> str:
