@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 BATCHES_AT_ONCE = 4
 """More only when they merely have to be brought to their end."""
 
-POLL_S = 1.0
+POLL_S = 5.0
 """How soon a batch is seen that another server took in or left."""
 
 HEARTBEAT_S = 1.0
