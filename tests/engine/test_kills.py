@@ -104,6 +104,7 @@ def test_sigterm_finishes_what_was_admitted():
         shut = [body["error"]["code"] for _, status, body in load.answers if status == 503]
         assert set(shut) <= {"shutting_down"}
         wait_until(lambda: not any(psutil.pid_exists(pid) for pid in engine_pids), timeout=10)
+        assert not [line for line in server.console if "leaked" in line], "libraries' last words are on the console"
 
 
 def test_no_engine_outlives_a_killed_server():
