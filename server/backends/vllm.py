@@ -444,7 +444,9 @@ class VllmBackend:
         # A newcomer should be able to read the console; whoever looks for a fault sets these otherwise.
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
+        # What an engine still holds that is ended at once (see close), multiprocessing tidies up, and would say so.
+        warnings = "ignore::FutureWarning,ignore:resource_tracker:UserWarning"
+        os.environ.setdefault("PYTHONWARNINGS", warnings)
         if self._profile.context_beyond_checkpoint:
             os.environ[LONG_CONTEXT_VARIABLE] = "1"
 
