@@ -445,8 +445,7 @@ class VllmBackend:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         # What an engine still holds that is ended at once (see close), multiprocessing tidies up, and would say so.
-        warnings = "ignore::FutureWarning,ignore:resource_tracker:UserWarning"
-        os.environ.setdefault("PYTHONWARNINGS", warnings)
+        os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning,ignore:resource_tracker:UserWarning")
         if self._profile.context_beyond_checkpoint:
             os.environ[LONG_CONTEXT_VARIABLE] = "1"
 
