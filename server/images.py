@@ -254,7 +254,9 @@ class ImageDecoder:
                     raise too_slow()
                 image.seek(step)
             image.load()
-            frames.append(as_seen(image, size))
+            frame = as_seen(image, size)
+            # The next frame is painted over this one.
+            frames.append(frame.copy() if frame is image and animated else frame)
         return DecodedImage(tuple(frames), total, image.format or found.format)
 
 
@@ -505,11 +507,17 @@ def open_surveyed(data: bytes, found: Survey, size: tuple[int, int]) -> ImageFil
 
 
 def as_seen(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """A decoded frame at `size` (width and height, before it is turned) as a person sees it: RGB and opaque."""
+    """A decoded frame at `size` (width and height, before it is turned) as a person sees it: RGB and opaque.
+
+    It is `image` itself, without what else was in the file, where nothing was to be done.
+    """
     picture = resized(image, size)
     profile = image.info.get("icc_profile")
     alpha = picture.getchannel("A") if picture.mode == "RGBA" else None
-    picture = in_srgb(picture, profile) if isinstance(profile, bytes) else picture.convert("RGB")
+    if isinstance(profile, bytes):
+        picture = in_srgb(picture, profile)
+    elif picture.mode != "RGB":  # or it would be copied
+        picture = picture.convert("RGB")
     if alpha is not None:
         picture = on_ground(picture, alpha)
     orientation = orientation_of(image)

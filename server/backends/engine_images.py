@@ -95,7 +95,7 @@ class EngineImages:
 
     def _seen(self, picture: Image.Image) -> tuple[MultiModalKwargsItem, str]:
         """What the vision tower needs of a picture, and the name under which the engine knows it."""
-        pixels = np.array(picture)
+        pixels = np.asarray(picture)
         name = MultiModalHasher.hash_kwargs(self._hash_algorithm, image=pixels)
         tiles = tiled(pixels, self._most_tiles)
         if self._dtype is not None:

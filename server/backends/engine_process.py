@@ -118,10 +118,14 @@ def _die_with_parent(server_pid: int) -> None:
 
 
 def numbers_of(pixels: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
-    """What Llama 4's image processor makes of pixels in bytes, step by step rounded as it rounds."""
+    """What Llama 4's image processor makes of pixels in bytes, each rounded as it rounds. The first dimension is tiles."""
     import torch
 
-    return pixels.to(torch.bfloat16).mul_(1 / 255).sub_(0.5).div_(0.5).to(dtype)
+    numbers = torch.empty(pixels.shape, dtype=torch.bfloat16)
+    for bytes_of_tile, tile in zip(pixels, numbers, strict=True):  # one at a time stays in a core's cache
+        # The processor multiplies by 1/255, subtracts 0.5 and divides by 0.5; rounding does not mind a factor of two.
+        tile.copy_(bytes_of_tile).mul_(2 / 255).sub_(1)
+    return numbers.to(dtype)
 
 
 def patches_of(tiles: "torch.Tensor", side: int) -> "torch.Tensor":

@@ -6,6 +6,7 @@ is looked up last (engine_process.py): where the vision tower runs on CPUs, befo
 """
 
 import math
+import warnings
 from functools import cache
 from typing import NamedTuple
 
@@ -15,6 +16,9 @@ from PIL import Image
 from torchvision.transforms.v2.functional import InterpolationMode, resize  # type: ignore[import-untyped]
 
 from server.images import CANVASES, TILE
+
+# Pillow's pixels are read-only, and nothing writes to them here: a writable copy of them costs as much as tiling.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 LEVELS = 256
 """Values that a sample of a picture can have."""
@@ -79,12 +83,13 @@ def tiled(pixels: np.ndarray, most: int = 16) -> torch.Tensor:
     height, width, _ = pixels.shape
     place = fit(width, height, most)
     whole = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    scaled = _resized(whole, place.height, place.width)
-    padding = (0, place.columns * TILE - place.width, 0, place.rows * TILE - place.height)
-    canvas = torch.nn.functional.pad(scaled, padding).reshape(3, place.rows, TILE, place.columns, TILE)
-    tiles = torch.empty(place.tiles, 3, TILE, TILE, dtype=torch.uint8)
-    by_place = tiles[: place.rows * place.columns].view(place.rows, place.columns, 3, TILE, TILE)
-    by_place.copy_(canvas.permute(1, 3, 0, 2, 4))
+    scaled = _resized(whole, place.height, place.width)[0]
+    tiles = torch.zeros(place.tiles, 3, TILE, TILE, dtype=torch.uint8)
+    # Where the picture does not reach, a canvas is black.
+    for row in range(-(-place.height // TILE)):
+        for column in range(-(-place.width // TILE)):
+            piece = scaled[:, row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE]
+            tiles[row * place.columns + column, :, : piece.shape[1], : piece.shape[2]] = piece
     if place.tiles > 1:
         tiles[-1] = _resized(whole, TILE, TILE)[0]
     return tiles
