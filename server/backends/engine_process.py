@@ -118,7 +118,7 @@ def _die_with_parent(server_pid: int) -> None:
 
 
 def numbers_of(pixels: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
-    """What Llama 4's image processor makes of pixels in bytes, each rounded as it rounds. The first dimension is tiles."""
+    """What Llama 4's image processor makes of pixels in bytes, tile by tile, rounded as it rounds."""
     import torch
 
     numbers = torch.empty(pixels.shape, dtype=torch.bfloat16)

@@ -1,8 +1,8 @@
 """From a picture to the tiles that Llama 4's vision tower takes: the very ones of the official processor, sooner.
 
 The official processor spends most of its time on arithmetic over whole pictures whose result can only be one of 256
-values, and on spelling out and encoding a text of thousands of placeholders. Here tiles stay bytes, of which each level
-is looked up last (engine_process.py): where the vision tower runs on CPUs, before they are sent on GPUs.
+values, and on spelling out and encoding a text of thousands of placeholders. Here tiles stay bytes, and are made
+numbers last (engine_process.py): where the vision tower runs on CPUs, before they are sent on GPUs.
 """
 
 import math
