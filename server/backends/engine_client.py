@@ -87,6 +87,8 @@ class EngineClient:
         request.arrival_time = time.time()
         request.priority = priority
         request.cache_salt = cache_salt
+        # Each request wakes a thread of ZeroMQ's and the engine. One turn later, those of this turn leave together.
+        await asyncio.sleep(0)
         waiting = _Request(request)
         self._waiting[request.request_id] = waiting
         try:
