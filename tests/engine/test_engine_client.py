@@ -90,6 +90,25 @@ async def test_a_repeated_prompt_is_cached_for_its_tenant_alone(client):
         assert first.ids == second.ids
 
 
+async def test_requests_of_one_turn_leave_together(engine, client, monkeypatch):
+    done = []
+    fill, send = client._filled_in, engine.engine_core.add_request_async
+
+    def noted_filling(*arguments):
+        done.append("filled in")
+        return fill(*arguments)
+
+    async def noted_sending(request):
+        done.append("sent")
+        await send(request)
+
+    monkeypatch.setattr(client, "_filled_in", noted_filling)
+    monkeypatch.setattr(engine.engine_core, "add_request_async", noted_sending)
+    form = client.form(SAMPLING)
+    await asyncio.gather(*(client.ask(form, ids) for ids in PROMPTS[:3]))
+    assert done == ["filled in"] * 3 + ["sent"] * 3
+
+
 async def test_vllm_counts_what_it_did(engine, client, monkeypatch):
     """Asked of what vLLM's metrics are told: an engine that another test starts takes the registry's own series."""
     steps = []
