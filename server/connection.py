@@ -1,6 +1,8 @@
-"""Connections that send a reply as one piece, where uvicorn and uvloop send its headers first and its body after them.
+"""Uvicorn's connections, made cheaper in two ways.
 
-That is one system call and one segment in place of two, and a client that wakes up once.
+A reply is sent as one piece, where uvicorn and uvloop send its headers first and its body after them: one system call
+and one segment in place of two, and a client that wakes up once. And a request can be told that its client is gone,
+where ASGI has only a message to wait for, in a task beside each request.
 """
 
 import asyncio
@@ -8,12 +10,23 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from server.api.disconnect import CONNECTION_LOST
+
 
 class Connection(HttpToolsProtocol):
-    """Uvicorn's HTTP/1.1 over a transport that joins what is written within one turn of the event loop."""
+    """Uvicorn's HTTP/1.1 over a transport that joins what is written within one turn of the event loop.
+
+    The `state` of each of its requests holds a future under CONNECTION_LOST, done once the connection is lost.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast(asyncio.Transport, JoiningTransport(transport, self.loop)))
+        self._lost = self.loop.create_future()
+        self.app_state = {**self.app_state, CONNECTION_LOST: self._lost}
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._lost.set_result(None)
 
 
 class JoiningTransport:

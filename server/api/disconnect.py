@@ -9,25 +9,30 @@ from starlette.requests import ClientDisconnect
 
 Result = TypeVar("Result")
 
+CONNECTION_LOST = "connection_lost"
+"""Under which the `state` of a request holds a future that is done once its connection is lost (connection.py).
+
+ASGI itself has only a message to wait for, which takes a task beside each request.
+"""
+
 
 async def until_disconnect(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
     """Await `work`, but cancel it, and wait until it has ended, as soon as the client is gone.
 
-    The request's body must have been read. Raises ClientDisconnect.
+    Raises ClientDisconnect. Behind another server than ours nobody tells of lost connections, and work goes on.
     """
+    lost: asyncio.Future[None] | None = request.scope["state"].get(CONNECTION_LOST)
+    if lost is None:
+        return await work
     task = asyncio.current_task()
     assert task is not None
     hung_up = False
 
-    def end(gone: asyncio.Task[None]) -> None:
+    def end(_: asyncio.Future[None]) -> None:
         nonlocal hung_up
-        if not gone.cancelled():
-            gone.exception()  # a connection that fails is as good as gone
-            hung_up = task.cancel()
+        hung_up = task.cancel()
 
-    # A watch beside the work, in this task, is half the price of a task for each.
-    watch = asyncio.get_running_loop().create_task(_disconnected(request))
-    watch.add_done_callback(end)
+    lost.add_done_callback(end)
     try:
         return await work
     except asyncio.CancelledError:
@@ -35,12 +40,6 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, Result]) 
             raise
         raise ClientDisconnect from None
     finally:
-        watch.remove_done_callback(end)
-        watch.cancel()
+        lost.remove_done_callback(end)
         if hung_up:
             task.uncancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
