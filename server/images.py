@@ -166,9 +166,10 @@ class ImageDecoder:
         except TimeoutError:
             raise too_slow() from None
         finally:
-            # A decode that waits for a thread never starts; one that runs ends by itself soon after the deadline.
-            for task in tasks:
-                task.cancel()
+            # A decode that waits for a thread never starts; one that runs ends by itself soon after the deadline. None
+            # is kept: errors hold this frame, and it would hold them.
+            while tasks:
+                tasks.pop().cancel()
         shown = 0
         for image, result in zip(images, decoded, strict=True):
             shown += len(result.frames)

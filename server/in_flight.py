@@ -19,7 +19,20 @@ class _Work(Generic[Result]):
         self.task: asyncio.Task[None]
         self.waiting: list[asyncio.Future[tuple[Result, bool]]] = []
 
-    def still_waiting(self) -> list[asyncio.Future[tuple[Result, bool]]]:
+    def succeed(self, result: Result) -> None:
+        for place, waiter in enumerate(self._still_waiting()):
+            waiter.set_result((result, place == 0))
+
+    def fail(self, error: Exception) -> None:
+        # Copied now, before whoever is told first writes on it.
+        for place, waiter in enumerate(self._still_waiting()):
+            waiter.set_exception(error if place == 0 else _another(error))
+
+    def drop(self) -> None:
+        for waiter in self._still_waiting():
+            waiter.cancel()
+
+    def _still_waiting(self) -> list[asyncio.Future[tuple[Result, bool]]]:
         """Without those who were told, or are gone and have not been heard of yet."""
         return [waiter for waiter in self.waiting if not waiter.done()]
 
@@ -60,21 +73,21 @@ class InFlight(Generic[Result]):
                 self._forget(key, begun)
                 begun.task.cancel()
                 await asyncio.gather(begun.task, return_exceptions=True)
+            # Errors hold the frames that they passed: what holds an error in turn closes a circle, and all that the
+            # caller sent would be in it.
+            del waiter
 
     async def _run(self, key: Hashable, begun: _Work[Result], work: Callable[[], Coroutine[Any, Any, Result]]) -> None:
         try:
             result = await work()
         except Exception as error:
-            # Copied now, before whoever is told first writes on it.
-            for place, waiter in enumerate(begun.still_waiting()):
-                waiter.set_exception(error if place == 0 else _another(error))
+            begun.fail(error)
         else:
-            for place, waiter in enumerate(begun.still_waiting()):
-                waiter.set_result((result, place == 0))
+            begun.succeed(result)
         finally:
             self._forget(key, begun)
-            for waiter in begun.still_waiting():
-                waiter.cancel()
+            begun.drop()
+            del begun  # It holds this task, which may end with an error.
 
     def _forget(self, key: Hashable, begun: _Work[Result]) -> None:
         # Work that is being cancelled has made room already, and other work may be there by now.

@@ -1,10 +1,10 @@
 """The heart: a conversation in, a verdict out."""
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from server import metrics
 from server.admission import Admission
@@ -19,6 +19,8 @@ from server.policy import Policy
 from server.question import Key, Questions
 from server.verdict import CacheUse, Verdict, judge
 from server.verdict_cache import VerdictCache
+
+Result = TypeVar("Result")
 
 PROBE = Conversation.from_user(TextPart("hello"))
 
@@ -89,8 +91,9 @@ class Moderator:
 
     async def probe(self) -> None:
         """Have the backend show, past the queue, that verdicts come through it; readiness rests on this."""
-        async with self._deadline() as deadline:
-            completion = await self.backend.probe(Case(PROBE, (), self.policy, ORDINARY, deadline))
+        completion = await self._in_time(
+            lambda deadline: self.backend.probe(Case(PROBE, (), self.policy, ORDINARY, deadline))
+        )
         if completion is not None:
             judge(completion, self.policy, self._minimum_mass)
         self.last_verdict_at = time.monotonic()
@@ -119,20 +122,22 @@ class Moderator:
             async with places:
                 return await self._counted(key, conversation, policy, handling)
 
+        # Not a TaskGroup, whose errors hold themselves and with them all that the caller sent.
+        tasks = [asyncio.create_task(in_turn(key, conversation)) for key, conversation in questions]
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(in_turn(key, conversation)) for key, conversation in questions]
-        except ExceptionGroup as group_of_errors:
-            raise group_of_errors.exceptions[0] from None
-        return [task.result() for task in tasks]
+            return await asyncio.gather(*tasks)
+        finally:
+            await _end(tasks)
 
     async def _counted(self, key: Key, conversation: Conversation, policy: Policy, handling: Handling) -> Verdict:
         started = time.monotonic()
-        async with self._deadline() as deadline:
-            # A live request must not wait for what is worked on behind live requests.
-            verdict, own = await self._in_flight.share(
-                (key, handling.background), lambda: self._judge(key, conversation, policy, handling, deadline)
+        verdict, own = await self._in_time(
+            lambda deadline: self._in_flight.share(
+                # A live request must not wait for what is worked on behind live requests.
+                (key, handling.background),
+                lambda: self._judge(key, conversation, policy, handling, deadline),
             )
+        )
         if not own:
             return verdict.uncomputed(CacheUse.JOINED)
         seconds = time.monotonic() - started
@@ -158,20 +163,32 @@ class Moderator:
             self._cache.keep(key, verdict)
         return verdict
 
-    @contextlib.asynccontextmanager
-    async def _deadline(self) -> AsyncIterator[float]:
-        """The one deadline of all that a verdict takes, by time.monotonic(); what is dropped below is a failure."""
+    async def _in_time(self, work: Callable[[float], Awaitable[Result]]) -> Result:
+        """Do `work`, which is told its deadline, by time.monotonic(); being dropped below is a failure."""
         try:
             async with asyncio.timeout(self._deadline_s):
-                yield time.monotonic() + self._deadline_s
+                return await work(time.monotonic() + self._deadline_s)
         except TimeoutError:
-            raise DeadlineExceeded(f"No verdict within {self._deadline_s:g} seconds.") from None
+            pass  # It holds the task that may end with what is raised below, which must not hold it as its context.
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if _is_being_cancelled():
                 raise
             # Nobody here cancelled this: the work below was dropped, and a caller waits for an answer.
             raise EngineFailure("The work on this request was dropped.") from None
+        raise DeadlineExceeded(f"No verdict within {self._deadline_s:g} seconds.")
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+async def _end(tasks: list[asyncio.Task[Verdict]]) -> None:
+    """Cancel all, wait until they have ended, and forget them: errors hold the frame that has `tasks`."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    tasks.clear()
 
 
 def _told(keys: Sequence[Key], verdicts: dict[Key, Verdict]) -> Iterator[Verdict]:

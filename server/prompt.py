@@ -27,7 +27,7 @@ _TASK = (
 _BEGIN_CATEGORIES = "<BEGIN UNSAFE CONTENT CATEGORIES>\n"
 _END_CATEGORIES = "<END UNSAFE CONTENT CATEGORIES>\n\n"
 _BEGIN_CONVERSATION = "<BEGIN CONVERSATION>\n"
-_MESSAGE_END = "\\n\\n\n\n"
+_MESSAGE_END = Scaffold("\\n\\n\n\n")
 _CLOSING = (
     "<END CONVERSATION>\n\n"
     "Provide your safety assessment for ONLY THE LAST {judged} message in the above conversation:\n"
@@ -91,7 +91,7 @@ def _turn(turn: Turn) -> Iterator[Piece]:
     for text in turn.texts or ("",):
         yield Scaffold(f"{turn.role}: {images}")
         yield Literal(text.strip())
-        yield Scaffold(_MESSAGE_END)
+        yield _MESSAGE_END
         images = ""
 
 

@@ -21,6 +21,10 @@ from server.store.database import DatabaseError
 
 log = logging.getLogger(__name__)
 
+NEW_OBJECTS = 20_000
+"""By how many the objects may grow until garbage is looked for. A request has some 130 of them while it is worked on:
+with Python's 700, what comes at once is looked through again and again, for a tenth of this process's time."""
+
 
 class Server(uvicorn.Server):
     """Uvicorn, which says when it is ready, and which is not ready from the moment it is told to stop."""
@@ -102,9 +106,11 @@ def serve(settings: Settings) -> int:
     async def run() -> None:
         # Entered here and not by uvicorn, which would bury the reason of a failed start in a traceback.
         async with app.router.lifespan_context(app):
-            # What was loaded stays; looking through it for garbage would stop every request for a while.
+            # What was loaded stays; looking through it for garbage would stop every request for a while. And nothing
+            # that requests bring waits for it (tests/api/test_garbage.py).
             gc.collect()
             gc.freeze()
+            gc.set_threshold(NEW_OBJECTS)
             await server.serve()
 
     try:

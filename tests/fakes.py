@@ -1,6 +1,7 @@
 """A backend that answers by a script: no model, no waiting, every fault on demand."""
 
 import asyncio
+import gc
 import inspect
 import math
 import re
@@ -9,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from server.backends.base import Case
+from server.conversation import ImagePart, TextPart
 from server.moderator import PROBE
 from server.verdict import Completion, ScoreMethod, Token, WordProbabilities
 
@@ -94,6 +96,11 @@ async def until(condition: Callable[[], bool], within: float = 5.0) -> None:
     async with asyncio.timeout(within):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
+
+
+def parts_in_memory() -> set[int]:
+    """What somebody asked, by identity: all texts and images that are still there, garbage included."""
+    return {id(thing) for thing in gc.get_objects() if type(thing) in (TextPart, ImagePart)}
 
 
 # --- Completions -----------------------------------------------------------------------------------------

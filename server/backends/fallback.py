@@ -6,6 +6,7 @@ says "safe" has no gate.
 """
 
 import asyncio
+import copy
 import logging
 from dataclasses import dataclass
 
@@ -97,10 +98,9 @@ class FallbackBackend:
     async def complete(self, case: Case) -> Completion:
         may_move = not case.handling.background and self.remote.refusal(case) is None
         if self._held >= self._places:
-            full = Overloaded("The server is at its limit of concurrent verdicts.", retry_after=1)
             if not may_move or not self.remote.available:
-                raise full
-            return await self._remotely(case, _Move("queue_full", full))
+                raise _full()
+            return await self._remotely(case, _Move("queue_full", _full()))
         self._held += 1
         try:
             outcome = await (self._or_move(case) if may_move else self.local.complete(case))
@@ -130,6 +130,7 @@ class FallbackBackend:
         finally:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
+            del work  # The error that it ended with holds this frame.
 
     async def _remotely(self, case: Case, move: _Move) -> Completion:
         metrics.MOVES.labels(move.reason).inc()
@@ -142,7 +143,11 @@ class FallbackBackend:
                 # The breaker let another one try and sent nothing of this case: the engine has the time that is left.
                 return await self.local.complete(case)
             # Whether to come again is for the local engine to say.
-            raise move.error from error
+            raise copy.copy(move.error) from error  # A copy, as this frame holds `move`.
+
+
+def _full() -> Overloaded:
+    return Overloaded("The server is at its limit of concurrent verdicts.", retry_after=1)
 
 
 def parts(backend: Backend) -> tuple[Backend, ...]:

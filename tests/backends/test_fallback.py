@@ -1,6 +1,7 @@
 """The fallback: which failures of the local engine move, which stay, and what is told when both fail."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -31,7 +32,19 @@ from server.policy import Policy
 from server.verdict import Completion, judge
 from tests.backends.conftest import TAXONOMY, case
 from tests.backends.test_openrouter import sample
-from tests.fakes import FakeBackend, Gate, always, by_word, failing, hanging, held_at, lasting, until
+from tests.fakes import (
+    FakeBackend,
+    Gate,
+    Script,
+    always,
+    by_word,
+    failing,
+    hanging,
+    held_at,
+    lasting,
+    parts_in_memory,
+    until,
+)
 from tests.openrouter import MODEL, Call, Line, ScriptedOpenRouter, answer, endpoint, failure, http, offer, says
 
 DEAD = failing(EngineUnavailable("The engine is not running."))
@@ -152,6 +165,33 @@ async def test_a_full_queue_moves(fallback: FallbackBackend, local: FakeBackend,
     assert {done.backend for done in await asyncio.gather(*tasks)} == {"fake"}
     assert (await fallback.complete(case("y"))).backend == "fake"
     assert moves("queue_full") - before == 1
+
+
+def dead(case: Case) -> Completion:
+    raise EngineUnavailable("The engine is not running.")
+
+
+def mistaken(case: Case) -> Completion:
+    raise InvalidRequest("The policy leaves no category.")
+
+
+@pytest.mark.usefixtures("no_garbage_collection")
+@pytest.mark.parametrize("script", [dead, mistaken, hanging, None])
+async def test_nothing_of_what_both_failed_at_is_left(
+    fallback: FallbackBackend, local: FakeBackend, remote: ScriptedOpenRouter, script: Script | None
+) -> None:
+    """tests/api/test_garbage.py says why."""
+    remote.script = answer(500, failure(500))
+    if script is None:
+        fallback._places = 0
+    else:
+        local.script = script
+    before = parts_in_memory()
+    with contextlib.suppress(GuardError):
+        await fallback.complete(case("x"))
+    local.cases.clear()
+    await asyncio.sleep(0)
+    assert parts_in_memory() <= before
 
 
 # --- What stays -------------------------------------------------------------------------------------------

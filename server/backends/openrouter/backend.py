@@ -5,6 +5,7 @@ not leave. Whether an answer is a verdict is decided by `server.verdict.judge`, 
 """
 
 import asyncio
+import copy
 import logging
 import math
 import re
@@ -170,9 +171,8 @@ class OpenRouterBackend:
     # --- One case ----------------------------------------------------------------------------------------
 
     async def complete(self, case: Case) -> Completion:
-        refused = self.refusal(case)
-        if refused is not None:
-            raise refused
+        if (refused := self.refusal(case)) is not None:
+            raise copy.copy(refused)  # A copy, as this frame holds the other one.
         began = time.monotonic()
         if case.images:
             body = await asyncio.get_running_loop().run_in_executor(None, body_of, case, self._settings)
@@ -188,7 +188,7 @@ class OpenRouterBackend:
                 wait = max(pause(attempt), again.retry_after or 0.0)
                 in_time = time.monotonic() + wait < case.deadline
                 if attempt > self._settings.openrouter_retries or not in_time or not self._budget.withdraw():
-                    raise again.error from None
+                    raise copy.copy(again.error) from None  # A copy, as `again`, its context, holds the other one.
             await asyncio.sleep(wait)
 
     async def _try(self, case: Case, body: bytes, began: float) -> Completion:
