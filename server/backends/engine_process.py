@@ -17,12 +17,8 @@ PLUGIN = "guard_engine_process"
 SERVER_PID = "GUARD_SERVER_PID"
 """Environment variable that tells the engine's processes which process they belong to."""
 
-THREADS_ON_THEIR_CORES = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores", "GOMP_SPINCOUNT": "20000"}
-"""What OpenMP reads as a process starts. vLLM says as much of cores only where the model has a process of its own.
-
-A thread that waits looks so many times, for a third of a millisecond or a whole one, before it sleeps: longer than the
-way from one operator to the next. GNU's own 300,000 keep a core busy that others need, or that the host would lend out.
-"""
+THREADS_ON_THEIR_CORES = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
+"""What OpenMP reads as a process starts. vLLM says as much only where the model has a process of its own."""
 
 STEP_ON_A_CPU = 4096
 """Tokens. Twice what vLLM's server takes, and as many as its offline engine does: it pays where steps that are not full
