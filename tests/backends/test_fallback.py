@@ -190,8 +190,7 @@ async def test_nothing_of_what_both_failed_at_is_left(
     with contextlib.suppress(GuardError):
         await fallback.complete(case("x"))
     local.cases.clear()
-    await asyncio.sleep(0)
-    assert parts_in_memory() <= before
+    await until(lambda: parts_in_memory() <= before)
 
 
 # --- What stays -------------------------------------------------------------------------------------------
