@@ -126,8 +126,9 @@ class Moderator:
         tasks = [asyncio.create_task(in_turn(key, conversation)) for key, conversation in questions]
         try:
             return await asyncio.gather(*tasks)
-        finally:
+        except BaseException:
             await _end(tasks)
+            raise
 
     async def _counted(self, key: Key, conversation: Conversation, policy: Policy, handling: Handling) -> Verdict:
         started = time.monotonic()

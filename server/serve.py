@@ -22,8 +22,8 @@ from server.store.database import DatabaseError
 log = logging.getLogger(__name__)
 
 NEW_OBJECTS = 20_000
-"""By how many the objects may grow until garbage is looked for. A request has some 130 of them while it is worked on:
-with Python's 700, what comes at once is looked through again and again, for a tenth of this process's time."""
+"""By how many the objects may grow until garbage is looked for. With Python's 700, requests that come at once are
+looked through twice a step of the engine: 42 us of the 565 that a request took this process, 32 at once."""
 
 
 class Server(uvicorn.Server):

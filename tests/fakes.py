@@ -1,6 +1,7 @@
 """A backend that answers by a script: no model, no waiting, every fault on demand."""
 
 import asyncio
+import copy
 import gc
 import inspect
 import math
@@ -165,7 +166,7 @@ def always(text: str, **fields: Any) -> Script:
 
 def failing(error: BaseException) -> Script:
     def script(case: Case) -> Completion:
-        raise error
+        raise copy.copy(error)  # each time anew: an error keeps the frames that it passed
 
     return script
 

@@ -5,6 +5,7 @@ or future of which the error is the outcome, closes a circle.
 """
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Any
 
 import httpx
@@ -14,33 +15,25 @@ from server.backends.base import Case
 from server.errors import EngineFailure
 from server.verdict import Completion
 from tests.api.conftest import LiveServer, wait_until
-from tests.api.parts import picture
+from tests.api.parts import image
 from tests.api.test_connections import hung_up, send
-from tests.fakes import FakeBackend, Script, by_word, hanging, parts_in_memory, until
+from tests.fakes import FakeBackend, Script, by_word, failing, hanging, parts_in_memory, until
 
 pytestmark = pytest.mark.usefixtures("no_garbage_collection")
 
 BROKEN = "data:image/png;base64,iVBORw0KGgo="
 
 
-def image(url: str) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": url}}
-
-
 def chat(content: Any, **fields: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": content}], **fields}
 
 
-def failing(case: Case) -> Completion:
-    raise EngineFailure("no")
+FAILING = failing(EngineFailure("no"))
+DEFECT = failing(ValueError("no"))
 
 
-def defect(case: Case) -> Completion:
-    raise ValueError("no")
-
-
-def failing_on_bad(case: Case) -> Completion:
-    return failing(case) if "bad" in str(case.conversation) else by_word(case)
+def failing_on_bad(case: Case) -> Completion | Awaitable[Completion]:
+    return FAILING(case) if "bad" in str(case.conversation) else by_word(case)
 
 
 @pytest.mark.parametrize(
@@ -48,16 +41,16 @@ def failing_on_bad(case: Case) -> Completion:
     [
         ("/v1/moderations", {"input": "x"}, by_word, 200),
         ("/v1/chat/completions", chat("x", stream=True), by_word, 200),
-        ("/v1/moderations", {"input": [image(picture())]}, by_word, 200),
-        ("/v1/moderations", {"input": "x"}, failing, 500),
-        ("/v1/chat/completions", chat("x"), failing, 500),
-        ("/v1/responses", {"input": "x"}, failing, 500),
-        ("/v1/moderations", {"input": "x"}, defect, 500),
+        ("/v1/moderations", {"input": [image()]}, by_word, 200),
+        ("/v1/moderations", {"input": "x"}, FAILING, 500),
+        ("/v1/chat/completions", chat("x"), FAILING, 500),
+        ("/v1/responses", {"input": "x"}, FAILING, 500),
+        ("/v1/moderations", {"input": "x"}, DEFECT, 500),
         ("/v1/moderations", {"input": "x"}, hanging, 504),
         ("/v1/moderations", {"input": ["x", "bad", "y"]}, failing_on_bad, 500),
         ("/v1/moderations", {"input": ["x", "y"]}, hanging, 504),
         ("/v1/moderations", {"input": [image(BROKEN)]}, by_word, 400),
-        ("/v1/chat/completions", chat([image(picture()), image(BROKEN), image(BROKEN)]), by_word, 400),
+        ("/v1/chat/completions", chat([image(), image(BROKEN), image(BROKEN)]), by_word, 400),
         ("/v1/moderations", {"input": "x", "model": "gpt-4"}, by_word, 404),
         ("/v1/moderations", {"input": " "}, by_word, 400),
     ],
@@ -81,7 +74,7 @@ async def test_nothing_of_a_request_is_left(
     [
         ("/v1/moderations", {"input": "x"}),
         ("/v1/moderations", {"input": ["x", "y", "z"]}),
-        ("/v1/chat/completions", chat([image(picture())])),
+        ("/v1/chat/completions", chat([image()])),
         ("/v1/chat/completions", chat("x", stream=True)),
     ],
 )

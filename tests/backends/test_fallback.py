@@ -167,16 +167,8 @@ async def test_a_full_queue_moves(fallback: FallbackBackend, local: FakeBackend,
     assert moves("queue_full") - before == 1
 
 
-def dead(case: Case) -> Completion:
-    raise EngineUnavailable("The engine is not running.")
-
-
-def mistaken(case: Case) -> Completion:
-    raise InvalidRequest("The policy leaves no category.")
-
-
 @pytest.mark.usefixtures("no_garbage_collection")
-@pytest.mark.parametrize("script", [dead, mistaken, hanging, None])
+@pytest.mark.parametrize("script", [DEAD, failing(InvalidRequest("The policy leaves no category.")), hanging, None])
 async def test_nothing_of_what_both_failed_at_is_left(
     fallback: FallbackBackend, local: FakeBackend, remote: ScriptedOpenRouter, script: Script | None
 ) -> None:
