@@ -65,6 +65,8 @@ TRY = (
 def serve(settings: Settings) -> int:
     """Serve until a signal. Returns the exit status; raises ProfileError when serving cannot begin."""
     profile = load_profile(settings.profile)
+    for change in settings.changed_meanings:
+        log.warning("%s See docs/upgrade.md.", change)
     _check_free(settings.host, settings.port)
     try:
         app = create_app(settings, profile, load_backend(settings, profile))

@@ -231,6 +231,11 @@ class Settings(BaseSettings):
         return self.max_queue + (min(self.max_queue, self.openrouter_concurrency) if self.fallback != "none" else 0)
 
     @property
+    def changed_meanings(self) -> list[str]:
+        """One sentence for each setting of this deployment that meant something else in an earlier release."""
+        return []
+
+    @property
     def data_folder(self) -> Path:
         return Path(self.data_dir).expanduser()
 
