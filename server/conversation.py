@@ -117,6 +117,15 @@ class Conversation:
         """Whose last message is judged: User is prompt classification, Agent response classification."""
         return self.turns[-1].role
 
+    def without_images(self) -> "Conversation":
+        """The same words. A turn of images alone stays as an empty one, so that the speakers still alternate."""
+        return Conversation(
+            tuple(
+                replace(turn, parts=tuple(part for part in turn.parts if isinstance(part, TextPart)))
+                for turn in self.turns
+            )
+        )
+
     def with_frames(self, counts: Sequence[int]) -> "Conversation":
         """Repeat each image as often as it was decoded into frames, in the order of `images`.
 

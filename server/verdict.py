@@ -86,8 +86,8 @@ class Completion:
     why in words. `tokens` spell the answer that the policy makes of it (the other word, where its threshold turned the
     model's), where they were asked for and the backend knows them. `images` are the pictures that the model saw,
     `frames` those that the image files hold: more, where an animation was sampled. `finish_reason` is the engine's;
-    only "stop" makes a verdict. `provider` is who ran a remote model, `cost` what that took in US dollars. Durations
-    are seconds.
+    only "stop" makes a verdict. `model` is the name of the model that wrote it, as its own backend
+    calls it. `provider` is who ran a remote model, `cost` what that took in US dollars. Durations are seconds.
     """
 
     text: str
@@ -108,6 +108,7 @@ class Completion:
     images: int = 0
     frames: int = 0
     tiles: int = 0
+    model: str = ""
     queued_s: float = 0.0
     computed_s: float = 0.0
 
@@ -118,7 +119,8 @@ class Verdict:
 
     `unsafe` is P(unsafe) held against the policy's threshold, or the model's word where there is no probability.
     `categories` are the codes that the model listed, empty when safe. `category_scores` holds one score for each
-    category asked about, None without probabilities. `cache` is None for whom it was computed.
+    category asked about, None without probabilities. `cache` is None for whom it was computed. `images_unseen` are
+    pictures of the request that had no part in it, because the model does not see.
     """
 
     unsafe: bool
@@ -130,6 +132,7 @@ class Verdict:
     threshold: float
     completion: Completion
     cache: CacheUse | None = None
+    images_unseen: int = 0
 
     @property
     def text(self) -> str:

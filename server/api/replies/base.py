@@ -52,8 +52,10 @@ class Guard(ReplyModel):
     category_scores: dict[str, Probability] | None
     category_score_method: Literal["written_list", "first_code", "upper_bound"] | None
     no_scores: str | None
+    images_unseen: Count
     raw_text: str
     finish_reason: Literal["stop"]
+    model: str
     backend: str
     cache: Literal["hit", "joined"] | None
     provider: str | None
