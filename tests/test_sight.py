@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.backends.base import Case
+from server.backends.fallback import FallbackBackend
+from server.backends.openrouter.backend import OpenRouterBackend
 from server.conversation import Conversation, ImagePart, Message, Part, TextPart
 from server.errors import ImagesUnseen, TooManyImages
 from server.judges import judges_of, sight_of
@@ -136,3 +138,16 @@ def test_a_remote_model_goes_by_its_own_name_and_is_no_stand_in():
     assert (judge.model, judge.backend, judge.stand_in) == ("meta-llama/llama-guard-4-12b", "openrouter", False)
     (judge,) = judges_of(Settings(), POCKET, FakeBackend())
     assert (judge.model, judge.profile, judge.stand_in) == ("llama-guard-pocket", "pocket", True)
+
+
+def test_behind_a_stand_in_the_remote_is_told_beside_it_and_sees_for_itself():
+    settings = Settings(fallback="openrouter", openrouter_api_key="k", unseen_images="judge_text")
+    remote = OpenRouterBackend(settings, POCKET.taxonomy)
+    both = FallbackBackend(FakeBackend(), remote, after_s=1, places=4, context_tokens=8192)
+    told = [(judge.model, judge.backend, judge.stand_in) for judge in judges_of(settings, POCKET, both)]
+    assert told == [
+        ("llama-guard-pocket", "fake", True),
+        ("meta-llama/llama-guard-4-12b", "openrouter", False),
+    ]
+    sight = sight_of(settings, POCKET, both)
+    assert (sight.sees, sight.judge_text, sight.seeing) == (False, True, frozenset({"openrouter"}))
