@@ -8,7 +8,6 @@ message says is dropped: what the template has no place for becomes text of the 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from itertools import takewhile
 
 import regex
 
@@ -106,22 +105,18 @@ class Conversation:
 
         Raises InvalidRequest for an unknown role, NothingToJudge when nothing was said last.
         """
-        sides: list[Role] = []
+        turns: list[tuple[Role, list[Part]]] = []
+        side, says = Role.USER, False
         for index, message in enumerate(messages):
             role = ROLES.get(message.role)
             if role is None:
                 raise InvalidRequest(
                     f"Unknown role. Known roles are: {', '.join(ROLES)}.", param=f"messages[{index}].role"
                 )
-            sides.append(role)
-        if not messages:
-            raise NothingToJudge("There is no message to judge.", param="messages")
-        said = [_said(message) for message in messages]
-        last = takewhile(lambda spoken: spoken[0] is sides[-1], zip(reversed(sides), reversed(said), strict=True))
-        if not any(parts for _, parts in last):
-            raise NothingToJudge("The message to judge has neither text nor an image.", param="messages")
-        turns: list[tuple[Role, list[Part]]] = []
-        for role, parts in zip(sides, said, strict=True):
+            parts = _said(message)
+            # Of all that this side has said since the other one spoke, or kept silent.
+            says = bool(parts) or (says and role is side)
+            side = role
             if not parts:
                 continue
             if not turns and role is Role.AGENT:
@@ -129,6 +124,10 @@ class Conversation:
             if not turns or turns[-1][0] is not role:
                 turns.append((role, []))
             turns[-1][1].extend(parts)
+        if not messages:
+            raise NothingToJudge("There is no message to judge.", param="messages")
+        if not says:
+            raise NothingToJudge("The message to judge has neither text nor an image.", param="messages")
         return cls(tuple(Turn(role, tuple(parts)) for role, parts in turns))
 
     @classmethod

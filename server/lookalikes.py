@@ -50,6 +50,8 @@ class _Mark:
 
 def is_lookalike(text: str) -> bool:
     """Whether `text` holds a mark of a conversation's form."""
+    if text.isascii() and not (":" in text or "<" in text or "[" in text):
+        return False  # most texts
     return next(_marks(text), None) is not None
 
 

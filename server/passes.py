@@ -49,6 +49,8 @@ def passes_of(conversation: Conversation) -> Passes:
     the model's is judged, and so is the model's, with that turn as context: it must not shield the model.
     """
     *before, turn = conversation.turns
+    if _is_one_message(turn) and not any(is_lookalike(text) for each in conversation.turns for text in each.texts):
+        return Passes((Pass(conversation),))  # nearly all
     asked = _about(before, turn)
     if not (before and before[-1].role is Role.AGENT and _only_operator(turn.parts)):
         return asked
@@ -62,6 +64,11 @@ def passes_of(conversation: Conversation) -> Passes:
 def in_one_message(conversation: Conversation) -> Conversation:
     """`conversation` with its last turn in one message that reads as one: a single pass asks about all of it."""
     return passes_of(conversation).passes[0].conversation
+
+
+def _is_one_message(turn: Turn) -> bool:
+    """Whether `turn` is one text or image of somebody else than the operator."""
+    return len(turn.parts) == 1 and not turn.parts[0].operator
 
 
 def _about(before: Sequence[Turn], turn: Turn) -> Passes:
