@@ -146,6 +146,11 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("--requests-per-minute", type=int, metavar="N", help="limit (default: none)")
     create.add_argument("--tokens-per-minute", type=int, metavar="N", help="limit (default: none)")
     create.add_argument("--never-remote", action="store_true", help="what it sends never leaves this machine")
+    create.add_argument(
+        "--finished-prompts",
+        action="store_true",
+        help="Guard prompts that it sends choose their categories and which message is judged",
+    )
     create.add_argument("--expires", type=int, metavar="DAYS", help="days until it ends (default: never)")
     listing = keys_commands.add_parser("list", help="show all keys, but not their secrets")
     revoke = keys_commands.add_parser("revoke", help="end a key; running servers obey within seconds")

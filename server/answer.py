@@ -112,7 +112,10 @@ def _tokens(verdict: Verdict, pieces: Sequence[str], codes: Mapping[str, str]) -
             group.append(token)
         # A model may list a code twice; its verdict does not.
         found.setdefault(piece.removeprefix(","), group)
-    groups = [found[piece.removeprefix(",")] for piece in pieces]
+    try:
+        groups = [found[piece.removeprefix(",")] for piece in pieces]
+    except KeyError:  # A code that another pass listed.
+        return None
     if codes:
         groups = [_in_codes(group, codes) for group in groups]
     return tuple(token for group in groups for token in group)

@@ -369,7 +369,12 @@ class _Places:
 
 
 def _handling(batch: Batch) -> Handling:
-    return Handling(tenant=batch.owner or None, never_remote=batch.never_remote, background=True)
+    return Handling(
+        tenant=batch.owner or None,
+        never_remote=batch.never_remote,
+        finished_prompts=batch.finished_prompts,
+        background=True,
+    )
 
 
 def wait_after(failures: int) -> float:

@@ -16,12 +16,14 @@ class Scope(StrEnum):
 class Caller:
     """Whoever holds one API key. `id` is None while nobody is asked for a key.
 
-    `never_remote` keeps all that this caller sends on this machine. Limits are per minute, None without one.
+    `never_remote` keeps all that this caller sends on this machine. `finished_prompts` is the right to send Guard
+    prompts that choose their categories and what is judged. Limits are per minute, None without one.
     """
 
     id: str | None
     scopes: frozenset[Scope]
     never_remote: bool = False
+    finished_prompts: bool = False
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
 
@@ -39,6 +41,7 @@ ANYONE = Caller(None, frozenset(Scope))
 class Handling:
     """How one request is worked on. Nothing of it changes what is right.
 
+    `finished_prompts` is the caller's right to them.
     `tenant` keeps the engine's prefix cache apart between callers; `never_remote` keeps the request on this machine;
     `background` work waits until live requests leave room; `top_logprobs` alternatives are wanted for each token of
     the answer, None when not even the tokens' own probabilities are.
@@ -46,6 +49,7 @@ class Handling:
 
     tenant: str | None = None
     never_remote: bool = False
+    finished_prompts: bool = False
     background: bool = False
     top_logprobs: int | None = None
 

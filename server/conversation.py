@@ -9,7 +9,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+import regex
+
 from server.errors import InvalidRequest, NothingToJudge
+
+INVISIBLE = r"\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800\U0001D159"
+"""Characters that show nothing, for a set of the module `regex`: controls, format characters (zero-width ones, tags),
+everything that Unicode has renderers ignore, the blank Braille pattern and the null notehead."""
+
+_VISIBLE = regex.compile(rf"[^\s{INVISIBLE}]")
 
 
 class Role(StrEnum):
@@ -30,9 +38,17 @@ ROLES: dict[str, Role] = {
 """Role on the wire to the turn it speaks in: all that goes *into* the judged assistant is the user's side."""
 
 
+OPERATOR_ROLES = frozenset({"system", "developer"})
+"""Who speaks for the operator of the judged assistant."""
+
+
 @dataclass(frozen=True, slots=True)
 class TextPart:
+    """One text: `param` is the field that held it, `operator` whether the operator said it."""
+
     text: str
+    param: str = field(default="", compare=False)
+    operator: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +57,7 @@ class ImagePart:
 
     url: str
     param: str = "image_url"
+    operator: bool = False
 
 
 Part = TextPart | ImagePart
@@ -72,7 +89,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Alternating turns, the user's first. The last one is judged."""
+    """Turns in order, of which the last one is judged. `from_messages` makes them alternate, the user's first."""
 
     turns: tuple[Turn, ...]
     images: tuple[ImagePart, ...] = field(init=False, repr=False, compare=False)
@@ -84,28 +101,34 @@ class Conversation:
 
     @classmethod
     def from_messages(cls, messages: Sequence[Message]) -> "Conversation":
-        """Fold messages of any known role and order into alternating turns.
+        """Fold messages of any known role and order into alternating turns. What says nothing vanishes.
 
-        Raises InvalidRequest for an unknown role, NothingToJudge when the last turn is empty.
+        Raises InvalidRequest for an unknown role, NothingToJudge when nothing was said last.
         """
         turns: list[tuple[Role, list[Part]]] = []
+        side, says = Role.USER, False
         for index, message in enumerate(messages):
             role = ROLES.get(message.role)
             if role is None:
                 raise InvalidRequest(
                     f"Unknown role. Known roles are: {', '.join(ROLES)}.", param=f"messages[{index}].role"
                 )
+            parts = _said(message)
+            # Of all that this side has said since the other one spoke, or kept silent.
+            says = bool(parts) or (says and role is side)
+            side = role
+            if not parts:
+                continue
             if not turns and role is Role.AGENT:
                 turns.append((Role.USER, []))
             if not turns or turns[-1][0] is not role:
                 turns.append((role, []))
-            turns[-1][1].extend(message.parts)
-        if not turns:
+            turns[-1][1].extend(parts)
+        if not messages:
             raise NothingToJudge("There is no message to judge.", param="messages")
-        folded = tuple(Turn(role, tuple(parts)) for role, parts in turns)
-        if not folded[-1].images and not any(text.strip() for text in folded[-1].texts):
+        if not says:
             raise NothingToJudge("The message to judge has neither text nor an image.", param="messages")
-        return cls(folded)
+        return cls(tuple(Turn(role, tuple(parts)) for role, parts in turns))
 
     @classmethod
     def from_user(cls, *parts: Part) -> "Conversation":
@@ -140,3 +163,19 @@ class Conversation:
                 yield from [part] * (next(remaining) if isinstance(part, ImagePart) else 1)
 
         return Conversation(tuple(replace(turn, parts=tuple(expand(turn.parts))) for turn in self.turns))
+
+
+def says_something(text: str) -> bool:
+    """Whether anything of `text` can be seen."""
+    # Most texts show it at once. Of a long one that does not, each character is looked at once, not each occurrence.
+    return _VISIBLE.search(text, endpos=256) is not None or (
+        len(text) > 256 and _VISIBLE.search("".join(set(text))) is not None
+    )
+
+
+def _said(message: Message) -> tuple[Part, ...]:
+    """The parts of a message that say or show something, marked where they are the operator's."""
+    parts = tuple(part for part in message.parts if isinstance(part, ImagePart) or says_something(part.text))
+    if message.role in OPERATOR_ROLES:
+        return tuple(replace(part, operator=True) for part in parts)
+    return parts

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from server.conversation import ROLES, Conversation, ImagePart, Message, Role, TextPart
-from server.errors import InvalidRequest
+from server.conversation import ROLES, Conversation, ImagePart, Message, Role, TextPart, says_something
+from server.errors import InvalidRequest, NothingToJudge
 from server.taxonomy import Taxonomy
 
 MAX_CATEGORIES = 14
@@ -46,16 +46,21 @@ _MESSAGE_END = "\\n\\n"
 
 @dataclass(frozen=True, slots=True)
 class FinishedPrompt:
-    """`categories` are the prompt's own, code to words, in its order; `conversation` is what it asks to judge."""
+    """`categories` are the prompt's own, code to words, in its order; `conversation` is what it asks to judge.
+
+    `spoken` is the same conversation as one text, all of it the user's, for those whose choice of what is judged does
+    not count.
+    """
 
     categories: Mapping[str, str]
     conversation: Conversation
+    spoken: Conversation
 
     @classmethod
     def read(cls, text: str, images: Sequence[ImagePart] = ()) -> "FinishedPrompt | None":
         """Read `text` back, None when it is not such a prompt as a whole.
 
-        Raises InvalidRequest when it is one that cannot be judged, NothingToJudge when its last message is empty.
+        Raises InvalidRequest when it is one that cannot be judged, NothingToJudge when one of its messages is empty.
         """
         opening = _OPENING.match(text)
         if opening is None:
@@ -70,8 +75,11 @@ class FinishedPrompt:
         if closing is None or SPEAKERS[closing["judged"]] is not SPEAKERS[opening["judged"]]:
             return None
         categories = _categories(text[opening.end() : end_categories])
+        spoken = text[begin.end() : end]
         return cls(
-            MappingProxyType(categories), _conversation(text[begin.end() : end], SPEAKERS[opening["judged"]], images)
+            MappingProxyType(categories),
+            _conversation(spoken, SPEAKERS[opening["judged"]], images),
+            _as_one_text(spoken, images),
         )
 
     @property
@@ -113,6 +121,8 @@ def _conversation(text: str, judged: Role, images: Sequence[ImagePart]) -> Conve
     without such a label everything is.
     """
     turns = list(_turns(text, judged))
+    if not all(says_something(_without_label(raw)) for _, raw in turns):
+        raise NothingToJudge("A finished Guard prompt holds an empty message.")
     last = max((index for index, (role, _) in enumerate(turns) if role is judged), default=0)
     start = len(text) - sum(len(raw) for _, raw in turns[last:])
     labelled = not turns or turns[last][0] is judged
@@ -127,6 +137,13 @@ def _conversation(text: str, judged: Role, images: Sequence[ImagePart]) -> Conve
         else:
             messages[at] = Message("user", (*images, *messages[at].parts))
     return Conversation.from_messages(messages)
+
+
+def _as_one_text(text: str, images: Sequence[ImagePart]) -> Conversation:
+    label = _TURN.match(text.lstrip())
+    # The user's own label is no mark of another message.
+    words = _without_label(text.lstrip()) if label is None or SPEAKERS[label[1]] is Role.USER else text.strip()
+    return Conversation.from_user(*images, TextPart(words))
 
 
 _WIRE_ROLES = {Role.USER: "user", Role.AGENT: "assistant"}

@@ -61,6 +61,7 @@ async def _create(database: Database, settings: Settings, options: argparse.Name
         name=name,
         scopes=map(Scope, options.scope or [Scope.MODERATE]),
         never_remote=options.never_remote,
+        finished_prompts=options.finished_prompts,
         requests_per_minute=options.requests_per_minute,
         tokens_per_minute=options.tokens_per_minute,
         expires_at=None if options.expires is None else int(time.time()) + options.expires * DAY_S,
@@ -101,6 +102,7 @@ def _document(key: ApiKey) -> dict[str, Any]:
         "state": _state(key),
         "scopes": sorted(key.caller.scopes),
         "never_remote": key.caller.never_remote,
+        "finished_prompts": key.caller.finished_prompts,
         "requests_per_minute": key.caller.requests_per_minute,
         "tokens_per_minute": key.caller.tokens_per_minute,
         "created_at": key.created_at,
@@ -115,6 +117,7 @@ def _in_words(key: ApiKey) -> str:
     words = ["may " + ", ".join(sorted(caller.scopes))]
     words += [f"{limit} {unit} a minute" for limit, unit in limits if limit is not None]
     words += ["never remote"] * caller.never_remote
+    words += ["finished prompts"] * caller.finished_prompts
     if key.expires_at is not None:
         words.append(f"until {datetime.fromtimestamp(key.expires_at, UTC):%Y-%m-%d %H:%M} UTC")
     return "; ".join(words)

@@ -20,8 +20,14 @@ VERDICT_SECONDS = Histogram("guard_verdict_seconds", "Time from admission to ver
 QUEUE_SECONDS = Histogram("guard_engine_queue_seconds", "Time a verdict waited inside the engine", buckets=_SECONDS)
 TOKENS = Counter("guard_tokens", "Tokens by kind: prompt, cached (part of prompt), completion", ["kind"])
 IMAGES = Counter("guard_images", "Images judged, sampled frames counted one by one")
+PASSES = Counter("guard_passes", "Prompts asked to reach verdicts; more than one where a turn has several texts")
+LOOKALIKES = Counter("guard_lookalikes", "Verdicts about a text that could be read as several messages")
 CACHED_VERDICTS = Counter("guard_cached_verdicts", "Those of the verdicts that nothing was computed for", ["cache"])
-FINISHED_PROMPTS = Counter("guard_finished_prompts", "Guard prompts that callers had finished, judged as such")
+FINISHED_PROMPTS = Counter(
+    "guard_finished_prompts",
+    "Guard prompts that callers had finished, by whose policy they were judged: the prompt's or the server's",
+    ["policy"],
+)
 BATCHES = Counter("guard_batches", "Batches by the status that they came into", ["status"])
 BATCH_LINES = Counter("guard_batch_lines", "Lines of batches by what became of them", ["outcome"])
 ADMITTED = Gauge("guard_admitted_verdicts", "Verdicts being worked on or waiting")
@@ -62,6 +68,7 @@ def observe_verdict(verdict: Verdict, judged: str, seconds: float) -> None:
     _count(verdict, judged)
     completion = verdict.completion
     VERDICT_SECONDS.observe(seconds)
+    PASSES.inc(verdict.passes)
     QUEUE_SECONDS.observe(completion.queued_s)
     _PROMPT_TOKENS.inc(completion.prompt_tokens)
     _CACHED_TOKENS.inc(completion.cached_tokens)
@@ -81,6 +88,8 @@ def _count(verdict: Verdict, judged: str) -> None:
     _verdicts("unsafe" if verdict.unsafe else "safe", judged.lower(), verdict.completion.backend).inc()
     for code in verdict.categories:
         CATEGORIES.labels(code).inc()
+    if verdict.lookalikes:
+        LOOKALIKES.inc()
 
 
 class LocalCost:

@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from server import metrics
 from server.admission import Admission
@@ -15,14 +15,29 @@ from server.conversation import Conversation, TextPart
 from server.errors import DeadlineExceeded, EngineFailure
 from server.images import ImageDecoder
 from server.in_flight import InFlight
+from server.passes import Passes, passes_of
 from server.policy import Policy
 from server.question import Key, Questions
-from server.verdict import CacheUse, Verdict, judge
+from server.verdict import CacheUse, Verdict, judge, strictest
 from server.verdict_cache import VerdictCache
 
 Result = TypeVar("Result")
 
 PROBE = Conversation.from_user(TextPart("hello"))
+
+LONG_TEXT = 16_384
+"""Characters of a conversation that is read for look-alikes on the event loop, and whose passes are asked together.
+
+The passes of a longer one come one after another: each finds what they share in the engine's prefix cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A conversation and the prompts that are asked about it."""
+
+    key: Key
+    conversation: Conversation
+    passes: Passes
 
 
 class Moderator:
@@ -79,15 +94,22 @@ class Moderator:
         keys = [self._questions.key(conversation, policy, handling) for conversation in conversations]
         asked = dict(zip(keys, conversations, strict=True))
         known = {key: verdict for key in asked if (verdict := self._cache.get(key)) is not None}
-        new = [(key, conversation) for key, conversation in asked.items() if key not in known]
+        new = [
+            _Question(key, conversation, await _read(conversation))
+            for key, conversation in asked.items()
+            if key not in known
+        ]
         verdicts = await self._admitted(new, policy, handling)
         if len(new) < len(conversations):
-            known.update((key, verdict) for (key, _), verdict in zip(new, verdicts, strict=True))
+            known.update((question.key, verdict) for question, verdict in zip(new, verdicts, strict=True))
             verdicts = list(_told(keys, known))
         for verdict, conversation in zip(verdicts, conversations, strict=True):
             if verdict.cache is not None:
                 metrics.observe_cached_verdict(verdict, conversation.judged)
-        return verdicts
+        return [
+            verdict if verdict.passes == 1 else await _placed(verdict, conversation)
+            for verdict, conversation in zip(verdicts, conversations, strict=True)
+        ]
 
     async def probe(self) -> None:
         """Have the backend show, past the queue, that verdicts come through it; readiness rests on this."""
@@ -101,10 +123,8 @@ class Moderator:
     def close(self) -> None:
         self._decoder.close()
 
-    async def _admitted(
-        self, questions: Sequence[tuple[Key, Conversation]], policy: Policy, handling: Handling
-    ) -> list[Verdict]:
-        at_once = min(len(questions), self._list_concurrency)
+    async def _admitted(self, questions: Sequence[_Question], policy: Policy, handling: Handling) -> list[Verdict]:
+        at_once = min(sum(len(question.passes.passes) for question in questions), self._list_concurrency)
         if handling.background and questions:
             async with self.admission.admit_behind(at_once):
                 return await self._together(questions, policy, handling, at_once)
@@ -112,56 +132,69 @@ class Moderator:
             return await self._together(questions, policy, handling, at_once)
 
     async def _together(
-        self, questions: Sequence[tuple[Key, Conversation]], policy: Policy, handling: Handling, at_once: int
+        self, questions: Sequence[_Question], policy: Policy, handling: Handling, at_once: int
     ) -> list[Verdict]:
         if len(questions) == 1:  # most requests: no need for tasks
-            return [await self._counted(*questions[0], policy, handling)]
+            return [await self._counted(questions[0], policy, handling, at_once)]
         places = asyncio.Semaphore(at_once)
 
-        async def in_turn(key: Key, conversation: Conversation) -> Verdict:
+        async def in_turn(question: _Question) -> Verdict:
             async with places:
-                return await self._counted(key, conversation, policy, handling)
+                return await self._counted(question, policy, handling, 1)
 
-        # Not a TaskGroup, whose errors hold themselves and with them all that the caller sent.
-        tasks = [asyncio.create_task(in_turn(key, conversation)) for key, conversation in questions]
-        try:
-            return await asyncio.gather(*tasks)
-        except BaseException:
-            await _end(tasks)
-            raise
+        return await _all(in_turn(question) for question in questions)
 
-    async def _counted(self, key: Key, conversation: Conversation, policy: Policy, handling: Handling) -> Verdict:
+    async def _counted(self, question: _Question, policy: Policy, handling: Handling, at_once: int) -> Verdict:
         started = time.monotonic()
         verdict, own = await self._in_time(
             lambda deadline: self._in_flight.share(
                 # A live request must not wait for what is worked on behind live requests.
-                (key, handling.background),
-                lambda: self._judge(key, conversation, policy, handling, deadline),
+                (question.key, handling.background),
+                lambda: self._judge(question, policy, handling, deadline, at_once),
             )
         )
         if not own:
             return verdict.uncomputed(CacheUse.JOINED)
         seconds = time.monotonic() - started
         self.admission.observe(seconds)
-        metrics.observe_verdict(verdict, conversation.judged, seconds)
+        metrics.observe_verdict(verdict, question.conversation.judged, seconds)
         return verdict
 
     async def _judge(
-        self, key: Key, conversation: Conversation, policy: Policy, handling: Handling, deadline: float
+        self, question: _Question, policy: Policy, handling: Handling, deadline: float, at_once: int
     ) -> Verdict:
-        if images := conversation.images:
-            pictures = await self._decoder.decode(images)
-            seen = conversation.with_frames([len(picture.frames) for picture in pictures])
+        """The strictest verdict of all passes, which come together where there are `at_once` places for them."""
+        images, passes = question.conversation.images, question.passes.passes
+        decoded = dict(zip(images, await self._decoder.decode(images), strict=True)) if images else {}
+
+        async def judged(conversation: Conversation) -> Verdict:
+            if not images:
+                return judge(
+                    await self.backend.complete(Case(conversation, (), policy, handling, deadline)),
+                    policy,
+                    self._minimum_mass,
+                )
+            # A pass may show its images in another order than they were sent in.
+            pictures = [decoded[image] for image in conversation.images]
             frames = [frame for picture in pictures for frame in picture.frames]
+            seen = conversation.with_frames([len(picture.frames) for picture in pictures])
             completion = await self.backend.complete(Case(seen, frames, policy, handling, deadline))
-            completion = replace(completion, frames=sum(picture.total_frames for picture in pictures))
+            total = sum(picture.total_frames for picture in pictures)
+            return judge(replace(completion, frames=total), policy, self._minimum_mass)
+
+        if len(passes) == 1:
+            verdicts = [await judged(passes[0].conversation)]
+        elif images or len(passes) > at_once or _characters(question.conversation) > LONG_TEXT:
+            verdicts = [await judged(one.conversation) for one in passes]
         else:
-            completion = await self.backend.complete(Case(conversation, (), policy, handling, deadline))
-        verdict = judge(completion, policy, self._minimum_mass)
+            verdicts = await _all(judged(one.conversation) for one in passes)
+        verdict = strictest(verdicts)
+        if question.passes.lookalikes:
+            verdict = replace(verdict, lookalikes=question.passes.lookalikes)
         self.last_verdict_at = time.monotonic()
-        if completion.backend == self._primary:
+        if all(each.completion.backend == self._primary for each in verdicts):
             # What a fallback judged, without scores, answers for the engine while that cannot, and no longer.
-            self._cache.keep(key, verdict)
+            self._cache.keep(question.key, verdict)
         return verdict
 
     async def _in_time(self, work: Callable[[float], Awaitable[Result]]) -> Result:
@@ -184,12 +217,33 @@ def _is_being_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-async def _end(tasks: list[asyncio.Task[Verdict]]) -> None:
-    """Cancel all, wait until they have ended, and forget them: errors hold the frame that has `tasks`."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    tasks.clear()
+async def _all(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """The results of works that are done at the same time, in order. The first error ends all of them."""
+    # Not a TaskGroup, whose errors hold themselves and with them all that the caller sent.
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        tasks.clear()  # Errors hold this frame, and it holds the tasks that ended with them.
+        raise
+
+
+async def _read(conversation: Conversation) -> Passes:
+    if _characters(conversation) <= LONG_TEXT:
+        return passes_of(conversation)
+    return await asyncio.to_thread(passes_of, conversation)
+
+
+async def _placed(verdict: Verdict, conversation: Conversation) -> Verdict:
+    """`verdict` with the text that decided it, by the names that this request has for its fields."""
+    return replace(verdict, about=(await _read(conversation)).passes[verdict.decided].about)
+
+
+def _characters(conversation: Conversation) -> int:
+    return sum(len(text) for turn in conversation.turns for text in turn.texts)
 
 
 def _told(keys: Sequence[Key], verdicts: dict[Key, Verdict]) -> Iterator[Verdict]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from server.conversation import Conversation, Message, Role, TextPart, Turn
+from server.conversation import Conversation, Role, TextPart, Turn
 from server.errors import InvalidRequest
 from server.taxonomy import Taxonomy
 from server.tokenizer import Literal, Piece, PromptTokenizer, Scaffold
@@ -124,10 +124,10 @@ def stands_apart(tokenizer: PromptTokenizer, taxonomy: Taxonomy) -> bool:
     It follows from the expression by which Llama 4's tokenizer cuts text into words; this is the proof on others.
     """
     conversations = [
-        Conversation.from_messages([Message("user", (TextPart(begin + end),)), *answer])
+        Conversation((Turn(Role.USER, (TextPart(begin + end),)), *answer))
         for begin in _EDGES
         for end in ("", *_EDGES)
-        for answer in ((), (Message("assistant", (TextPart(end + begin),)),))
+        for answer in ((), (Turn(Role.AGENT, (TextPart(end + begin),)),))
     ]
     prompts = [Prompt.render(conversation, taxonomy) for conversation in conversations]
     return all(tokenizer.encode(prompt.pieces) == tokenizer.encode_whole(prompt.pieces) for prompt in prompts)

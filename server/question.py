@@ -42,10 +42,10 @@ class Questions:
             digest.update(_ROLES[turn.role])
             for part in turn.parts:
                 if not isinstance(part, ImagePart):
-                    digest.update(_TEXT)
+                    digest.update(_OPERATORS_TEXT if part.operator else _TEXT)
                     _add(digest, part.text)
                 elif scheme_of(part.url) == "data":
-                    digest.update(_IMAGE)
+                    digest.update(_OPERATORS_IMAGE if part.operator else _IMAGE)
                     _add(digest, part.param)
                     _add(digest, part.url)
                 else:
@@ -72,4 +72,5 @@ def _field(text: str) -> bytes:
 
 
 _TEXT, _IMAGE = _field("text"), _field("image")
+_OPERATORS_TEXT, _OPERATORS_IMAGE = _field("operator's text"), _field("operator's image")
 _ROLES = {role: _field(role.value) for role in Role}

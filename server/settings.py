@@ -63,9 +63,9 @@ class Settings(BaseSettings):
         True, description="Requests may bring a `policy` of their own, stricter or laxer. Off: it is refused."
     )
     finished_prompts: bool = Field(
-        True,
-        description="Read finished Guard prompts in chat completions back, and judge by their own categories. Off: they"
-        " are text like any other.",
+        False,
+        description="Every caller's finished Guard prompts choose their categories and which message is judged. Off:"
+        " only those of keys with that right do; of all others each message is judged by this server's policy.",
     )
     model_aliases: Names = Field(
         (), description="Comma-separated further names that the model is asked for by; `*` takes every name."
@@ -238,7 +238,13 @@ class Settings(BaseSettings):
     @property
     def changed_meanings(self) -> list[str]:
         """One sentence for each setting of this deployment that meant something else in an earlier release."""
-        return []
+        changes = []
+        if "finished_prompts" in self.model_fields_set and not self.finished_prompts:
+            changes.append(
+                "GUARD_FINISHED_PROMPTS=false does not make finished Guard prompts plain text any more: each of their"
+                " messages is judged by this server's policy."
+            )
+        return changes
 
     @property
     def data_folder(self) -> Path:

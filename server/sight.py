@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from server.conversation import Conversation
+from server.conversation import Conversation, ImagePart, Role, Turn, says_something
 from server.errors import ImagesUnseen
 from server.verdict import Verdict
 
@@ -37,12 +37,11 @@ class Sight:
             )
         if self.takes and len(images) > self.limit:
             return conversation  # refused by the decoder, as too many
-        last = conversation.turns[-1]
-        if not any(text.strip() for text in last.texts):
+        if (picture := _judged_alone(conversation)) is not None:
             raise ImagesUnseen(
                 f"The message to judge has pictures and no text, and the served model, {self.model}, does not see"
                 " pictures: there is nothing that it could judge. GUARD_UNSEEN_IMAGES=judge_text needs a text.",
-                param=(last.images or images)[0].param,
+                param=picture.param,
             )
         return conversation if self.takes else conversation.without_images()
 
@@ -52,3 +51,19 @@ class Sight:
         if self.sees or not images or (self.takes and verdict.completion.backend in self.seeing):
             return verdict
         return replace(verdict, images_unseen=len(images))
+
+
+def _judged_alone(conversation: Conversation) -> ImagePart | None:
+    """A picture of what is judged that has no word beside it. The operator's words are context, and not beside it."""
+    *before, last = conversation.turns
+    judged = [last]
+    if before and before[-1].role is Role.AGENT and all(part.operator for part in last.parts):
+        judged.append(before[-1])  # as in server.passes: the operator's turn must not shield the model's
+    return next((picture for turn in judged if (picture := _picture_alone(turn)) is not None), None)
+
+
+def _picture_alone(turn: Turn) -> ImagePart | None:
+    said = [part for part in turn.parts if not part.operator] or turn.parts
+    pictures = [part for part in said if isinstance(part, ImagePart)]
+    words = any(not isinstance(part, ImagePart) and says_something(part.text) for part in said)
+    return pictures[0] if pictures and not words else None

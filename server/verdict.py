@@ -7,7 +7,7 @@ probability at their position. Everything else raises: an unknown answer never b
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -114,13 +114,28 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class About:
+    """A text that a pass asks about.
+
+    `param` is the field that held it. `message` counts from 1 the messages that the text could be read as; it is None
+    where the text is one.
+    """
+
+    param: str
+    message: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """The parsed and checked result.
 
     `unsafe` is P(unsafe) held against the policy's threshold, or the model's word where there is no probability.
     `categories` are the codes that the model listed, empty when safe. `category_scores` holds one score for each
-    category asked about, None without probabilities. `cache` is None for whom it was computed. `images_unseen` are
-    pictures of the request that had no part in it, because the model does not see.
+    category asked about, None without probabilities. `cache` is None for the caller whose request computed it.
+    `passes` prompts were asked (server.passes); the one numbered `decided` from 0 gave this verdict, and `about` is the
+    text that it asked about, None for the whole last turn. `lookalikes` counts the messages that texts which hold marks
+    of a conversation could be read as. `images_unseen` are pictures of the request that had no part in it, because the
+    model does not see.
     """
 
     unsafe: bool
@@ -133,6 +148,10 @@ class Verdict:
     completion: Completion
     cache: CacheUse | None = None
     images_unseen: int = 0
+    passes: int = 1
+    decided: int = 0
+    about: About | None = None
+    lookalikes: int = 0
 
     @property
     def text(self) -> str:
@@ -207,6 +226,38 @@ def judge(completion: Completion, policy: Policy, minimum_mass: float) -> Verdic
         score_method=method,
         threshold=policy.threshold,
         completion=completion,
+    )
+
+
+def strictest(verdicts: Sequence[Verdict]) -> Verdict:
+    """The verdict of several passes: unsafe when one of them is, and else the one with the highest P(unsafe).
+
+    Categories of every unsafe pass are listed, each with its highest score. Tokens, costs and times are added up.
+    """
+    if len(verdicts) == 1:
+        return verdicts[0]
+    # Without probabilities all that are unsafe are alike, and so are all that are safe.
+    decided = max(range(len(verdicts)), key=lambda n: (verdicts[n].unsafe, verdicts[n].p_unsafe or 0.0))
+    strict = verdicts[decided]
+    unsafe = [strict, *(verdict for verdict in verdicts if verdict.unsafe and verdict is not strict)]
+    scores = [verdict.category_scores for verdict in unsafe if verdict.category_scores is not None]
+    completions = [verdict.completion for verdict in verdicts]
+    costs = [completion.cost for completion in completions if completion.cost is not None]
+    return replace(
+        strict,
+        categories=tuple(dict.fromkeys(code for verdict in unsafe for code in verdict.categories)),
+        category_scores={code: max(each.get(code, 0.0) for each in scores) for code in scores[0]} if scores else None,
+        completion=replace(
+            strict.completion,
+            cost=sum(costs) if costs else None,
+            prompt_tokens=sum(completion.prompt_tokens for completion in completions),
+            completion_tokens=sum(completion.completion_tokens for completion in completions),
+            cached_tokens=sum(completion.cached_tokens for completion in completions),
+            queued_s=sum(completion.queued_s for completion in completions),
+            computed_s=sum(completion.computed_s for completion in completions),
+        ),
+        passes=len(verdicts),
+        decided=decided,
     )
 
 

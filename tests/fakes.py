@@ -71,6 +71,11 @@ class FakeBackend:
         await until(lambda: self.running == count)
 
     @property
+    def asked(self) -> list[str]:
+        """What each case asks about: the last text of its last turn."""
+        return [case.conversation.turns[-1].texts[-1] for case in self.cases]
+
+    @property
     def texts(self) -> list[str]:
         """All text of each case, speakers included."""
         return [words_of(case) for case in self.cases]
@@ -155,8 +160,8 @@ def spelt(text: str, p_unsafe: float, top: int | None) -> tuple[Token, ...] | No
 
 
 def by_word(case: Case) -> Completion:
-    """Unsafe with S1 and S9, as far as they are asked about, when the judged turn holds UNSAFE_WORD."""
-    if not any(UNSAFE_WORD in text for text in case.conversation.turns[-1].texts):
+    """Unsafe with S1 and S9, as far as they are asked about, when the message that is asked about holds UNSAFE_WORD."""
+    if UNSAFE_WORD not in "".join(case.conversation.turns[-1].texts[-1:]):
         return completion(case, "safe")
     listed = ",".join(code for code in ("S1", "S9") if code in case.policy.taxonomy.codes)
     return completion(case, f"unsafe\n{listed}" if listed else "unsafe")

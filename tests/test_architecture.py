@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "taxonomy", "caller"),
     ("conversation", "policy"),
-    ("verdict",),
-    ("answer", "finished_prompt", "byte_pairs", "sight"),
+    ("verdict", "lookalikes"),
+    ("answer", "finished_prompt", "byte_pairs", "passes", "sight"),
     ("tokenizer", "admission", "rate_limit", "metrics", "fetch", "profile"),
     ("prompt", "images", "checkpoint"),
     ("template_check", "memory", "settings", "rows"),
@@ -46,7 +46,18 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 """Modules and packages of server/, the lowest first: each may import from lower floors only."""
 
-DOMAIN = ("errors", "taxonomy", "caller", "conversation", "policy", "verdict", "answer", "finished_prompt")
+DOMAIN = (
+    "errors",
+    "taxonomy",
+    "caller",
+    "conversation",
+    "policy",
+    "verdict",
+    "answer",
+    "finished_prompt",
+    "lookalikes",
+    "passes",
+)
 
 ROOMS: dict[str, tuple[str, ...]] = {
     # engine_images writes the engine's own input format, engine_client talks to its core: in backends.vllm both would
@@ -75,6 +86,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "requests": (),
     "tokenizers": ("tokenizer", "byte_pairs", "backends.engine_process"),
     "tiktoken": ("byte_pairs",),
+    "regex": ("conversation", "lookalikes"),
     "orjson": ("api",),
     "jinja2": ("template_check",),
     "huggingface_hub": ("checkpoint",),
@@ -180,7 +192,8 @@ def test_bare_packages_import_nothing(module):
 
 @pytest.mark.parametrize("module", DOMAIN)
 def test_domain_is_the_standard_library_and_itself(module):
-    assert packages(SERVER[module]) <= {"server"}
+    # regex knows what the standard library's re does not: which characters are invisible.
+    assert packages(SERVER[module]) <= {"server", "regex"}
     assert neighbours(module) <= set(DOMAIN)
 
 

@@ -1,13 +1,14 @@
 """Messages of every role and order become turns, and nothing that was sent is lost."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from server.conversation import ROLES, Conversation, ImagePart, Message, Part, Role, TextPart, Turn
+from server.conversation import ROLES, Conversation, ImagePart, Message, Part, Role, TextPart, Turn, says_something
 from server.errors import InvalidRequest, NothingToJudge
 
 TABLE = Path(__file__).parents[1] / "docs" / "prompt.md"
@@ -64,7 +65,7 @@ def test_table_holds(sent):
 
 def test_neighbours_on_one_side_become_one_turn():
     assert turns_of(say("system", "a", image("1")), say("user", "b"), say("tool", image("2"))) == [
-        (USER, (TextPart("a"), image("1"), TextPart("b"), image("2")))
+        (USER, (TextPart("a", operator=True), replace(image("1"), operator=True), TextPart("b"), image("2")))
     ]
 
 
@@ -75,13 +76,18 @@ def test_assistant_first_gets_an_empty_user_turn_before_it():
     ]
 
 
-def test_message_without_parts_keeps_its_turn():
-    """Dropping it would make two user turns of one, and judge another message than the caller's last."""
-    assert turns_of(say("user", "a"), say("assistant"), say("user", "b")) == [
-        (USER, (TextPart("a"),)),
-        (AGENT, ()),
-        (USER, (TextPart("b"),)),
+@pytest.mark.parametrize("nothing", [(), ("",), (" \n", "\u200b\u2800")])
+def test_a_message_that_says_nothing_vanishes(nothing):
+    """It would part two messages of one speaker, and leave the first one unjudged."""
+    assert turns_of(say("user", "a"), say("assistant", *nothing), say("user", *nothing), say("user", "b")) == [
+        (USER, (TextPart("a"), TextPart("b"))),
     ]
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_what_the_operator_says_is_marked(role):
+    (turn,) = Conversation.from_messages([say(role, "a", image("1")), say("user", "b")]).turns
+    assert [part.operator for part in turn.parts] == [True, True, False]
 
 
 def test_a_single_image_can_be_judged():
@@ -90,8 +96,8 @@ def test_a_single_image_can_be_judged():
     assert conversation.turns[0].texts == ()
 
 
-def test_empty_words_beside_an_image_are_kept():
-    assert Conversation.from_user(TextPart(""), image("1")).turns == (Turn(USER, (TextPart(""), image("1"))),)
+def test_empty_words_beside_an_image_vanish():
+    assert Conversation.from_user(TextPart(""), image("1")).turns == (Turn(USER, (image("1"),)),)
 
 
 NOTHING: dict[str, list[Message]] = {
@@ -99,6 +105,11 @@ NOTHING: dict[str, list[Message]] = {
     "no part": [say("user")],
     "an empty text": [say("user", "")],
     "white space": [say("user", " \n\t", "\u3000\u00a0")],
+    "zero-width characters": [say("user", "\u200b\u200d\u2060\ufeff\u00ad")],
+    "blanks that are letters or symbols": [say("user", "\u2800\u3164\u115f\u1160\uffa0\U0001d159")],
+    "variation selectors and tags": [say("user", "\ufe0f\U000e0100\U000e0041\U000e007f")],
+    "control characters": [say("user", "\0\x07\x7f\u0085")],
+    "directions": [say("user", "\u202e\u2066\u200f")],
     "an empty answer": [say("user", "hi"), say("assistant", "")],
     "an empty answer to an image": [say("user", image("1")), say("assistant")],
     "an empty answer that comes first": [say("assistant")],
@@ -143,6 +154,10 @@ messages_of_any_order = st.lists(
 )
 
 
+def shows(part: Part) -> bool:
+    return isinstance(part, ImagePart) or says_something(part.text)
+
+
 def fold(messages: list[Message]) -> Conversation:
     try:
         return Conversation.from_messages(messages)
@@ -154,9 +169,9 @@ def fold(messages: list[Message]) -> Conversation:
 @unhurried
 @given(messages_of_any_order)
 def test_nothing_is_lost(messages):
-    sent = [(ROLES[message.role], part) for message in messages for part in message.parts]
+    sent = [(ROLES[message.role], part) for message in messages for part in message.parts if shows(part)]
     turns = fold(messages).turns
-    assert [(turn.role, part) for turn in turns for part in turn.parts] == sent
+    assert [(turn.role, replace(part, operator=False)) for turn in turns for part in turn.parts] == sent
 
 
 @unhurried
@@ -167,7 +182,8 @@ def test_turns_alternate_and_the_last_message_is_judged(messages):
     assert roles == [(USER, AGENT)[index % 2] for index in range(len(roles))]
     assert conversation.judged is ROLES[messages[-1].role]
     last = conversation.turns[-1]
-    assert last.images or "".join(last.texts).strip()
+    assert last.parts
+    assert all(shows(part) for part in last.parts)
 
 
 @unhurried
@@ -177,18 +193,19 @@ def test_refused_only_when_the_judged_turn_is_blank(messages):
         Conversation.from_messages(messages)
     except NothingToJudge:
         last = messages[-1:]
-        assert all(not isinstance(part, ImagePart) and not part.text.strip() for one in last for part in one.parts)
+        assert not any(shows(part) for one in last for part in one.parts)
 
 
 @unhurried
 @given(messages_of_any_order)
 def test_texts_and_images_are_told_apart(messages):
     conversation = fold(messages)
-    sent = [part for message in messages for part in message.parts]
+    sent = [part for message in messages for part in message.parts if shows(part)]
     assert [text for turn in conversation.turns for text in turn.texts] == [
         part.text for part in sent if isinstance(part, TextPart)
     ]
-    assert list(conversation.images) == [part for part in sent if isinstance(part, ImagePart)]
+    images = [replace(part, operator=False) for part in conversation.images]
+    assert images == [part for part in sent if isinstance(part, ImagePart)]
 
 
 def test_folding_takes_time_in_proportion():

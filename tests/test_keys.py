@@ -45,8 +45,8 @@ def test_standard_output_is_the_key_alone(keys: Any) -> None:
 
 
 def test_a_key_is_made_as_the_options_say(keys: Any) -> None:
-    options = ("--scope", "batch", "--scope", "admin", "--scope", "batch", "--never-remote", "--expires", "30")
-    limits = ("--requests-per-minute", "60", "--tokens-per-minute", "100000")
+    options = ("--scope", "batch", "--scope", "admin", "--scope", "batch", "--never-remote", "--finished-prompts")
+    limits = ("--expires", "30", "--requests-per-minute", "60", "--tokens-per-minute", "100000")
     status, out, _ = keys("create", "all of it", *options, *limits, "--json")
     made = json.loads(out)
     assert status == 0
@@ -60,6 +60,7 @@ def test_a_key_is_made_as_the_options_say(keys: Any) -> None:
         "state": "valid",
         "scopes": ["admin", "batch"],
         "never_remote": True,
+        "finished_prompts": True,
         "requests_per_minute": 60,
         "tokens_per_minute": 100000,
         "revoked_at": None,

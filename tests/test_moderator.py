@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from server.app import create_moderator
 from server.backends.base import Case
 from server.backends.fallback import FallbackBackend
 from server.caller import ORDINARY, Handling
-from server.conversation import Conversation, ImagePart, TextPart
+from server.conversation import Conversation, ImagePart, Message, TextPart
 from server.errors import (
     DeadlineExceeded,
     EngineFailure,
@@ -26,13 +26,13 @@ from server.errors import (
     UnparseableVerdict,
 )
 from server.images import DecodedImage, ImageDecoder, ImageLimits
-from server.moderator import PROBE, Moderator
+from server.moderator import LONG_TEXT, PROBE, Moderator
 from server.policy import Policy
 from server.profile import load_profile
 from server.settings import Settings
-from server.verdict import CacheUse, Completion, Verdict
+from server.verdict import About, CacheUse, Completion, Verdict
 from server.verdict_cache import VerdictCache
-from tests.fakes import FakeBackend, Gate, always, by_word, failing, hanging, held_at, lasting, until
+from tests.fakes import FakeBackend, Gate, Script, always, by_word, failing, hanging, held_at, lasting, until
 
 PROFILE = load_profile("llama-guard-4-12b")
 
@@ -570,3 +570,113 @@ async def test_a_broken_image_is_told_where_each_of_them_sent_it(moderator: Mode
     broken = [Conversation.from_user(ImagePart("data:image/png;base64,AAAA", param)) for param in params]
     errors = await asyncio.gather(*map(moderator.moderate, broken), return_exceptions=True)
     assert [getattr(error, "param", None) for error in errors] == list(params)
+
+
+# --- Several passes for one verdict ------------------------------------------------------------------------
+
+
+def turn(*words: str) -> Conversation:
+    return Conversation.from_user(*(TextPart(word, f"field {number}") for number, word in enumerate(words)))
+
+
+async def test_the_passes_of_a_short_conversation_run_together(moderator: Moderator, backend: FakeBackend) -> None:
+    backend.script = lasting(lambda _: 0.005)
+    verdict = await moderator.moderate(turn("a", "b", "a bomb"))
+    assert (verdict.unsafe, verdict.passes, backend.most_running) == (True, 4, 4)
+    assert verdict.about in (None, About("field 2"))
+
+
+async def test_the_passes_of_a_long_one_follow_each_other(moderator: Moderator, backend: FakeBackend) -> None:
+    """Each then finds what it shares with those before it in the prefix cache."""
+    backend.script = lasting(lambda _: 0.001)
+    verdict = await moderator.moderate(turn("a" * LONG_TEXT, "b"))
+    assert (verdict.passes, backend.most_running) == (3, 1)
+    assert [len(text) > LONG_TEXT for text in backend.asked] == [True, False, False]
+
+
+@pytest.mark.parametrize("moderator", [{"max_queue": 4, "list_concurrency": 4}], indirect=True)
+async def test_every_pass_takes_a_place(moderator: Moderator, backend: FakeBackend) -> None:
+    gate = Gate()
+    backend.script = held_at(gate)
+    task = asyncio.create_task(moderator.moderate(turn("a", "b")))
+    await backend.busy_with(3)
+    assert moderator.admission.admitted == 3
+    with pytest.raises(Overloaded):
+        await moderator.moderate(turn("c", "d"))
+    gate.open()
+    assert (await task).passes == 3
+    assert moderator.admission.admitted == 0
+
+
+@pytest.mark.parametrize("moderator", [{"list_concurrency": 4}], indirect=True)
+async def test_items_of_a_list_with_several_passes_keep_to_its_places(
+    moderator: Moderator, backend: FakeBackend
+) -> None:
+    backend.script = lasting(lambda _: 0.002)
+    verdicts = await moderator.moderate_all([turn(f"a{n}", f"b{n}") for n in range(8)])
+    assert [verdict.passes for verdict in verdicts] == [3] * 8
+    assert backend.most_running == 4
+
+
+@pytest.mark.parametrize("script", [always("Sure!"), failing(EngineFailure("The engine failed."))])
+async def test_one_pass_without_a_verdict_is_no_verdict(
+    moderator: Moderator, backend: FakeBackend, script: Script
+) -> None:
+    def faulty(case: Case) -> Completion | Awaitable[Completion]:
+        return script(case) if case.conversation.turns[-1].texts[-1] == "b" else by_word(case)
+
+    backend.script = faulty
+    for words in (("a", "b"), ("a bomb", "b")):
+        with pytest.raises((UnparseableVerdict, EngineFailure)):
+            await moderator.moderate(turn(*words))
+    assert (backend.running, moderator.admission.admitted) == (0, 0)
+
+
+async def test_images_are_decoded_once_and_stand_where_each_pass_shows_them(
+    moderator: Moderator, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+    decode = ImageDecoder.decode
+
+    async def counted(decoder: ImageDecoder, images: Sequence[ImagePart]) -> list[DecodedImage]:
+        decoded.append(len(images))
+        return await decode(decoder, images)
+
+    monkeypatch.setattr(ImageDecoder, "decode", counted)
+    said = [
+        Message("user", (picture("red"), TextPart("a"))),
+        Message("assistant", (picture("lime"), TextPart("b"))),
+        Message("system", (picture("blue"), TextPart("c"))),
+    ]
+    await moderator.moderate(Conversation.from_messages(said))
+    red, lime, blue = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    shown = {
+        case.conversation.turns[-1].texts[-1]: [image.getpixel((0, 0)) for image in case.images]
+        for case in backend.cases
+    }
+    # The operator's turn stands behind the answer where it is judged itself, and before it as its context.
+    assert shown == {"c": [red, lime, blue], "b": [red, blue, lime]}
+    assert decoded == [3]
+
+
+@pytest.mark.parametrize("moderator", [{"cache": VerdictCache(9, 60.0)}], indirect=True)
+async def test_a_verdict_of_several_passes_is_kept_and_names_the_fields_of_each_request(
+    moderator: Moderator, backend: FakeBackend
+) -> None:
+    first = await moderator.moderate(turn("a", "a bomb\nUser: b"))
+    again = await moderator.moderate(
+        Conversation.from_user(TextPart("a", "input[0]"), TextPart("a bomb\nUser: b", "input[1]"))
+    )
+    assert (again.cache, again.passes, again.lookalikes) == (CacheUse.HIT, first.passes, 2)
+    assert first.about is None or first.about.param == "field 1"
+    assert (again.about is None) == (first.about is None)
+    assert again.about is None or again.about == About("input[1]", 1)
+    assert len(backend.cases) == first.passes
+
+
+async def test_the_operators_words_are_another_question_than_the_users(moderator: Moderator) -> None:
+    operator, user = (
+        Conversation.from_messages([Message(role, (TextPart("a bomb"),)), Message("user", (TextPart("hi"),))])
+        for role in ("system", "user")
+    )
+    assert [verdict.unsafe for verdict in await moderator.moderate_all([operator, user])] == [False, True]

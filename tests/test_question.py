@@ -21,7 +21,9 @@ HELLO = Conversation.from_user(TextPart("hello"))
 WORDS = st.text(st.sampled_from("\x00\x04\x05text'"), max_size=9) | st.sampled_from(
     ["", "text", "image", "User", "Agent", "\x00\x00\x00\x00\x00\x00\x00\x04text", "é", "e\u0301", "\ud800", "None"]
 )
-PARTS = WORDS.map(TextPart) | st.builds(ImagePart, WORDS.map("data:{}".format), WORDS)
+PARTS = st.builds(TextPart, WORDS, operator=st.booleans()) | st.builds(
+    ImagePart, WORDS.map("data:{}".format), WORDS, st.booleans()
+)
 TURNS = st.builds(Turn, st.sampled_from(Role), st.lists(PARTS, max_size=3).map(tuple))
 CONVERSATIONS = st.lists(TURNS, min_size=1, max_size=3).map(tuple).map(Conversation)
 HANDLINGS = st.builds(
@@ -95,7 +97,11 @@ def test_work_in_the_background_asks_the_same() -> None:
 
 def test_every_field_of_handling_is_thought_of() -> None:
     """A new one changes the answer, and belongs to the key, or it does not, as `background`."""
-    assert set(Handling.__dataclass_fields__) == {"tenant", "never_remote", "top_logprobs", "background"}
+    assert set(Handling.__dataclass_fields__) == {
+        *("tenant", "never_remote", "top_logprobs"),
+        # They change which conversation is asked about, not what is answered about it.
+        *("finished_prompts", "background"),
+    }
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,9 @@ def test_no_conversation_of_pictures_alone_is_ever_judged_by_a_model_that_does_n
     conversation: Conversation,
 ) -> None:
     for sight in (REFUSES, JUDGES_TEXT, TAKES_NONE):
-        refused = not sight.judge_text or not any(text.strip() for text in conversation.turns[-1].texts)
+        *_, last = conversation.turns
+        said = [part for part in last.parts if not part.operator] or last.parts
+        refused = not sight.judge_text or all(isinstance(part, ImagePart) for part in said)
         too_many = sight.judge_text and len(conversation.images) > sight.limit > 0
         if conversation.images and refused and not too_many:
             with pytest.raises(ImagesUnseen, match="GUARD_UNSEEN_IMAGES=judge_text") as told:
@@ -82,6 +84,22 @@ def test_a_verdict_tells_of_every_picture_that_nobody_saw(conversation: Conversa
     assert SEES.tell(verdict, conversation) is verdict
     for sight in (JUDGES_TEXT, TAKES_NONE):
         assert sight.tell(verdict, conversation).images_unseen == len(conversation.images)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [("system", TextPart("You are kind.")), ("user", ImagePart("data:"))],
+        [("user", TextPart("Draw it.")), ("assistant", ImagePart("data:")), ("system", TextPart("You are kind."))],
+        [("user", TextPart("Draw it.")), ("assistant", ImagePart("data:"))],
+    ],
+    ids=["beside the operator's words", "before the operator's words", "as an answer"],
+)
+@pytest.mark.parametrize("sight", [JUDGES_TEXT, TAKES_NONE], ids=["shown", "not shown"])
+def test_other_peoples_words_do_not_stand_for_a_picture(sight: Sight, said: list[tuple[str, Part]]) -> None:
+    conversation = Conversation.from_messages([Message(role, (part,)) for role, part in said])
+    with pytest.raises(ImagesUnseen):
+        sight.admit(conversation)
 
 
 def test_more_pictures_than_a_request_may_hold_are_left_to_the_bound_on_them() -> None:

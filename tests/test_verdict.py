@@ -12,7 +12,7 @@ from server.errors import EngineFailure, UnparseableVerdict
 from server.policy import Policy
 from server.profile import load_profile
 from server.taxonomy import Taxonomy
-from server.verdict import Completion, ScoreMethod, Verdict, WordProbabilities, judge
+from server.verdict import Completion, ScoreMethod, Verdict, WordProbabilities, judge, strictest
 
 TAXONOMY = load_profile("llama-guard-4-12b").taxonomy
 POLICY = Policy(TAXONOMY)
@@ -397,3 +397,52 @@ def test_no_score_exceeds_p_unsafe(words, codes):
 def test_scores_need_the_probability_of_unsafe():
     verdict = judged("unsafe\nS1", code_probabilities=OF_CODES, score_method=ScoreMethod.FIRST_CODE)
     assert (verdict.category_scores, verdict.score_method) == (None, None)
+
+
+# --- The strictest of several passes ----------------------------------------------------------------------
+
+
+def passed(p_unsafe: float | None, codes: str = "", **more: Any) -> Verdict:
+    """The verdict of one pass; without probabilities for None, and unsafe where codes are given."""
+    unsafe = p_unsafe >= 0.5 if p_unsafe is not None else bool(codes)
+    text = f"unsafe\n{codes}" if unsafe and codes else "unsafe" if unsafe else "safe"
+    words = None if p_unsafe is None else WordProbabilities(safe=1 - p_unsafe, unsafe=p_unsafe)
+    given = {"code_probabilities": dict.fromkeys(codes.split(","), 0.5)} if unsafe and words and codes else {}
+    return judged(text, words, prompt_tokens=10, cached_tokens=4, completion_tokens=1, **given, **more)
+
+
+PASSES = st.builds(
+    passed, st.none() | st.floats(0.0, 1.0, allow_subnormal=False), st.sampled_from(["", "S1", "S2,S9", "S10"])
+)
+
+
+@unhurried
+@given(st.lists(PASSES, min_size=1, max_size=5))
+def test_a_verdict_is_unsafe_when_one_of_its_passes_is(verdicts: list[Verdict]) -> None:
+    found = strictest(verdicts)
+    assert found.unsafe == any(verdict.unsafe for verdict in verdicts)
+    alike = [verdict for verdict in verdicts if verdict.unsafe == found.unsafe]
+    assert (found.p_unsafe or 0.0) == max(verdict.p_unsafe or 0.0 for verdict in alike)
+    assert set(found.categories) == {code for verdict in verdicts for code in verdict.categories}
+    assert found.passes == len(verdicts)
+    assert verdicts[found.decided].unsafe == found.unsafe
+    assert found.completion.prompt_tokens == 10 * len(verdicts)
+    assert found.completion.cached_tokens == 4 * len(verdicts)
+
+
+def test_categories_of_all_unsafe_passes_are_listed_each_with_its_highest_score() -> None:
+    found = strictest([passed(0.1), passed(0.8, "S1"), passed(0.9, "S10,S1"), passed(0.6, "S2")])
+    assert found.decided == 2
+    assert found.text == "unsafe\nS10,S1,S2"
+    assert found.category_scores is not None
+    assert [found.category_scores[code] for code in ("S1", "S2", "S10")] == pytest.approx([0.45, 0.3, 0.45])
+
+
+def test_a_safe_verdict_shows_the_scores_of_the_pass_that_is_most_in_doubt() -> None:
+    found = strictest([passed(0.1), passed(0.3), passed(0.2)])
+    assert (found.decided, found.p_unsafe, found.text) == (1, pytest.approx(0.3), "safe")
+
+
+def test_costs_of_all_passes_are_added_up() -> None:
+    assert strictest([passed(None, cost=0.25), passed(None, cost=0.5), passed(None)]).completion.cost == 0.75
+    assert strictest([passed(None), passed(None)]).completion.cost is None

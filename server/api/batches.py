@@ -62,9 +62,11 @@ class BatchRequest(WireModel):
 )
 async def create_batch(request: Request) -> JSONResponse:
     body = await read_body(request, BatchRequest)
+    handling = handling_of(request)
     batch = await _batches(request).create(
         owner(request),
-        never_remote=handling_of(request).never_remote,
+        never_remote=handling.never_remote,
+        finished_prompts=handling.finished_prompts,
         endpoint=body.endpoint,
         completion_window=body.completion_window,
         input_file_id=body.input_file_id,

@@ -5,10 +5,11 @@ because it could change one unseen, or because ignoring it would mislead. docs/a
 """
 
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -19,7 +20,7 @@ from server import metrics
 from server.answer import Answer, splits_an_answer, write
 from server.api import logprobs
 from server.api.body import read_body
-from server.api.content import ImageContent, Object, StringOrParts, StringOrStrings, WireModel, to_parts
+from server.api.content import IDENTIFIER, ImageContent, Object, StringOrParts, StringOrStrings, WireModel, to_parts
 from server.api.detail import verdict_detail
 from server.api.direct import DirectRoute, JSONReply
 from server.api.examples import CHAT_EXAMPLES, CHAT_RESPONSES, json_request
@@ -34,6 +35,8 @@ from server.errors import InvalidRequest
 from server.finished_prompt import FinishedPrompt
 from server.settings import Settings
 from server.verdict import Verdict
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/v1", tags=["chat"], route_class=DirectRoute)
 
@@ -135,30 +138,45 @@ class ChatMessage(WireModel):
         path = f"messages[{index}]"
         content = to_parts(self.content, f"{path}.content") if self.content is not None else ()
         images = to_parts(self.images or (), f"{path}.images")
-        said = filter(None, [self.refusal, *self._sources(), *self._calls()])
-        return (*map(TextPart, self._thoughts()), *content, *images, *map(TextPart, said))
+        said = (*self._asides(), *self._sources(), *self._calls())
+        thoughts = (TextPart(text, f"{path}.{field}") for field, text in self._thoughts())
+        return (*thoughts, *content, *images, *(TextPart(text, f"{path}.{field}") for field, text in said))
 
-    def _thoughts(self) -> Iterator[str]:
-        whole = "\n".join(filter(None, [self.reasoning, self.reasoning_content]))
+    def _thoughts(self) -> Iterator[tuple[str, str]]:
+        """Fields and their texts."""
+        whole = list(dict.fromkeys(filter(None, [self.reasoning, self.reasoning_content])))
         if whole:
-            yield whole
-        for detail in self.reasoning_details or ():
-            # OpenRouter says the same twice, as a whole and in parts.
-            yield from (part for part in (detail.text, detail.summary) if part and part not in whole)
+            yield "reasoning" if self.reasoning else "reasoning_content", "\n".join(whole)
+        details = [
+            (f"reasoning_details[{index}].{field}", text)
+            for index, detail in enumerate(self.reasoning_details or ())
+            for field, text in (("text", detail.text), ("summary", detail.summary))
+            if text and text not in whole
+        ]
+        # OpenRouter says the same twice, as a whole and in parts.
+        if "".join(text for _, text in details) not in whole:
+            yield from details
 
-    def _sources(self) -> Iterator[str]:
-        for annotation in self.annotations or ():
+    def _asides(self) -> Iterator[tuple[str, str]]:
+        """What stands beside the content: a refusal, and a name that is no mere identifier."""
+        if self.refusal:
+            yield "refusal", self.refusal
+        if self.name and IDENTIFIER.fullmatch(self.name) is None:
+            yield "name", self.name
+
+    def _sources(self) -> Iterator[tuple[str, str]]:
+        for index, annotation in enumerate(self.annotations or ()):
             cited = annotation.url_citation
-            yield " ".join(filter(None, [cited.title, cited.url, cited.content]))
+            yield f"annotations[{index}]", " ".join(filter(None, [cited.title, cited.url, cited.content]))
 
-    def _calls(self) -> Iterator[str]:
-        for call in self.tool_calls or ():
+    def _calls(self) -> Iterator[tuple[str, str]]:
+        for index, call in enumerate(self.tool_calls or ()):
             if isinstance(call, ToolCall):
-                yield f"{call.function.name}({call.function.arguments})"
+                yield f"tool_calls[{index}]", f"{call.function.name}({call.function.arguments})"
             else:
-                yield f"{call.custom.name}({call.custom.input})"
+                yield f"tool_calls[{index}]", f"{call.custom.name}({call.custom.input})"
         if self.function_call is not None:
-            yield f"{self.function_call.name}({self.function_call.arguments})"
+            yield "function_call", f"{self.function_call.name}({self.function_call.arguments})"
 
 
 # --- The request -----------------------------------------------------------------------------------------
@@ -272,23 +290,37 @@ async def complete(service: Service, body: ChatRequest, handling: Handling) -> R
     if body.provider is not None and body.provider.stricter_than(service.settings):
         handling = replace(handling, never_remote=True)
     model = body.model_in(service.names)
-    prompt = body.finished_prompt() if service.settings.finished_prompts else None
+    prompt = body.finished_prompt()
     if prompt is None:
         (verdict,) = await service.judge([body.conversation()], model=model, policy=body.policy, handling=handling)
         answer = write(verdict, max_tokens=body.token_limit, stop=body.stops)
         return Reply(_document(service, body, verdict, answer, verdict_detail(verdict)), [verdict])
 
-    options, codes = _options_of(prompt, body.policy, service)
+    trusted = handling.finished_prompts or service.settings.finished_prompts
+    options, codes = _options_of(prompt, body.policy, service) if trusted else (body.policy, {})
+    conversation = prompt.conversation if trusted else prompt.spoken
     try:
-        (verdict,) = await service.judge([prompt.conversation], model=model, policy=options, handling=handling)
+        (verdict,) = await service.judge([conversation], model=model, policy=options, handling=handling)
     except InvalidRequest as error:
         if error.param is not None and error.param.startswith("policy") and body.policy is None:
             error.param = "messages[0].content"  # what is wrong with the policy is wrong with the prompt
         raise
-    metrics.FINISHED_PROMPTS.inc()
+    metrics.FINISHED_PROMPTS.labels("prompt" if trusted else "server").inc()
+    if not trusted:
+        _warn_once()
     answer = write(verdict, codes=codes, max_tokens=body.token_limit, stop=body.stops)
-    detail = {**verdict_detail(verdict.under(codes)), "finished_prompt": True}
+    judged_by = "prompt_policy" if trusted else "server_policy"
+    detail = {**verdict_detail(verdict.under(codes)), "finished_prompt": judged_by}
     return Reply(_document(service, body, verdict, answer, detail), [verdict])
+
+
+@cache
+def _warn_once() -> None:
+    log.warning(
+        "A finished Guard prompt came from a caller without the right to choose what is asked: its categories are"
+        " ignored, and each of its messages is judged by this server's policy. To change that, give the caller a key"
+        " made with `keys create --finished-prompts`, or set GUARD_FINISHED_PROMPTS=true (docs/migrate.md)."
+    )
 
 
 def _options_of(

@@ -1,11 +1,15 @@
 """Content as OpenAI's endpoints spell it: strings, text parts and image parts."""
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from server.conversation import ImagePart, Part, TextPart
+
+IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+"""A speaker's or a function's name that says nothing else. Any other `name` is a text, and judged."""
 
 
 class WireModel(BaseModel):
@@ -75,12 +79,12 @@ StringOrStringsOrParts = Annotated[String | Strings | Parts, Discriminator(_kind
 
 
 def to_parts(content: str | Sequence[TextContent | ImageContent | RefusalContent], param: str) -> tuple[Part, ...]:
-    """The parts of a conversation; `param` is the path of `content` in the request, for errors about its images."""
+    """The parts of a conversation; `param` is the path of `content` in the request: errors and verdicts name it."""
     if isinstance(content, str):
-        return (TextPart(content),)
+        return (TextPart(content, param),)
     return tuple(
         ImagePart(part.image_url.url, param=f"{param}[{index}].image_url.url")
         if isinstance(part, ImageContent)
-        else TextPart(part.text if isinstance(part, TextContent) else part.refusal)
+        else TextPart(part.text if isinstance(part, TextContent) else part.refusal, f"{param}[{index}].{part.type}")
         for index, part in enumerate(content)
     )

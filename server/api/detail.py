@@ -7,7 +7,7 @@ from server.verdict import Verdict
 
 def verdict_detail(verdict: Verdict) -> dict[str, Any]:
     """Scores and provenance of one verdict. Probabilities are 0 to 1, durations seconds."""
-    completion = verdict.completion
+    completion, about = verdict.completion, verdict.about
     return {
         "verdict": "unsafe" if verdict.unsafe else "safe",
         "p_unsafe": verdict.p_unsafe,
@@ -21,6 +21,9 @@ def verdict_detail(verdict: Verdict) -> dict[str, Any]:
         "raw_text": completion.text,
         "finish_reason": completion.finish_reason,
         "model": completion.model,
+        "passes": verdict.passes,
+        "about": None if about is None else {"text": about.param, "message": about.message},
+        "lookalikes": verdict.lookalikes,
         "backend": completion.backend,
         "cache": verdict.cache,
         "provider": completion.provider,

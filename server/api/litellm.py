@@ -1,27 +1,30 @@
 """POST /beta/litellm_basic_guardrail_api: the door through which a LiteLLM proxy asks about a request or a response.
 
 LiteLLM takes the answer NONE for "all that I sent was checked". So all of it is judged: each turn of the conversation
-as the last one of what came before it, and every text, image and tool call that is in no turn. What cannot be judged is
-an HTTP error, by which LiteLLM blocks unless its operator told it to go on.
+as the last one of what came before it, and every text, image and tool call that is in no turn. More of them than one
+request may ask about are joined, never left out. What cannot be judged is an HTTP error, by which LiteLLM blocks unless
+its operator told it to go on.
 """
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from server.api.content import WireModel
+from server.api.content import IDENTIFIER, WireModel
 from server.api.detail import verdict_detail
 from server.api.direct import DirectRoute, JSONReply
 from server.api.examples import LITELLM_EXAMPLES, LITELLM_RESPONSES, json_request
 from server.api.policy import PolicyOptions
 from server.api.service import Endpoint, Reply, Service
 from server.caller import Handling
-from server.conversation import ROLES, Conversation, ImagePart, Message, Part, Role, TextPart
+from server.conversation import ROLES, Conversation, ImagePart, Message, Part, Role, TextPart, Turn, says_something
 from server.errors import InvalidRequest, NothingToJudge
+from server.passes import MAX_PASSES, in_one_message, passes_of
 from server.verdict import Verdict
 
 router = APIRouter(tags=["LiteLLM"], route_class=DirectRoute)
@@ -83,11 +86,7 @@ class GuardrailRequest(WireModel):
 
 
 async def guard(service: Service, body: GuardrailRequest, handling: Handling) -> Reply:
-    conversations = list(_conversations(body))
-    if not conversations:
-        raise NothingToJudge("There is neither text nor an image to judge.", param="texts")
-    if len(conversations) > service.settings.max_list:
-        raise InvalidRequest(f"A request may hold at most {service.settings.max_list} texts.", param="texts")
+    conversations = _conversations(body, service.settings.max_list)
     parameters = body.additional_provider_specific_params
     policy = None if parameters is None else parameters.policy
     verdicts = await service.judge(conversations, model=None, policy=policy, handling=handling)
@@ -125,54 +124,84 @@ def _reason(unsafe: Sequence[Verdict]) -> str:
 # --- What is judged --------------------------------------------------------------------------------------
 
 
-def _conversations(body: GuardrailRequest) -> Iterator[Conversation]:
-    """Every turn as the last one of its conversation, then whatever stands in none."""
+_SPEAKERS = {Role.USER: "user", Role.AGENT: "assistant"}
+
+RECENT_TURNS = 16
+"""Turns that are judged one by one in a request that holds more than MAX_PASSES texts."""
+
+GROUPS = (MAX_PASSES - RECENT_TURNS) // 4
+"""Messages into which a speaker's earlier turns are joined then, and as many for what stands in no turn."""
+
+
+def _conversations(body: GuardrailRequest, most: int) -> list[Conversation]:
+    """What is judged: no more than MAX_PASSES prompts ask about all of it.
+
+    Raises NothingToJudge, and InvalidRequest for more than `most` turns and texts.
+    """
     messages = [_message(message, index) for index, message in enumerate(body.structured_messages or ())]
-    yield from _each_turn(messages)
+    kept = [message for message in messages if _says_something(message.parts)]
+    turns = Conversation.from_messages(kept).turns if kept else ()
+    context, others = _in_no_turn(body, messages)
+    if not turns and not others:
+        raise NothingToJudge("There is neither text nor an image to judge.", param="texts")
+    if len(turns) + len(others) > most:
+        raise InvalidRequest(f"A request may hold at most {most} texts.", param="texts")
+    first, joined = 0, list[Message]()
+    if len(turns) + len(others) > MAX_PASSES:
+        first = max(0, len(turns) - RECENT_TURNS)
+        said = [Message(_SPEAKERS[turn.role], _asked_about(turn)) for turn in turns[:first] if turn.parts]
+        joined = [group for speaker in _SPEAKERS.values() for group in _in_groups(said, speaker)]
+        others = [group for speaker in _SPEAKERS.values() for group in _in_groups(others, speaker)]
+    conversations = [Conversation.from_messages([message]) for message in joined]
+    conversations += [Conversation(turns[: end + 1]) for end in range(first, len(turns)) if turns[end].parts]
+    conversations += [Conversation.from_messages([*context, message]) for message in others]
+    if sum(len(passes_of(one).passes) for one in conversations) > MAX_PASSES:
+        return [in_one_message(one) for one in conversations]
+    return conversations
+
+
+def _asked_about(turn: Turn) -> tuple[Part, ...]:
+    """The parts of a turn. An operator's that stand alone are no context, and must not become it among others."""
+    alone = all(part.operator for part in turn.parts)
+    return tuple(replace(part, operator=False) for part in turn.parts) if alone else turn.parts
+
+
+def _in_groups(messages: Sequence[Message], speaker: str) -> Iterator[Message]:
+    """What `speaker` says in `messages`, neighbours together, as at most GROUPS messages of about the same length."""
+    said = [message.parts for message in messages if message.role == speaker]
+    size = -(-len(said) // GROUPS)
+    for start in range(0, len(said), size or 1):
+        yield Message(speaker, tuple(part for parts in said[start : start + size] for part in parts))
+
+
+def _in_no_turn(body: GuardrailRequest, messages: Sequence[Message]) -> tuple[Sequence[Message], list[Message]]:
+    """What is judged beside the turns of `messages`, and the messages that are its context."""
     # The same words as an answer to something else were judged as something else.
     known = messages if body.input_type == "request" else _last_answer(messages)
     said = {part.text for message in known for part in message.parts if isinstance(part, TextPart)}
     shown = {_payload(part.url) for message in known for part in message.parts if isinstance(part, ImagePart)}
-    texts = [TextPart(text) for text in body.texts or () if text not in said]
+    texts = [TextPart(text, f"texts[{index}]") for index, text in enumerate(body.texts or ()) if text not in said]
     images = [
         ImagePart(_url(image), f"images[{index}]")
         for index, image in enumerate(body.images or ())
         if _payload(image) not in shown
     ]
-    calls = [TextPart(text) for text in map(_call, body.tool_calls or ()) if text not in said]
+    calls = [TextPart(_call(call), f"tool_calls[{index}]") for index, call in enumerate(body.tool_calls or ())]
     speaker = "user" if body.input_type == "request" else "assistant"
     # What an assistant answers is judged as an answer to what was asked.
     context = [] if body.input_type == "request" else messages
-    if images:
-        yield from _last_turn([*context, Message(speaker, (*texts, *images))])
-    else:
-        for text in texts:
-            yield from _last_turn([*context, Message(speaker, (text,))])
-    yield from _last_turn([*context, Message("assistant", tuple(calls))])
+    found = [Message(speaker, (*texts, *images))] if images else [Message(speaker, (text,)) for text in texts]
+    found.append(Message("assistant", tuple(call for call in calls if call.text not in said)))
+    return context, [message for message in found if _says_something(message.parts)]
 
 
 def _last_answer(messages: Sequence[Message]) -> Sequence[Message]:
-    """What the assistant says at the end, which `_each_turn` has judged as the answer that it is."""
+    """What the assistant says at the end, which is judged as the answer that it is."""
     return list(takewhile(lambda message: ROLES[message.role] is Role.AGENT, reversed(messages)))
 
 
-def _each_turn(messages: Sequence[Message]) -> Iterator[Conversation]:
-    kept = [message for message in messages if _says_something(message.parts)]
-    if not kept:
-        return
-    turns = Conversation.from_messages(kept).turns
-    for end, turn in enumerate(turns, 1):
-        if _says_something(turn.parts):
-            yield Conversation(turns[:end])
-
-
-def _last_turn(messages: Sequence[Message]) -> Iterator[Conversation]:
-    if _says_something(messages[-1].parts):
-        yield Conversation.from_messages(messages)
-
-
 def _says_something(parts: Iterable[Part]) -> bool:
-    return any(isinstance(part, ImagePart) or part.text.strip() for part in parts)
+    return any(isinstance(part, ImagePart) or says_something(part.text) for part in parts)
 
 
 # --- Messages as LiteLLM passes them on ------------------------------------------------------------------
@@ -182,19 +211,22 @@ def _message(message: dict[str, Any], index: int) -> Message:
     """A message of any provider that LiteLLM speaks to. Raises InvalidRequest for what cannot be judged."""
     path = f"structured_messages[{index}]"
     role, parts = message.get("role"), list[Part]()
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise InvalidRequest(f"Unknown role. Known roles are: {', '.join(ROLES)}.", param=f"{path}.role")
     for key, value in message.items():
+        field = f"{path}.{key}"
         match key, value:
             case "content", list():
                 for position, part in enumerate(value):
-                    parts += _part(part, f"{path}.content[{position}]")
+                    parts += _part(part, f"{field}[{position}]")
             case "tool_calls", list():
-                parts += [TextPart(_call(call)) for call in value]
+                parts += [TextPart(_call(call), f"{field}[{position}]") for position, call in enumerate(value)]
             case "function_call", dict():
-                parts.append(TextPart(_call({"function": value})))
+                parts.append(TextPart(_call({"function": value}), field))
+            case "name", str():
+                parts += [TextPart(value, field)] if IDENTIFIER.fullmatch(value) is None else []
             case _ if key not in NO_WORDS:
-                parts += [TextPart(words) for words in _words(value)]
+                parts += [TextPart(words, field) for words in _words(value)]
     return Message(role, tuple(parts))
 
 
@@ -203,9 +235,9 @@ def _part(part: Any, path: str) -> Iterator[Part]:
     if not isinstance(kind, str):
         raise InvalidRequest("A content part is an object with a type.", param=path)
     if kind in TEXT_KEYS and isinstance(words := part.get(TEXT_KEYS[kind]), str):
-        yield TextPart(words)
+        yield TextPart(words, f"{path}.{TEXT_KEYS[kind]}")
         beside = {key: value for key, value in part.items() if key != TEXT_KEYS[kind]}
-        yield from map(TextPart, _words(beside))
+        yield from (TextPart(words, path) for words in _words(beside))
     elif kind in IMAGE_KINDS:
         image = part.get("image_url")
         url = image.get("url") if isinstance(image, dict) else image

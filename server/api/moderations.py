@@ -109,12 +109,14 @@ async def create_moderation(request: Request) -> JSONReply:
 def _conversations(input_: Input, max_list: int) -> list[Conversation]:
     """One conversation for each result: a list of strings is judged one by one, parts are judged together."""
     if isinstance(input_, str):
-        return [_conversation((TextPart(input_),), "input")]
+        return [_conversation((TextPart(input_, "input"),), "input")]
     texts = [item for item in input_ if isinstance(item, str)]
     if len(texts) > max_list:
         raise InvalidRequest(f"A list may hold at most {max_list} items.", param="input")
     if texts:
-        return [_conversation((TextPart(text),), f"input[{index}]") for index, text in enumerate(texts)]
+        return [
+            _conversation((TextPart(text, f"input[{index}]"),), f"input[{index}]") for index, text in enumerate(texts)
+        ]
     parts = to_parts([item for item in input_ if not isinstance(item, str)], "input")
     return [_conversation(parts, "input")]
 
@@ -166,5 +168,5 @@ def _categories(taxonomy: Taxonomy) -> tuple[tuple[str, str, str], ...]:
 
 
 def _input_types(conversation: Conversation) -> list[str]:
-    has_text = any(text.strip() for turn in conversation.turns for text in turn.texts)
+    has_text = any(turn.texts for turn in conversation.turns)
     return [kind for kind, present in (("text", has_text), ("image", bool(conversation.images))) if present]

@@ -62,11 +62,11 @@ class InputText(WireModel):
     prompt_cache_breakpoint: Object | None = Field(None, description="Accepted and ignored.")
 
     def parts(self, param: str) -> Iterator[Part]:
-        yield TextPart(self.text)
-        for annotation in self.annotations or ():
+        yield TextPart(self.text, f"{param}.text")
+        for index, annotation in enumerate(self.annotations or ()):
             named = (annotation.title, annotation.url, annotation.filename)
             if source := " ".join(filter(None, named)):
-                yield TextPart(source)
+                yield TextPart(source, f"{param}.annotations[{index}]")
 
 
 class InputImage(WireModel):
@@ -85,7 +85,7 @@ class InputRefusal(WireModel):
     refusal: str
 
     def parts(self, param: str) -> Iterator[Part]:
-        yield TextPart(self.refusal)
+        yield TextPart(self.refusal, f"{param}.refusal")
 
 
 def _content_kind(value: Any) -> str | None:
@@ -132,7 +132,7 @@ class FunctionCallItem(_Item):
     arguments: str
 
     def message(self, param: str) -> Message:
-        return Message("assistant", (TextPart(f"{self.name}({self.arguments})"),))
+        return Message("assistant", (TextPart(f"{self.name}({self.arguments})", param),))
 
 
 class CustomCallItem(_Item):
@@ -141,7 +141,7 @@ class CustomCallItem(_Item):
     input: str
 
     def message(self, param: str) -> Message:
-        return Message("assistant", (TextPart(f"{self.name}({self.input})"),))
+        return Message("assistant", (TextPart(f"{self.name}({self.input})", param),))
 
 
 class CallOutputItem(_Item):
@@ -207,7 +207,7 @@ StringOrItems = Annotated[
 
 def _parts(content: "str | list[InputText | InputImage | InputRefusal]", param: str) -> tuple[Part, ...]:
     if isinstance(content, str):
-        return (TextPart(content),)
+        return (TextPart(content, param),)
     return tuple(said for index, part in enumerate(content) for said in part.parts(f"{param}[{index}]"))
 
 
@@ -267,12 +267,12 @@ class ResponsesRequest(IgnoredResponseOptions):
     def to_conversation(self) -> Conversation:
         """The instructions and the input. Raises NothingToJudge."""
         if isinstance(self.input, str):
-            said = [Message("user", (TextPart(self.input),))]
+            said = [Message("user", (TextPart(self.input, "input"),))]
         else:
             said = [item.message(f"input[{index}]") for index, item in enumerate(self.input)]
         if not said:
             raise NothingToJudge("There is no input to judge.", param="input")
-        told = [Message("system", (TextPart(self.instructions),))] if self.instructions else []
+        told = [Message("system", (TextPart(self.instructions, "instructions"),))] if self.instructions else []
         return Conversation.from_messages([*told, *said])
 
 

@@ -97,4 +97,8 @@ def handling_of(request: Request) -> Handling:
     stays = any(value.strip().lower() not in (b"", b"0", b"false", b"no") for value in said)
     if caller is ANYONE and not stays:
         return ORDINARY
-    return Handling(tenant=caller.id, never_remote=caller.never_remote or stays)
+    return Handling(
+        tenant=caller.id,
+        never_remote=caller.never_remote or stays,
+        finished_prompts=caller.finished_prompts,
+    )

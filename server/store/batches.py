@@ -56,6 +56,7 @@ class Batch:
     id: str
     owner: str
     never_remote: bool
+    finished_prompts: bool
     model: str | None
     endpoint: str
     completion_window: str
@@ -109,6 +110,7 @@ class Batches:
         owner: str,
         *,
         never_remote: bool,
+        finished_prompts: bool,
         endpoint: str,
         completion_window: str,
         input_file_id: str,
@@ -129,6 +131,7 @@ class Batches:
                 id=new_id(Kind.BATCH),
                 owner=owner,
                 never_remote=never_remote,
+                finished_prompts=finished_prompts,
                 endpoint=endpoint,
                 completion_window=completion_window,
                 input_file_id=file.id,

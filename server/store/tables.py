@@ -15,6 +15,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
 )
 
 metadata = MetaData(
@@ -38,6 +39,8 @@ api_keys = Table(
     # Comma-separated.
     Column("scopes", String(100), nullable=False),
     Column("never_remote", Boolean, nullable=False),
+    # Whether Guard prompts that the holder finished choose their categories and what is judged.
+    Column("finished_prompts", Boolean, nullable=False, server_default=false()),
     Column("requests_per_minute", Integer),
     Column("tokens_per_minute", Integer),
     Column("created_at", BigInteger, nullable=False),
@@ -73,6 +76,8 @@ batches = Table(
     Column("owner", String(40), nullable=False, index=True),
     # What the owner's key or the request said when the batch was made: nothing of it may leave this machine.
     Column("never_remote", Boolean, nullable=False),
+    # What the owner's key said of finished Guard prompts then.
+    Column("finished_prompts", Boolean, nullable=False, server_default=false()),
     # The id of the model, once its lines are being judged.
     Column("model", String(200)),
     Column("endpoint", String(100), nullable=False),

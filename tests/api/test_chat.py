@@ -318,10 +318,11 @@ async def test_nothing_that_a_message_says_escapes(client: httpx.AsyncClient, ba
         {"role": "tool", "tool_call_id": "call_1", "content": [text("found"), text("this")]},
         {"role": "assistant", "content": "Well.", "refusal": "I will not say."},
     )
-    assert backend.texts == [
+    assert backend.texts[0] == (
         'User: look it up / Agent: search({"q": "bomb"}) + search({"q": "bomb"})'
-        " / User: found + this / Agent: Well. + I will not say."
-    ]
+        " / User: found + this / Agent: Well.\n\nI will not say."
+    )
+    assert backend.asked[1:] == ["Well.", "I will not say."]
 
 
 async def test_a_tool_call_alone_can_be_judged(client: httpx.AsyncClient, backend: FakeBackend) -> None:
@@ -371,12 +372,10 @@ async def test_what_an_assistant_thought_drew_and_cited_is_judged_too(
             "function_call": {"name": "f", "arguments": "{}"},
         },
     )
-    (case,) = backend.cases
-    assert backend.texts == [
-        "User: how do I build a bomb?"
-        " / Agent: Hmm. + Thought hard. + Look. + Bread https://example.org + run(ls) + f({})"
-    ]
-    assert len(case.images) == 1
+    said = ["Hmm.", "Thought hard.", "Look.", "Bread https://example.org", "run(ls)", "f({})"]
+    assert backend.texts[0] == "User: how do I build a bomb? / Agent: " + "\n\n".join(said)
+    assert backend.asked[1:] == said
+    assert {len(case.images) for case in backend.cases} == {1}
 
 
 async def test_reasoning_without_an_answer_can_be_judged(client: httpx.AsyncClient, backend: FakeBackend) -> None:
@@ -388,7 +387,8 @@ async def test_reasoning_without_an_answer_can_be_judged(client: httpx.AsyncClie
 async def test_a_refusal_among_the_parts_is_a_text(client: httpx.AsyncClient, backend: FakeBackend) -> None:
     parts = [{**text("Well."), "cache_control": {"type": "ephemeral"}}, {"type": "refusal", "refusal": "No bomb."}]
     await complete(client, USER, {"role": "assistant", "content": parts})
-    assert backend.texts == ["User: how do I build a bomb? / Agent: Well. + No bomb."]
+    assert backend.texts[0] == "User: how do I build a bomb? / Agent: Well.\n\nNo bomb."
+    assert backend.asked[1:] == ["Well.", "No bomb."]
 
 
 async def test_a_policy_counts_for_one_request(client: httpx.AsyncClient, backend: FakeBackend) -> None:

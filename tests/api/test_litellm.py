@@ -136,7 +136,7 @@ async def test_an_answer_that_stands_in_the_conversation_is_judged_once(
 ) -> None:
     messages = [user("bread?"), assistant("one"), assistant("two")]
     await guard(client, "response", texts=["one", "two"], structured_messages=messages)
-    assert sorted(backend.texts) == ["User: bread?", "User: bread? / Agent: one + two"]
+    assert sorted(backend.asked) == ["bread?", "one", "one\n\ntwo", "two"]
 
 
 @pytest.mark.parametrize(
@@ -150,8 +150,8 @@ async def test_an_answer_that_stands_in_the_conversation_is_judged_once(
 async def test_what_stands_beside_a_text_is_judged(
     client: httpx.AsyncClient, backend: FakeBackend, beside: dict[str, Any]
 ) -> None:
-    body = await guard(client, texts=["hello"], structured_messages=[user([{**text("hello"), **beside}])])
-    assert backend.texts == ["User: hello + a bomb"]
+    body = await guard(client, texts=["bread"], structured_messages=[user([{**text("bread"), **beside}])])
+    assert backend.asked == ["bread\n\na bomb", "bread", "a bomb"]
     assert body["action"] == "BLOCKED"
 
 
@@ -192,7 +192,11 @@ async def test_messages_of_other_providers(client: httpx.AsyncClient, backend: F
     ]
     await guard(client, structured_messages=messages)
     whole = max(backend.texts, key=len)
-    assert whole == "User: kind + hello / Agent: aloud + said + aloud + short + f({}) / User: saw"
+    assert whole.startswith("User: kind")
+    assert [text for text in backend.asked if "\n" not in text] == [
+        *("hello", "aloud", "said", "aloud", "short", "f({})", "saw"),
+    ]
+    assert [text for text in backend.asked if "\n" in text] == ["aloud\n\nsaid\n\naloud\n\nshort\n\nf({})"]
 
 
 async def test_metadata_of_the_call_is_not_judged(client: httpx.AsyncClient, backend: FakeBackend) -> None:

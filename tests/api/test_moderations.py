@@ -198,8 +198,9 @@ async def test_parts_give_one_joint_result(client: httpx.AsyncClient, backend: F
     body = await moderate(client, parts)
     assert len(body["results"]) == 1
     assert body["results"][0]["flagged"] is True
-    assert backend.texts == ["User: a + a bomb"]
-    (case,) = backend.cases
+    assert backend.asked == ["a\n\na bomb", "a", "a bomb"]
+    case = backend.cases[0]
+    assert {len(each.images) for each in backend.cases} == {3}
     assert [(shown.size, shown.getpixel((0, 0))) for shown in case.images] == [
         ((8, 8), (255, 0, 0)),
         ((16, 16), (0, 0, 255)),

@@ -149,6 +149,7 @@ async def test_counts_move_with_what_happens(client: httpx.AsyncClient, backend:
         "guard_verdicts_total backend=fake judged=user verdict=unsafe": 1,
         "guard_verdict_categories_total category=S1": 2,
         "guard_verdict_categories_total category=S9": 2,
+        "guard_passes_total": 4,
         "guard_verdict_seconds_count": 4,
         "guard_engine_queue_seconds_count": 4,
         "guard_tokens_total kind=prompt": 813,

@@ -145,10 +145,11 @@ async def test_items_of_every_kind_that_says_something_are_judged(
         ],
         instructions="Be kind.",
     )  # fmt: skip
-    assert backend.texts == [
+    assert backend.texts[0] == (
         'User: Be kind. + look it up / Agent: Hmm. + search({"q": "bread"}) / User: found / Agent: run(ls)'
-        " / User: files / Agent: Bread. + Bread https://example.org + No."
-    ]
+        " / User: files / Agent: Bread.\n\nBread https://example.org\n\nNo."
+    )
+    assert backend.asked[1:] == ["Bread.", "Bread https://example.org", "No."]
     assert backend.cases[0].conversation.judged is Role.AGENT
 
 
@@ -173,7 +174,8 @@ async def test_what_an_annotation_names_is_judged(
 ) -> None:
     content = [{"type": "output_text", "text": "Bread.", "annotations": [annotation]}]
     body = await respond(client, [{"role": "user", "content": "hi"}, {"role": "assistant", "content": content}])
-    assert backend.texts == [f"User: hi / Agent: Bread. + {words}"]
+    assert backend.texts[0] == f"User: hi / Agent: Bread.\n\n{words}"
+    assert backend.asked[1:] == ["Bread.", words]
     assert body["output_text"] == "unsafe\nS1,S9"
 
 

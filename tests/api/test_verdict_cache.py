@@ -114,6 +114,7 @@ async def test_hits_and_joins_are_counted_and_the_engine_knows_nothing_of_them(c
         "guard_verdicts_total backend=fake judged=user verdict=safe": 2,
         "guard_verdict_categories_total category=S1": 1,
         "guard_verdict_categories_total category=S9": 1,
+        "guard_passes_total": 1,
         "guard_verdict_seconds_count": 1,
         "guard_engine_queue_seconds_count": 1,
         "guard_tokens_total kind=prompt": 202,

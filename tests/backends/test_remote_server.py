@@ -135,13 +135,22 @@ async def test_what_may_not_leave_is_refused(remote: ScriptedOpenRouter) -> None
     async with remote_only(remote) as (client, _):
         for fields in (
             {"words": "x", "headers": {"x-guard-never-remote": "1"}},
-            {"words": "x <|eot|>"},
             {"words": "x", "policy": {"threshold": 0.3}},
             {"words": "x", "policy": {"excluded_categories": ["S5"]}},
             {"words": "x", "policy": {"categories": {"S1": "Spoilers."}}},
         ):
             error_of(await judged(client, **fields), 400, code="remote_refused", type="invalid_request_error")
     assert remote.calls == []
+
+
+async def test_what_leaves_spells_no_control_token(remote: ScriptedOpenRouter) -> None:
+    """A provider's tokenizer may take it for a real one."""
+    async with remote_only(remote) as (client, _):
+        response = await judged(client, "x <|eot|> y")
+        assert response.json()["results"][0]["guard"]["lookalikes"] == 2
+    sent = [message["content"] for call in remote.calls for message in json.loads(call.body)["messages"]]
+    assert "x ‹|eot|› y" in sent
+    assert not any("<|eot|>" in call.body.decode() for call in remote.calls)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +246,6 @@ async def test_a_dead_engine_is_carried_and_the_monitors_see_it(remote: Scripted
             assert after[name] - before.get(name, 0) == pytest.approx(moved)
         assert len(remote.calls) == 1
         error_of(await judged(client, "x", headers={"x-guard-never-remote": "yes"}), 503, code="engine_unavailable")
-        error_of(await judged(client, "x <|eot|>"), 503, code="engine_unavailable")
         error_of(await judged(client, "x", policy={"threshold": 0.3}), 503, code="engine_unavailable")
         assert len(remote.calls) == 1
 

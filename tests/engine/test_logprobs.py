@@ -148,11 +148,7 @@ def test_a_cut_list_still_tells_the_verdict(sdk):
 
 def test_finished_prompts_get_the_verdict_that_their_messages_would_get(sdk):
     for text, unsafe in ((SAFE, False), (UNSAFE, True)):
-        plain = sdk.chat.completions.create(
-            model="llama-guard",
-            messages=[{"role": "user", "content": text}],
-            extra_body={"policy": {"excluded_categories": ["S14"]}},
-        )
+        plain = sdk.chat.completions.create(model="llama-guard", messages=[{"role": "user", "content": text}])
         finished = sdk.chat.completions.create(
             model="llama-guard", messages=[{"role": "user", "content": ogx(("user", text))}]
         )
@@ -161,5 +157,5 @@ def test_finished_prompts_get_the_verdict_that_their_messages_would_get(sdk):
         assert finished.guard["p_unsafe"] == pytest.approx(plain.guard["p_unsafe"], abs=1e-4)
         assert (finished.guard["verdict"] == "unsafe") is unsafe
     reply = sdk.chat.completions.create(model="llama-guard", messages=[{"role": "user", "content": nemo(UNSAFE)}])
-    assert set(reply.guard["category_scores"]) == {"O1", "O2"}
-    assert set(reply.guard["categories"]) <= {"O1", "O2"}
+    assert reply.choices[0].message.content.startswith("unsafe\nS")
+    assert reply.guard["finished_prompt"] == "server_policy"

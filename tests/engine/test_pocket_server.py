@@ -15,6 +15,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from server.conversation import Conversation, TextPart
+from server.passes import passes_of
 from server.profile import load_profile
 from server.prompt import Prompt
 from server.tokenizer import PromptTokenizer
@@ -138,8 +139,10 @@ def test_control_tokens_change_nothing_but_their_own_text(client):
     taxonomy = load_profile("pocket").taxonomy
     for words in (forged, f"{UNSAFE_TEXT} {forged}", f"{forged} {UNSAFE_TEXT}"):
         guard = moderate(client, words)["guard"]
-        ids = Prompt.render(Conversation.from_user(TextPart(words)), taxonomy).token_ids(_tokenizer())
-        assert guard["usage"]["prompt_tokens"] == len(ids)
+        passes = passes_of(Conversation.from_user(TextPart(words))).passes
+        prompts = [Prompt.render(one.conversation, taxonomy).token_ids(_tokenizer()) for one in passes]
+        assert guard["usage"]["prompt_tokens"] == sum(map(len, prompts))
+        assert guard["passes"] == len(prompts)
         assert guard["usage"]["images"] == 0
 
 

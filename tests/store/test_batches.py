@@ -30,6 +30,7 @@ class Store:
         file = await add(self.files, b"{}\n", owner=owner)
         options = {
             "never_remote": False,
+            "finished_prompts": False,
             "endpoint": "/v1/moderations",
             "completion_window": "24h",
             "input_file_id": file.id,
@@ -65,9 +66,12 @@ def result(line: int, failed: bool = False) -> LineResult:
 
 
 async def test_what_was_asked_for_comes_back(store: Store) -> None:
-    made = await store.make(never_remote=True, output_expires_after=7200, metadata={"für": "\0 alles"})
+    made = await store.make(
+        never_remote=True, finished_prompts=True, output_expires_after=7200, metadata={"für": "\0 alles"}
+    )
     assert await store.batches.get("anna", made.id) == made
-    assert (made.status, made.never_remote, made.metadata) == (Status.VALIDATING, True, {"für": "\0 alles"})
+    assert (made.status, made.metadata) == (Status.VALIDATING, {"für": "\0 alles"})
+    assert (made.never_remote, made.finished_prompts) == (True, True)
     assert made.expires_at - made.created_at == WINDOW_S == 86_400
 
 

@@ -16,6 +16,7 @@ from sqlalchemy.engine import make_url
 
 from server.errors import StoreUnavailable
 from server.store.database import Database, DatabaseError
+from server.store.keys import list_all
 from server.store.tables import files, metadata
 from tests.conftest import PostgreSQL
 from tests.store.conftest import make_read_only
@@ -30,6 +31,30 @@ async def test_the_migrations_make_what_the_tables_say(database: Database) -> No
             lambda sync: compare_metadata(MigrationContext.configure(sync, opts={"compare_type": True}), metadata)
         )
     assert differences == []
+
+
+async def test_a_database_of_the_first_release_is_brought_up_to_date(database_url: str) -> None:
+    """Keys and batches that were there keep everything, and get no new right."""
+    database = Database(database_url)
+    await database.open()
+    assert database._engine is not None
+    async with database._engine.begin() as connection:
+        for table in ("api_keys", "batches"):
+            await connection.execute(text(f"ALTER TABLE {table} DROP COLUMN finished_prompts"))
+        await connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+        await connection.execute(
+            text(
+                "INSERT INTO api_keys (id, prefix, digest, name, scopes, never_remote, created_at)"
+                " VALUES ('key_1', 'p', :digest, 'old', 'moderate', true, 1)"
+            ),
+            {"digest": b"d" * 32},
+        )
+    await database.close()
+    upgraded = Database(database_url)
+    await upgraded.open()
+    (key,) = await list_all(upgraded)
+    assert (key.name, key.caller.never_remote, key.caller.finished_prompts) == ("old", True, False)
+    await upgraded.close()
 
 
 async def test_what_was_committed_is_there_for_the_next_one_who_opens(database_url: str) -> None:

@@ -174,6 +174,7 @@ async def test_a_file_that_a_batch_reads_stays(database: Database) -> None:
     batch = await batches.create(
         "anna",
         never_remote=False,
+        finished_prompts=False,
         endpoint="/v1/moderations",
         completion_window="24h",
         input_file_id=file.id,
@@ -199,6 +200,7 @@ async def test_a_file_is_deleted_or_its_batch_is_made_but_never_both(database: D
             batches.create(
                 "anna",
                 never_remote=False,
+                finished_prompts=False,
                 endpoint="/v1/moderations",
                 completion_window="24h",
                 input_file_id=file.id,

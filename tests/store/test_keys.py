@@ -79,6 +79,7 @@ async def test_a_key_is_listed_as_it_was_made(database: Database) -> None:
         "full ✓",
         scopes=[Scope.ADMIN, Scope.BATCH],
         never_remote=True,
+        finished_prompts=True,
         requests_per_minute=2**31 - 1,
         tokens_per_minute=7,
         expires_at=expires_at,
@@ -86,7 +87,7 @@ async def test_a_key_is_listed_as_it_was_made(database: Database) -> None:
     listed = {key.id: key for key in await list_all(database)}
     assert listed == {plain.id: plain, full.id: full}
     assert plain.caller == Caller(plain.id, frozenset({Scope.MODERATE}))
-    assert full.caller == Caller(full.id, frozenset({Scope.ADMIN, Scope.BATCH}), True, 2**31 - 1, 7)
+    assert full.caller == Caller(full.id, frozenset({Scope.ADMIN, Scope.BATCH}), True, True, 2**31 - 1, 7)
     assert (full.name, full.expires_at, full.revoked_at) == ("full ✓", expires_at, None)
 
 

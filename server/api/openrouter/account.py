@@ -55,6 +55,7 @@ async def get_key(request: Request) -> dict[str, Any]:
             "guard": {
                 "scopes": sorted(caller.scopes),
                 "never_remote": caller.never_remote,
+                "finished_prompts": caller.finished_prompts,
                 "requests_per_minute": caller.requests_per_minute,
                 "tokens_per_minute": caller.tokens_per_minute,
             },

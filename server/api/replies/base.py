@@ -41,6 +41,11 @@ class GuardTiming(ReplyModel):
     computed: Seconds
 
 
+class GuardAbout(ReplyModel):
+    text: Annotated[str, Field(description="The field of the request that held it.")]
+    message: Annotated[int, Field(ge=1)] | None
+
+
 class Guard(ReplyModel):
     """The native verdict. Without probabilities the scores are null, and `no_scores` says why."""
 
@@ -56,10 +61,16 @@ class Guard(ReplyModel):
     raw_text: str
     finish_reason: Literal["stop"]
     model: str
+    passes: Annotated[int, Field(ge=1, description="Prompts that were asked; the strictest verdict is told.")]
+    about: GuardAbout | None = Field(description="The text that decided it; null for the whole message to judge.")
+    lookalikes: Annotated[
+        int,
+        Field(ge=0, description="Messages that the texts could be read as; 0 where none holds a conversation's marks."),
+    ]
     backend: str
     cache: Literal["hit", "joined"] | None
     provider: str | None
     cost: float | None
     usage: GuardUsage
     timing: GuardTiming
-    finished_prompt: Literal[True] = ABSENT
+    finished_prompt: Literal["prompt_policy", "server_policy"] = ABSENT

@@ -281,6 +281,7 @@ class KeyGuard(ReplyModel):
 
     scopes: list[Scope]
     never_remote: bool
+    finished_prompts: bool
     requests_per_minute: Count | None
     tokens_per_minute: Count | None
 

@@ -8,6 +8,8 @@ import base64
 import io
 import json
 import re
+from collections.abc import Iterable
+from itertools import groupby
 from typing import Any
 
 from server.backends.base import Case
@@ -50,18 +52,22 @@ def body_of(case: Case, settings: Settings) -> bytes:
     """The JSON of a chat request."""
     pictures = iter(case.images)
 
-    def content(turn: Turn) -> str | list[dict[str, Any]]:
-        # Images first, as in the prompt of the local engine.
-        images = [_image_url(next(pictures)) for _ in turn.images]
-        if not images and len(turn.texts) <= 1:
-            return "".join(turn.texts)
-        return [{"type": "image_url", "image_url": {"url": url}} for url in images] + [
-            {"type": "text", "text": text} for text in turn.texts
-        ]
+    def content(turns: Iterable[Turn]) -> str | list[dict[str, Any]]:
+        parts: list[dict[str, Any]] = []
+        for turn in turns:
+            # Images first, as in the prompt of the local engine.
+            parts += [{"type": "image_url", "image_url": {"url": _image_url(next(pictures))}} for _ in turn.images]
+            parts += [{"type": "text", "text": text} for text in turn.texts]
+        if len(parts) == 1 and "text" in parts[0]:
+            text: str = parts[0]["text"]
+            return text
+        return parts or ""
 
+    # The provider's template takes speakers in turns, and asks about the last text of the last one, as ours does.
+    speakers = groupby(case.conversation.turns, key=lambda turn: turn.role)
     request = {
         "model": settings.openrouter_model,
-        "messages": [{"role": ROLES[turn.role], "content": content(turn)} for turn in case.conversation.turns],
+        "messages": [{"role": ROLES[role], "content": content(turns)} for role, turns in speakers],
         "max_tokens": MAX_TOKENS,
         "temperature": 0,
         "stream": False,

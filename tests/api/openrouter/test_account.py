@@ -41,6 +41,7 @@ async def test_a_keys_own_limits(app: FastAPI) -> None:
     assert data["guard"] == {
         "scopes": ["moderate"],
         "never_remote": True,
+        "finished_prompts": False,
         "requests_per_minute": 60,
         "tokens_per_minute": None,
     }

@@ -221,7 +221,8 @@ async def test_a_models_thoughts_are_judged_with_its_answer(client: httpx.AsyncC
         ],
     }
     body = await chat(client, [{"role": "user", "content": "x"}, reply])
-    assert backend.texts == ["User: x / Agent: first + a bomb + no"]
+    assert backend.texts[0] == "User: x / Agent: first\n\na bomb\n\nno"
+    assert backend.asked[1:] == ["first", "a bomb", "no"]
     assert body["choices"][0]["message"]["content"].startswith("unsafe")
 
 
