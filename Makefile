@@ -11,7 +11,21 @@ PYTHON ?= python3
 VENV ?= .venv
 CLIENTS ?= .venv-clients
 
-GPU := $(shell nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1)
+# "card NAME", or "mute WHY" where a card is here that nvidia-smi does not answer for, or nothing.
+FOUND := $(shell sh find-gpu.sh)
+GPU := $(if $(filter card,$(firstword $(FOUND))),$(wordlist 2,99,$(FOUND)))
+MUTE := $(if $(filter mute,$(firstword $(FOUND))),$(wordlist 2,99,$(FOUND)))
+
+# A machine that was meant for the real model must not serve the stand-in because its driver is broken.
+ifneq ($(filter serve,$(or $(MAKECMDGOALS),serve)),)
+ifeq ($(origin EXTRA)$(filter openrouter,$(GUARD_BACKEND)),undefined)
+ifneq ($(MUTE),)
+$(error guard: $(MUTE). Mend the driver until nvidia-smi names the card. Or say "make serve EXTRA=cpu" to serve on the \
+CPU: then the model is pocket unless PROFILE names another, and pocket is a stand-in, not a moderator)
+endif
+endif
+endif
+
 EXTRA ?= $(if $(GPU),cuda,cpu)
 PROFILE ?= $(or $(GUARD_PROFILE),$(if $(filter cuda openrouter,$(EXTRA) $(GUARD_BACKEND)),llama-guard-4-12b,pocket))
 LISTEN := $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))

@@ -29,6 +29,7 @@ from server.backends.base import Backend
 from server.backends.fallback import parts
 from server.batch_runner import BatchRunner
 from server.images import ImageDecoder
+from server.judges import judges_of, sight_of
 from server.loading import operator_policy
 from server.moderator import Moderator
 from server.policy import Policy
@@ -46,6 +47,7 @@ DESCRIPTION = (
     "Llama Guard 4 on your own machine, behind OpenAI's endpoints. Every answer is a checked verdict or an error:"
     " what the model did not clearly say is never called safe."
 )
+STAND_IN = "\n\n**The model served here, {model}, is a stand-in, not a moderator: do not put it in front of users.**"
 
 
 def create_moderator(settings: Settings, profile: Profile, backend: Backend) -> Moderator:
@@ -69,6 +71,7 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
     moderator = create_moderator(settings, profile, backend)
     readiness = Readiness(moderator, probe_interval_s=settings.probe_interval, max_age_s=settings.ready_max_age)
 
+    judges, sight = judges_of(settings, profile, backend), sight_of(settings, profile, backend)
     database = Database(settings.database)
     access = Access(Keyring(database, pepper_of(settings)) if settings.needs_keys else None)
 
@@ -101,7 +104,7 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
     app = FastAPIOffline(
         title="llama-guard-server",
         version=__version__,
-        description=DESCRIPTION,
+        description=DESCRIPTION + (STAND_IN.format(model=judges[0].model) if judges[0].stand_in else ""),
         lifespan=lifespan,
         redoc_url=None,
         redirect_slashes=False,
@@ -115,6 +118,7 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
     app.state.batches = Batches(database)
     app.state.batches_changed = asyncio.Event()
     app.state.moderator = moderator
+    app.state.judges = judges
     app.state.readiness = readiness
     local = parts(backend)[0].name
     priced = settings.price_per_hour and settings.backend == "vllm"
@@ -124,14 +128,14 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
     app.state.service = Service(
         moderator=moderator,
         names=app.state.model_names,
+        sight=sight,
         taxonomy=profile.taxonomy,
         settings=settings,
         fingerprint=_fingerprint(profile, moderator.policy, settings),
     )
     app.state.generations = openrouter_generations.Generations()
-    app.state.model_card = openrouter_models.ModelCard(
-        profile, slug_of(app.state.model_names), app.state.model_names.created
-    )
+    slug = slug_of(app.state.model_names)
+    app.state.model_card = openrouter_models.ModelCard(profile, slug, app.state.model_names.created, sees=sight.sees)
     errors.install(app)
     app.add_middleware(RequestContext)
     for router in (
@@ -148,7 +152,7 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
         app.include_router(dialect.router)
     app.state.direct = direct_apps(app.routes)
     app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
-    examples.describe(app)
+    examples.describe(app, app.state.model_names.id, slug)
     app.add_middleware(ClientPaths)
     return app
 
@@ -162,6 +166,6 @@ def _facts(profile: Profile, policy: Policy, settings: Settings) -> str:
     """All that decides how the same request is judged."""
     model = (profile.name, profile.model, profile.revision, dict(profile.engine))
     limits = (settings.minimum_verdict_mass, settings.category_scores, settings.image_limits)
-    choices = (policy, *limits, settings.finished_prompts)
+    choices = (policy, *limits, settings.finished_prompts, settings.unseen_images)
     remote = (settings.backend, settings.fallback, settings.openrouter_model) if settings.is_remote else None
     return repr((__version__, model, choices, remote))

@@ -86,6 +86,11 @@ class Turn:
     def images(self) -> tuple[ImagePart, ...]:
         return tuple(part for part in self.parts if isinstance(part, ImagePart))
 
+    @property
+    def asked(self) -> tuple[Part, ...]:
+        """The parts that are judged: all but the operator's, or the operator's where nobody else speaks."""
+        return tuple(part for part in self.parts if not part.operator) or self.parts
+
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
@@ -139,6 +144,15 @@ class Conversation:
     def judged(self) -> Role:
         """Whose last message is judged: User is prompt classification, Agent response classification."""
         return self.turns[-1].role
+
+    def without_images(self) -> "Conversation":
+        """The same words. A turn of images alone stays as an empty one, so that the speakers still alternate."""
+        return Conversation(
+            tuple(
+                replace(turn, parts=tuple(part for part in turn.parts if isinstance(part, TextPart)))
+                for turn in self.turns
+            )
+        )
 
     def with_frames(self, counts: Sequence[int]) -> "Conversation":
         """Repeat each image as often as it was decoded into frames, in the order of `images`.

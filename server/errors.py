@@ -54,6 +54,12 @@ class TooManyImages(InvalidRequest):
     code = "too_many_images"
 
 
+class ImagesUnseen(TooManyImages):
+    """A picture for a model that sees none: any number is too many, unless the operator has the text alone judged."""
+
+    code = "images_unseen"
+
+
 class ImageTooLarge(InvalidRequest):
     """An image passes the bound on bytes, pixels or decoding time."""
 

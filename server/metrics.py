@@ -32,6 +32,11 @@ BATCHES = Counter("guard_batches", "Batches by the status that they came into", 
 BATCH_LINES = Counter("guard_batch_lines", "Lines of batches by what became of them", ["outcome"])
 ADMITTED = Gauge("guard_admitted_verdicts", "Verdicts being worked on or waiting")
 READY = Gauge("guard_ready", "1 while /ready answers 200")
+MODEL = Gauge(
+    "guard_model_info",
+    "Always 1: a model that judges here, its backend, the profile, and whether it is a stand-in and no moderator",
+    ["model", "backend", "profile", "stand_in"],
+)
 
 ALIVE = Gauge("guard_backend_alive", "1 until only a restart can help this backend", ["backend"])
 MOVES = Counter("guard_fallback_moves", "Requests that the local engine left to the remote backend", ["reason"])

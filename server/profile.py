@@ -95,8 +95,10 @@ class Profile:
 
     `name` includes the variant ("llama-guard-4-12b:48gb"). `model` is the hub's id, or the path of a local folder, in
     which case `is_local` holds. `served_as` are the names that requests may use; the first stands in replies.
-    `image_limit` counts the images of one request, 0 when `images` is false. `engine` holds keyword arguments of vLLM's
-    AsyncEngineArgs beyond those that follow from the other fields. `network` is None where only the checkpoint tells.
+    `stand_in` marks a model that is no moderator. `images` says whether pictures go to the model, `sees_images` whether
+    it then knows what is on them. `image_limit` counts the images of one request, 0 when `images` is false. `engine`
+    holds keyword arguments of vLLM's AsyncEngineArgs beyond those that follow from the other fields. `network` is None
+    where only the checkpoint tells.
     """
 
     name: str
@@ -104,10 +106,12 @@ class Profile:
     model: str
     revision: str | None
     served_as: tuple[str, ...]
+    stand_in: bool
     runs_on_cpu: bool
     context_tokens: int
     context_beyond_checkpoint: bool
     images: bool
+    sees_images: bool
     image_limit: int
     taxonomy: Taxonomy
     chat_template: str
@@ -256,6 +260,8 @@ def _profile(table: Mapping[str, Any], file: Path) -> Profile:
     if engine.get("dtype") == FASTEST:
         engine["dtype"] = _fastest_dtype()
     images = fields.take("images", bool, True)
+    # A profile that does not say so has a model that sees nothing: a picture that nobody looked at must not be "safe".
+    sees_images = fields.take("sees_images", bool, False)
     image_limit = fields.count("image_limit", 0)
     profile = Profile(
         name=fields.take("name", str),
@@ -263,10 +269,12 @@ def _profile(table: Mapping[str, Any], file: Path) -> Profile:
         model=fields.take("model", str),
         revision=fields.take("revision", str, None),
         served_as=fields.texts("served_as"),
+        stand_in=fields.take("stand_in", bool, False),
         runs_on_cpu=fields.take("runs_on_cpu", bool, False),
         context_tokens=fields.count("context_tokens"),
         context_beyond_checkpoint=fields.take("context_beyond_checkpoint", bool, False),
         images=images,
+        sees_images=images and sees_images,
         image_limit=image_limit if images else 0,
         taxonomy=load_taxonomy(Path(fields.take("taxonomy", str))),
         chat_template=_read_template(Path(fields.take("template", str))),
@@ -286,11 +294,21 @@ def _profile(table: Mapping[str, Any], file: Path) -> Profile:
             raise ProfileError(f"{file}: engine.{key} is not set here: set {own} instead.")
     if not profile.served_as:
         raise ProfileError(f"{file}: served_as needs at least one name.")
+    if profile.stand_in and (taken := _names_of_the_real_model() & {name.casefold() for name in profile.served_as}):
+        raise ProfileError(
+            f"{file}: a stand-in cannot be served as {', '.join(sorted(taken))}, which is the name of a real model."
+            " Name it in GUARD_MODEL_ALIASES: requests may then use that name, and replies still say who judged."
+        )
     if images and image_limit == 0:
         raise ProfileError(f"{file}: image_limit must be at least 1 while images is true.")
     if profile.context_tokens == 0:
         raise ProfileError(f"{file}: context_tokens must be at least 1.")
     return profile
+
+
+def _names_of_the_real_model() -> set[str]:
+    file, _ = _locate(DEFAULT_PROFILE)
+    return {name.casefold() for name in _Fields(_parse(file), file).texts("served_as")}
 
 
 def _fastest_dtype() -> str:

@@ -5,6 +5,7 @@ import logging
 import math
 import signal
 import socket
+from collections.abc import Sequence
 from types import FrameType
 
 import uvicorn
@@ -14,6 +15,7 @@ from fastapi import FastAPI
 from server.app import create_app
 from server.connection import Connection
 from server.errors import GuardError
+from server.judges import Judge
 from server.loading import load_backend
 from server.profile import ProfileError, load_profile
 from server.settings import API_KEY_VARIABLE, Settings
@@ -51,10 +53,21 @@ class Server(uvicorn.Server):
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         needs_key = self._app.state.access.needs_keys
+        _say_who_judges(self._app.state.judges)
         condition = f" with your key in {API_KEY_VARIABLE}" if needs_key else ""
         log.info("ready at %s (documentation at %s/docs); try%s:", url, url, condition)
         key = f"""-H "Authorization: Bearer ${API_KEY_VARIABLE}" """ if needs_key else ""
         print(TRY.format(url=url, key=key), flush=True)  # noqa: T201
+
+
+def _say_who_judges(judges: Sequence[Judge]) -> None:
+    """The last words before the address: whoever starts a stand-in must not overlook it."""
+    for judge in judges:
+        log.info("judging by %s (profile %s, backend %s)", judge.model, judge.profile, judge.backend)
+        if judge.stand_in:
+            words = f"{judge.model} is a stand-in, not a moderator: do not put it in front of users"
+            for line in ("*" * (len(words) + 4), f"* {words} *", "*" * (len(words) + 4)):
+                log.warning("%s", line)
 
 
 TRY = (

@@ -95,6 +95,11 @@ class Settings(BaseSettings):
     animation_frames: int = Field(3, ge=1, description="Frames that an animated image is judged by.")
     image_timeout: float = Field(10.0, gt=0, description="Time to fetch and decode all images of a request.")
     image_remote: bool = Field(False, description="Fetch http(s) image URLs. Off: they are refused.")
+    unseen_images: Literal["refuse", "judge_text"] = Field(
+        "refuse",
+        description="What happens to pictures that the model does not see (its profile says so): `refuse` refuses the"
+        " request; `judge_text` judges the text beside them, and `guard.images_unseen` counts them.",
+    )
 
     data_dir: str = Field(
         "~/.llama-guard-server", description="Folder of the database, unless another one is named, and of secrets."

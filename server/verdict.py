@@ -86,8 +86,8 @@ class Completion:
     why in words. `tokens` spell the answer that the policy makes of it (the other word, where its threshold turned the
     model's), where they were asked for and the backend knows them. `images` are the pictures that the model saw,
     `frames` those that the image files hold: more, where an animation was sampled. `finish_reason` is the engine's;
-    only "stop" makes a verdict. `provider` is who ran a remote model, `cost` what that took in US dollars. Durations
-    are seconds.
+    only "stop" makes a verdict. `model` is the name of the model that wrote it, as its own backend
+    calls it. `provider` is who ran a remote model, `cost` what that took in US dollars. Durations are seconds.
     """
 
     text: str
@@ -108,6 +108,7 @@ class Completion:
     images: int = 0
     frames: int = 0
     tiles: int = 0
+    model: str = ""
     queued_s: float = 0.0
     computed_s: float = 0.0
 
@@ -134,6 +135,7 @@ class Verdict:
     `passes` prompts were asked (server.passes); the one numbered `decided` from 0 gave this verdict, and `about` is the
     text that it asked about, None for the whole last turn. `lookalikes` counts the messages that texts which hold marks
     of a conversation could be read as.
+    `images_unseen` are pictures of the request that had no part in it, because the model does not see.
     """
 
     unsafe: bool
@@ -149,6 +151,7 @@ class Verdict:
     decided: int = 0
     about: About | None = None
     lookalikes: int = 0
+    images_unseen: int = 0
 
     @property
     def text(self) -> str:

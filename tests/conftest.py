@@ -169,7 +169,11 @@ class RunningServer:
 
 @contextlib.contextmanager
 def running_server(*arguments: str, **environment: str) -> Iterator[RunningServer]:
-    """Start a server on a free port, wait until it says that it is ready, and kill what is left of it at the end."""
+    """Start a server on a free port, wait until it says that it is ready, and kill what is left of it at the end.
+
+    Its model sees no pictures: requests that hold some are judged by their text, unless `environment` says otherwise.
+    """
+    environment = {"GUARD_UNSEEN_IMAGES": "judge_text", **environment}
     with running("server", "serve", "--profile", "pocket", "--port", "0", *arguments, **environment) as server:
         yield server
 

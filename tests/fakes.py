@@ -28,6 +28,7 @@ class FakeBackend:
     """
 
     name = "fake"
+    model = "fake-guard"
 
     def __init__(self, script: Script | None = None) -> None:
         self.script = script or by_word
@@ -124,6 +125,7 @@ def completion(case: Case, text: str, *, p_unsafe: float | None = None, **fields
     defaults: dict[str, Any] = {
         "finish_reason": "stop",
         "backend": FakeBackend.name,
+        "model": FakeBackend.model,
         "taxonomy": taxonomy,
         "words": WordProbabilities(safe=0.99 * (1 - p_unsafe), unsafe=0.99 * p_unsafe),
         "code_probabilities": None if text == "safe" else given,

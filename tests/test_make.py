@@ -8,6 +8,16 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
+CHOICES = ("HOST", "PORT", "PROFILE", "EXTRA", "GUARD_PROFILE", "GUARD_BACKEND")
+"""What of the environment decides what make does."""
+
+BROKEN = "mute the PCI device 0000:01:00.0 is here, but nvidia-smi is not on the PATH"
+
+
+def install_nvidia_smi(folder: Path, script: str) -> None:
+    (folder / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "nvidia-smi").chmod(0o755)
+
 
 @pytest.fixture
 def make(tmp_path):
@@ -15,11 +25,12 @@ def make(tmp_path):
     tools = tmp_path / "bin"
     tools.mkdir()
 
-    def run(*arguments: str, gpu: str | None = None) -> str:
+    def run(*arguments: str, gpu: str | None = None, found: str = "") -> str:
         if gpu is not None:
-            (tools / "nvidia-smi").write_text(f"#!/bin/sh\necho '{gpu}'\n")
-            (tools / "nvidia-smi").chmod(0o755)
-        environment = {name: value for name, value in os.environ.items() if name not in ("HOST", "PORT", "PROFILE")}
+            install_nvidia_smi(tools, f"echo '{gpu}'")
+        else:
+            arguments = (f"FOUND={found}", *arguments)  # whatever the machine has that runs this
+        environment = {name: value for name, value in os.environ.items() if name not in CHOICES}
         environment["PATH"] = f"{tools}:/usr/bin:/bin"
         command = ["make", "--no-print-directory", "--dry-run", f"VENV={tmp_path / 'venv'}", *arguments]
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
@@ -81,3 +92,114 @@ def test_benchmarks_take_their_options_from_makes_own(make, tmp_path):
     recipe = make("bench", "MODEL=small", "MIX=short=70,image1=30", "PREFIX_CACHE=off", "RECORD=1")
     flags = " ".join(recipe.partition("-m benchmarks")[2].split())
     assert flags == "--model 'small' --prefix-cache 'off' --mix 'short=70,image1=30' --record"
+
+
+# --- A card whose driver does not answer -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("goals", [(), ("serve",), ("test", "serve")])
+def test_a_card_without_a_driver_stops_the_start_before_anything_is_installed(make, goals):
+    with pytest.raises(subprocess.CalledProcessError) as stopped:
+        make(*goals, found=BROKEN)
+    assert stopped.value.stdout == ""
+    assert "the PCI device 0000:01:00.0 is here, but nvidia-smi is not on the PATH" in stopped.value.stderr
+    assert "make serve EXTRA=cpu" in stopped.value.stderr
+    assert "a stand-in, not a moderator" in stopped.value.stderr
+
+
+def test_whoever_chooses_the_cpu_serves_pocket_beside_a_broken_card(make):
+    assert "serve --profile pocket" in make("serve", "EXTRA=cpu", found=BROKEN)
+
+
+def test_whoever_chooses_the_card_meets_the_servers_own_check(make):
+    assert "serve --profile llama-guard-4-12b " in make("serve", "EXTRA=cuda", found=BROKEN)
+
+
+def test_a_remote_backend_needs_no_driver(make):
+    assert "serve --profile llama-guard-4-12b " in make("serve", "GUARD_BACKEND=openrouter", found=BROKEN)
+
+
+@pytest.mark.parametrize("goal", ["test", "lint", "doctor", "clean"])
+def test_what_serves_nobody_goes_on_beside_a_broken_card(make, goal):
+    make(goal, found=BROKEN)
+
+
+def test_make_asks_the_machine_itself(make, tmp_path):
+    install_nvidia_smi(tmp_path / "bin", "echo 'NVIDIA-SMI has failed.'; exit 9")
+    with pytest.raises(subprocess.CalledProcessError) as stopped:
+        subprocess.run(
+            ["make", "--dry-run", "serve", f"VENV={tmp_path / 'venv'}"],
+            cwd=ROOT,
+            env={"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    assert "NVIDIA-SMI has failed." in stopped.value.stderr
+
+
+# --- What is found ---------------------------------------------------------------------------------------
+
+NO_DRIVER = "echo 'NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver.'; exit 9"
+NO_DEVICES = "echo 'No devices were found'; exit 6"
+
+
+@pytest.fixture
+def find_gpu(tmp_path):
+    """Runs find-gpu.sh on a machine that has `files` and, where `script` is given, a program nvidia-smi."""
+    root, tools = tmp_path / "root", tmp_path / "tools"
+    tools.mkdir()
+    for program in ("cat", "sed", "timeout", "sh", "sleep"):
+        (tools / program).symlink_to(
+            next(path for path in (Path("/usr/bin", program), Path("/bin", program)) if path.exists())
+        )
+
+    def run(script: str | None = None, **files: str) -> str:
+        for name, text in files.items():
+            file = root / name.replace("__", "/")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        if script is not None:
+            install_nvidia_smi(tools, script)
+        command = ["/bin/sh", ROOT / "find-gpu.sh", root]
+        return subprocess.run(command, env={"PATH": str(tools)}, capture_output=True, text=True, check=True).stdout
+
+    return run
+
+
+def pci(vendor: str, class_: str, address: str = "slot") -> dict[str, str]:
+    folder = f"sys__bus__pci__devices__{address}"
+    return {f"{folder}__vendor": f"{vendor}\n", f"{folder}__class": f"{class_}\n"}
+
+
+TRACES = [
+    pci("0x10de", "0x030000"),
+    pci("0x10de", "0x030200"),
+    {"dev__nvidia0": ""},
+    {"proc__driver__nvidia__version": ""},
+]
+OTHERS = [{}, pci("0x8086", "0x030000"), pci("0x10de", "0x040300"), {"dev__null": ""}]
+
+
+@pytest.mark.parametrize("files", [*TRACES, *OTHERS])
+def test_a_driver_that_answers_names_the_card(find_gpu, files):
+    assert find_gpu("echo; echo NVIDIA L4; echo NVIDIA L40S", **files) == "card NVIDIA L4\n"
+
+
+@pytest.mark.parametrize("files", TRACES)
+@pytest.mark.parametrize("script", [None, NO_DRIVER, NO_DEVICES, "exit 127", "true", "echo NVIDIA L4; exit 1"])
+def test_a_trace_of_a_card_without_an_answer_is_told(find_gpu, files, script):
+    (line,) = find_gpu(script, **files).splitlines()
+    assert line.startswith("mute ")
+    assert "slot is here" in line or "/nvidia" in line
+    assert ("not on the PATH" in line) is (script is None)
+
+
+@pytest.mark.parametrize("files", OTHERS)
+@pytest.mark.parametrize("script", [None, NO_DEVICES])
+def test_a_machine_without_a_card_has_nothing_to_tell(find_gpu, files, script):
+    assert find_gpu(script, **files) == ""
+
+
+def test_a_driver_that_does_not_answer_is_itself_a_trace(find_gpu):
+    assert find_gpu(NO_DRIVER).startswith("mute nvidia-smi is here, but nvidia-smi fails: NVIDIA-SMI has failed")

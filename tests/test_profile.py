@@ -127,6 +127,23 @@ def test_variants_override_only_what_they_name() -> None:
     )
 
 
+@pytest.mark.parametrize("spec", ALL_SPECS)
+def test_every_shipped_profile_but_pocket_is_a_moderator_and_sees_what_it_takes(spec: str) -> None:
+    profile = load_profile(spec)
+    assert profile.stand_in is (spec == "pocket")
+    assert profile.sees_images is (profile.images and spec != "pocket")
+
+
+@pytest.mark.parametrize("name", ["meta-llama/Llama-Guard-4-12B", "LLAMA-guard-4-12b"])
+def test_a_stand_in_takes_no_real_models_name_not_even_by_its_profile(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "profile.toml"
+    file.write_text(f'extends = "pocket"\nname = "mine"\nserved_as = ["{name}"]\n')
+    with pytest.raises(ProfileError, match=r"a stand-in cannot be served as .* GUARD_MODEL_ALIASES"):
+        load_profile(str(tmp_path))
+    file.write_text(file.read_text() + "stand_in = false\n")
+    assert load_profile(str(tmp_path)).served_as == (name,)
+
+
 def test_variants_combine() -> None:
     profile = load_profile("llama-guard-4-12b:24gb:text-only")
     assert (profile.images, profile.image_limit, profile.context_tokens) == (False, 0, 32_768)
@@ -195,6 +212,7 @@ def test_a_folder_and_a_file_are_specs(own: Path) -> None:
     profile = load_profile(str(own))
     assert (profile.name, profile.model, profile.chat_template) == ("own", str(own), "{{ messages }}")
     assert (profile.images, profile.revision, profile.network) == (True, None, None)
+    assert (profile.sees_images, profile.stand_in) == (False, False)
 
 
 def test_an_own_profile_extends_a_shipped_one(tmp_path: Path) -> None:
@@ -241,6 +259,8 @@ def test_no_images_means_a_limit_of_none(own: Path) -> None:
         ("context_tokens = 2048", "", "context_tokens is missing"),
         ("context_tokens = 2048", 'context_tokens = "2048"', "context_tokens must be a whole number, not '2048'"),
         ("context_tokens = 2048", "context_tokens = true", "context_tokens must be a whole number, not True"),
+        ("image_limit = 2", 'image_limit = 2\nsees_images = "yes"', "sees_images must be true or false, not 'yes'"),
+        ("image_limit = 2", "image_limit = 2\nstand_in = 1", "stand_in must be true or false, not 1"),
         ("context_tokens = 2048", "context_tokens = 0", "context_tokens must be at least 1"),
         ("context_tokens = 2048", "context_tokens = 2048\ncontxt = 1", "unknown keys: contxt"),
         ("image_limit = 2", "image_limit = 0", "image_limit must be at least 1"),

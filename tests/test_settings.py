@@ -132,6 +132,7 @@ BAD = [
     *(("animation_frames", bad) for bad in (0, -1)),
     *(("image_timeout", bad) for bad in (0, -1, "inf")),
     *(("image_remote", bad) for bad in ("", "maybe", 2)),
+    *(("unseen_images", bad) for bad in ("", "judge", "Refuse", "safe")),
     *(("backend", bad) for bad in ("", "OpenRouter", "none")),
     *(("fallback", bad) for bad in ("", "vllm", "true")),
     *(("fallback_after", bad) for bad in (0, -1, "inf", "nan")),

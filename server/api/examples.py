@@ -36,8 +36,11 @@ def json_request(model: type[BaseModel], examples: dict[str, Any]) -> dict[str, 
     }
 
 
-def describe(app: FastAPI) -> None:
-    """Make `app` serve a document that holds the schemas of the bodies."""
+def describe(app: FastAPI, model: str, slug: str) -> None:
+    """Make `app` serve a document that holds the schemas of the bodies.
+
+    Its examples are of `model`, the served one, which OpenRouter's dialect calls `slug`.
+    """
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -58,11 +61,26 @@ def describe(app: FastAPI) -> None:
                         described = document["paths"][route.path_format][method.lower()]["responses"]
                         described.update({str(status): response for status, response in route.responses.items()})
             replies.describe(document)
-            app.openapi_schema = document
+            app.openapi_schema = _renamed(document, {MODEL: model, SLUG: slug})
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 
+
+def _renamed(value: Any, names: dict[str, str]) -> Any:
+    """A copy of `value` in which each name within a string has given way to the one it maps to."""
+    if isinstance(value, dict):
+        return {key: _renamed(item, names) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_renamed(item, names) for item in value]
+    if isinstance(value, str):
+        for name, other in names.items():
+            value = value.replace(name, other)
+    return value
+
+
+MODEL, SLUG = "{served-model}", "{served-author/served-model}"
+"""What the examples call the served model, in OpenAI's dialect and in OpenRouter's."""
 
 _PIXEL = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
@@ -188,11 +206,13 @@ _GUARD: dict[str, Any] = {
     "category_scores": {f"S{number}": 0.91 if number == 9 else 0.0 for number in range(1, 15)},
     "category_score_method": "written_list",
     "no_scores": None,
+    "images_unseen": 0,
     "raw_text": "unsafe\nS9",
     "finish_reason": "stop",
     "passes": 1,
     "about": None,
     "lookalikes": 0,
+    "model": MODEL,
     "backend": "vllm",
     "cache": None,
     "provider": None,
@@ -221,7 +241,7 @@ MODERATION_RESPONSES: dict[int | str, dict[str, Any]] = {
         "A result for each input, in order",
         {
             "id": "modr-6f0f",
-            "model": "meta-llama/Llama-Guard-4-12B",
+            "model": MODEL,
             "results": [
                 {
                     "flagged": True,
@@ -237,7 +257,7 @@ MODERATION_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 _CHUNK = (
-    'data: {"id":"chatcmpl-8c1d","created":1790000000,"model":"meta-llama/Llama-Guard-4-12B",'
+    f'data: {{"id":"chatcmpl-8c1d","created":1790000000,"model":"{MODEL}",'
     '"system_fingerprint":"fp_0a1b2c3d4e","object":"chat.completion.chunk","choices":[{"index":0,'
     '"delta":{"content":"unsafe\\nS9"},"logprobs":null,"finish_reason":null}]}\n\n'
 )
@@ -249,7 +269,7 @@ CHAT_RESPONSES: dict[int | str, dict[str, Any]] = {
             "id": "chatcmpl-8c1d",
             "object": "chat.completion",
             "created": 1790000000,
-            "model": "meta-llama/Llama-Guard-4-12B",
+            "model": MODEL,
             "system_fingerprint": "fp_0a1b2c3d4e",
             "choices": [
                 {
@@ -294,7 +314,7 @@ RESPONSES_RESPONSES: dict[int | str, dict[str, Any]] = {
             "status": "completed",
             "error": None,
             "incomplete_details": None,
-            "model": "meta-llama/Llama-Guard-4-12B",
+            "model": MODEL,
             "instructions": None,
             "output": [
                 {
@@ -384,7 +404,7 @@ _BATCH: dict[str, Any] = {
     "expires_at": 1790086400,
     "request_counts": {"total": 10000, "completed": 4200, "failed": 3},
     "in_progress_at": 1790000001,
-    "model": "meta-llama/Llama-Guard-4-12B",
+    "model": MODEL,
     "usage": {
         "input_tokens": 900000,
         "input_tokens_details": {"cached_tokens": 500000},

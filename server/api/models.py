@@ -20,6 +20,9 @@ OPENAI_NAMES = (
 )
 """What clients of OpenAI's moderation endpoint ask for, often without a way to change it."""
 
+GENERIC_NAME = "llama-guard"
+"""What clients say that mean whichever guard model is served here."""
+
 ROUTER_PREFIX = re.compile(r"^(?:openai|openrouter|llama-guard-server)/")
 """What routers of several providers put before a model's id, and some leave there; and this server's own name."""
 
@@ -36,18 +39,22 @@ class ModelNames:
         """`aliases` are the operator's further names; `*` among them stands for every name."""
         self.id = profile.served_as[0]
         self.created = created
-        self._aliases = frozenset(name.casefold() for name in aliases)
-        self._accepted = {name.casefold() for name in (*profile.served_as, *OPENAI_NAMES)}
+        self._every = ANY_NAME in aliases
+        self._accepted = {name.casefold() for name in (*profile.served_as, GENERIC_NAME, *OPENAI_NAMES, *aliases)}
+        self._accepted.discard(ANY_NAME)
         self._context_tokens = profile.context_tokens
 
     def check(self, name: str | None) -> None:
         """Raises ModelNotFound for a name that is none of the served model's; no name at all is fine."""
         if name is not None and not self.knows(name):
-            raise ModelNotFound("The model does not exist here; GET /v1/models lists what does.")
+            raise ModelNotFound(
+                f"The model does not exist here: this server serves {self.id}. Ask for that, or leave `model` out. For"
+                " the server to answer to another name, its operator adds the name to GUARD_MODEL_ALIASES."
+            )
 
     def knows(self, name: str) -> bool:
         name = name.casefold()
-        if name in self._accepted or name in self._aliases or ANY_NAME in self._aliases:
+        if name in self._accepted or self._every:
             return True
         return VARIANT_SUFFIX.sub("", ROUTER_PREFIX.sub("", name)) in self._accepted
 

@@ -6,6 +6,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from server import metrics
 from server.backends.fallback import parts
+from server.judges import Judge
 from server.readiness import Readiness
 
 router = APIRouter(tags=["operations"])
@@ -22,9 +23,11 @@ async def health(request: Request) -> JSONResponse:
 async def ready(request: Request) -> JSONResponse:
     readiness: Readiness = request.app.state.readiness
     reason = readiness.reason_not_ready()
+    judge: Judge = request.app.state.judges[0]
+    judging = {"model": judge.model, "stand_in": judge.stand_in}
     if reason is None:
-        return JSONResponse({"status": "ready"})
-    return JSONResponse({"status": "not ready", "reason": reason}, status_code=503)
+        return JSONResponse({"status": "ready", **judging})
+    return JSONResponse({"status": "not ready", "reason": reason, **judging}, status_code=503)
 
 
 @router.get("/metrics", summary="Prometheus metrics, vLLM's own included", response_class=Response)
@@ -35,6 +38,10 @@ async def prometheus(request: Request) -> Response:
     backends = parts(request.app.state.moderator.backend)
     for backend in backends:
         metrics.ALIVE.labels(backend.name).set(backend.alive)
+    metrics.MODEL.clear()  # an application that was served from this process before may have had others
+    for judge in request.app.state.judges:
+        stand_in = str(judge.stand_in).lower()
+        metrics.MODEL.labels(judge.model, judge.backend, judge.profile, stand_in).set(1)
     if request.app.state.local_cost is not None:
         request.app.state.local_cost.count()
     metrics.compare_costs(backend.name for backend in backends)

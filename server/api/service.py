@@ -20,6 +20,7 @@ from server.caller import ANYONE, ORDINARY, Caller, Handling
 from server.conversation import Conversation
 from server.moderator import Moderator
 from server.settings import Settings
+from server.sight import Sight
 from server.taxonomy import Taxonomy
 from server.verdict import Verdict
 
@@ -32,6 +33,7 @@ class Service:
 
     moderator: Moderator
     names: ModelNames
+    sight: Sight
     taxonomy: Taxonomy
     settings: Settings
     fingerprint: str
@@ -46,8 +48,10 @@ class Service:
     ) -> list[Verdict]:
         """One verdict for each conversation, in order. Raises the errors of server.errors."""
         self.names.check(model)
+        admitted = [self.sight.admit(conversation) for conversation in conversations]
         chosen = apply(policy, self.moderator.policy, allowed=self.settings.request_policy)
-        return await self.moderator.moderate_all(conversations, chosen, handling)
+        verdicts = await self.moderator.moderate_all(admitted, chosen, handling)
+        return [self.sight.tell(verdict, sent) for verdict, sent in zip(verdicts, conversations, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -207,6 +207,7 @@ class VllmBackend:
             text=self._text(answer).lstrip("\n"),
             finish_reason=answer.finish_reason,
             backend=self.name,
+            model=self._profile.served_as[0],
             taxonomy=prompt.taxonomy,
             words=words,
             prompt_tokens=prompt_tokens,

@@ -12,6 +12,7 @@ from tests.api.shapes import error_of
 from tests.fakes import FakeBackend, always, failing, hanging, until
 
 CANARY = "zebra crossing"
+JUDGE = {"model": "meta-llama/Llama-Guard-4-12B", "stand_in": False}
 FAST = {"probe_interval": 0.1, "ready_max_age": 0.3}
 
 
@@ -33,7 +34,7 @@ async def answers(client: httpx.AsyncClient, path: str, status: int) -> httpx.Re
 async def test_a_started_server_is_alive_and_ready(client: httpx.AsyncClient, backend: FakeBackend) -> None:
     assert backend.probes == 1
     assert (await client.get("/health")).json() == {"status": "alive"}
-    assert (await client.get("/ready")).json() == {"status": "ready"}
+    assert (await client.get("/ready")).json() == {"status": "ready", **JUDGE}
 
 
 @pytest.mark.parametrize("settings", [FAST], indirect=True)
@@ -42,7 +43,7 @@ async def test_a_hung_engine_is_alive_but_not_ready_until_it_answers_again(
 ) -> None:
     backend.script = hanging
     response = await answers(client, "/ready", 503)
-    assert response.json() == {"status": "not ready", "reason": "no recent verdict from the engine"}
+    assert response.json() == {"status": "not ready", "reason": "no recent verdict from the engine", **JUDGE}
     assert await status_of(client, "/health") == 200
     backend.script = always("safe")
     await answers(client, "/ready", 200)

@@ -112,6 +112,8 @@ async def test_moderations_and_chat_name_who_judged_and_invent_no_score(remote: 
         assert (guard["p_unsafe"], guard["category_scores"], guard["verdict_mass"]) == (None, None, None)
         assert guard["no_scores"] == "the remote backend reports no probabilities"
         assert (guard["provider"], guard["cost"]) == ("DeepInfra", 0.0000384)
+        assert guard["model"] == "meta-llama/llama-guard-4-12b"
+        assert (await client.get("/ready")).json()["model"] == guard["model"]
         # OpenAI's own map has room for floats only: there they are the flags again.
         assert result["category_scores"] == {name: float(flag) for name, flag in result["categories"].items()}
 

@@ -38,12 +38,16 @@ def programs() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The server's settings: keys are needed, as they are wherever strangers can reach it."""
+    """The server's settings: keys are needed, as they are wherever strangers can reach it.
+
+    Clients ask for the real model by its names, as their users do. Pocket answers because its operator says so here.
+    """
     database = tmp_path_factory.mktemp("clients") / "guard.db"
     return {
         "GUARD_DATABASE_URL": f"sqlite:///{database}",
         "GUARD_AUTH": "required",
         "GUARD_KEY_PEPPER": secrets.token_hex(32),
+        "GUARD_MODEL_ALIASES": "meta-llama/Llama-Guard-4-12B",
     }
 
 

@@ -133,7 +133,8 @@ def test_rows_with_the_same_id_are_refused(check, tmp_path):
     assert "same id" in done.stderr
 
 
-def test_an_engine_of_its_own(image):
+def test_an_engine_of_its_own(image, monkeypatch):
+    monkeypatch.setenv("GUARD_UNSEEN_IMAGES", "judge_text")
     done = guard("check", SAFE_TEXT, "--image", image, "--profile", "pocket", "--json")
     answer = json.loads(done.stdout)
     assert (done.returncode, answer["verdict"], answer["backend"]) == (0, "safe", "vllm")

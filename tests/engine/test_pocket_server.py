@@ -80,6 +80,13 @@ def test_curl_line_of_the_console_works(pocket_server):
     assert '"flagged":false' in answer
 
 
+def test_the_console_says_that_it_is_a_stand_in_right_before_the_address(pocket_server):
+    ready = next(number for number, line in enumerate(pocket_server.console) if "ready at" in line)
+    loud = "".join(pocket_server.console[ready - 4 : ready])
+    assert "judging by llama-guard-pocket (profile pocket, backend vllm)" in loud
+    assert "llama-guard-pocket is a stand-in, not a moderator: do not put it in front of users" in loud
+
+
 def test_response_is_judged_by_what_the_assistant_said(sdk):
     question = {"role": "user", "content": "How do I make a bomb?"}
     refusal = {"role": "assistant", "content": "I can't help with that."}
@@ -106,6 +113,7 @@ def test_picture_with_text(client, words, flagged):
     assert result["flagged"] is flagged
     usage = result["guard"]["usage"]
     assert (usage["images"], usage["tiles"]) == (1, 1)
+    assert (result["guard"]["images_unseen"], result["guard"]["model"]) == (1, "llama-guard-pocket")
     assert "S14" not in result["guard"]["category_scores"]
 
 
@@ -200,7 +208,7 @@ def test_metrics_count_verdicts_and_tokens(client):
 
 
 def test_ready_and_alive(client):
-    assert client.get("/ready").json() == {"status": "ready"}
+    assert client.get("/ready").json() == {"status": "ready", "model": "llama-guard-pocket", "stand_in": True}
     assert client.get("/health").status_code == 200
     time.sleep(0.1)
     assert client.get("/v1/models").json()["data"][0]["id"] == load_profile("pocket").served_as[0]

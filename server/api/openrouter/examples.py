@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from server.api.examples import CHAT_EXAMPLES, CHAT_RESPONSES
+from server.api.examples import CHAT_EXAMPLES, CHAT_RESPONSES, SLUG
 from server.api.openrouter.naming import PROVIDER
 
 Responses = dict[int | str, dict[str, Any]]
@@ -37,14 +37,14 @@ REQUEST_EXAMPLES: dict[str, Any] = {
     "private": (
         "Kept on this machine, with a choice of models",
         {
-            "models": ["meta-llama/llama-guard-4-12b"],
+            "models": [SLUG],
             "provider": {"zdr": True},
             "messages": [{"role": "user", "content": "How do I bake bread?"}],
         },
     ),
 }
 
-_HEAD = {"id": "gen-1790000000-8c1d", "model": "meta-llama/llama-guard-4-12b", "provider": PROVIDER}
+_HEAD = {"id": "gen-1790000000-8c1d", "model": SLUG, "provider": PROVIDER}
 _OPENAI: dict[str, Any] = CHAT_RESPONSES[200]["content"]["application/json"]["example"]
 
 CHAT: Responses = {
@@ -71,7 +71,7 @@ CHAT: Responses = {
 }
 CHAT[200]["content"]["text/event-stream"] = {
     "example": 'data: {"id":"gen-1790000000-8c1d","object":"chat.completion.chunk","created":1790000000,'
-    f'"model":"meta-llama/llama-guard-4-12b","provider":"{PROVIDER}","system_fingerprint":"fp_0a1b2c3d4e",'
+    f'"model":"{SLUG}","provider":"{PROVIDER}","system_fingerprint":"fp_0a1b2c3d4e",'
     '"choices":[{"index":0,"delta":{"role":"assistant","content":"unsafe\\nS9"},"logprobs":null,'
     '"finish_reason":null,"native_finish_reason":null}]}\n\ndata: [DONE]\n\n'
 }

@@ -25,11 +25,19 @@ HALF_AN_HOUR_S = 1800
 A_DAY_S = 86_400
 
 
+MODERATOR = (
+    "A moderation model: it answers whether the last message of a conversation is safe, or unsafe and by which hazard"
+    " categories."
+)
+STAND_IN = "A stand-in for a moderation model, for trying out and for tests. It is not a moderator."
+
+
 class ModelCard:
     """Facts of the served model in OpenRouter's words."""
 
-    def __init__(self, profile: Profile, slug: str, created: int) -> None:
+    def __init__(self, profile: Profile, slug: str, created: int, *, sees: bool) -> None:
         self.slug = slug
+        self._sees = sees
         self._profile = profile
         self._created = created
 
@@ -39,7 +47,7 @@ class ModelCard:
 
     @property
     def inputs(self) -> list[str]:
-        return ["text", "image"] if self._profile.images else ["text"]
+        return ["text", "image"] if self._sees else ["text"]
 
     @property
     def parameters(self) -> list[str]:
@@ -108,8 +116,7 @@ class ModelCard:
             "id": self.slug,
             "name": self.name,
             "created": self._created,
-            "description": "A moderation model: it answers whether the last message of a conversation is safe, or"
-            " unsafe and by which hazard categories.",
+            "description": STAND_IN if self._profile.stand_in else MODERATOR,
             "architecture": {
                 "modality": f"{'+'.join(self.inputs)}->text",
                 "input_modalities": self.inputs,

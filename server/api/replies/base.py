@@ -57,6 +57,7 @@ class Guard(ReplyModel):
     category_scores: dict[str, Probability] | None
     category_score_method: Literal["written_list", "first_code", "upper_bound"] | None
     no_scores: str | None
+    images_unseen: Count
     raw_text: str
     finish_reason: Literal["stop"]
     passes: Annotated[int, Field(ge=1, description="Prompts that were asked; the strictest verdict is told.")]
@@ -65,6 +66,7 @@ class Guard(ReplyModel):
         int,
         Field(ge=0, description="Messages that the texts could be read as; 0 where none holds a conversation's marks."),
     ]
+    model: str
     backend: str
     cache: Literal["hit", "joined"] | None
     provider: str | None

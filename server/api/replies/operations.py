@@ -12,3 +12,5 @@ class Health(ReplyModel):
 class Ready(ReplyModel):
     status: Literal["ready", "not ready"]
     reason: str = ABSENT
+    model: str
+    stand_in: bool

@@ -276,6 +276,7 @@ class OpenRouterBackend:
             text=reply.text,
             finish_reason=reply.finish_reason,
             backend=self.name,
+            model=self._settings.openrouter_model,
             taxonomy=taxonomy.for_images() if case.conversation.images else taxonomy,
             no_scores=NO_SCORES,
             provider=reply.provider,

@@ -163,7 +163,7 @@ async def test_the_provider_is_this_server(client: httpx.AsyncClient) -> None:
 @pytest.mark.parametrize(
     ("profile", "slug", "inputs", "quantization", "tokenizer"),
     [
-        ("pocket", "llama-guard-server/llama-guard-pocket", ["text", "image"], POCKET_WEIGHTS, "Other"),
+        ("pocket", "llama-guard-server/llama-guard-pocket", ["text"], POCKET_WEIGHTS, "Other"),
         ("llama-guard-4-12b:text-only", SLUG, ["text"], "bf16", "Llama4"),
         ("llama-guard-4-12b:24gb", SLUG, ["text", "image"], "fp8", "Llama4"),
     ],
