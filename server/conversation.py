@@ -86,6 +86,11 @@ class Turn:
     def images(self) -> tuple[ImagePart, ...]:
         return tuple(part for part in self.parts if isinstance(part, ImagePart))
 
+    @property
+    def asked(self) -> tuple[Part, ...]:
+        """The parts that are judged: all but the operator's, or the operator's where nobody else speaks."""
+        return tuple(part for part in self.parts if not part.operator) or self.parts
+
 
 @dataclass(frozen=True, slots=True)
 class Conversation:

@@ -95,11 +95,9 @@ def _about(before: Sequence[Turn], turn: Turn) -> Passes:
 
 def _told_and_said(turn: Turn) -> tuple[list[Turn], list[TextPart]]:
     """The operator's words as a turn of their own, if they are context, and the texts that are asked about."""
-    texts = [part for part in turn.parts if isinstance(part, TextPart)]
-    if _only_operator(turn.parts):
-        return [], texts
-    told = tuple(text for text in texts if text.operator)
-    return [Turn(turn.role, told)] if told else [], [text for text in texts if not text.operator]
+    asked = turn.asked
+    told = tuple(part for part in turn.parts if isinstance(part, TextPart) and part not in asked)
+    return [Turn(turn.role, told)] if told else [], [part for part in asked if isinstance(part, TextPart)]
 
 
 def _only_operator(parts: Iterable[Part]) -> bool:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from server.conversation import Conversation, ImagePart, Role, Turn, says_something
+from server.conversation import Conversation, ImagePart, Role, TextPart
 from server.errors import ImagesUnseen
 from server.verdict import Verdict
 
@@ -37,7 +37,7 @@ class Sight:
             )
         if self.takes and len(images) > self.limit:
             return conversation  # refused by the decoder, as too many
-        if (picture := _judged_alone(conversation)) is not None:
+        if (picture := _asked_alone(conversation)) is not None:
             raise ImagesUnseen(
                 f"The message to judge has pictures and no text, and the served model, {self.model}, does not see"
                 " pictures: there is nothing that it could judge. GUARD_UNSEEN_IMAGES=judge_text needs a text.",
@@ -53,17 +53,13 @@ class Sight:
         return replace(verdict, images_unseen=len(images))
 
 
-def _judged_alone(conversation: Conversation) -> ImagePart | None:
-    """A picture of what is judged that has no word beside it. The operator's words are context, and not beside it."""
+def _asked_alone(conversation: Conversation) -> ImagePart | None:
+    """A picture that is asked about and has no text beside it, or None."""
     *before, last = conversation.turns
-    judged = [last]
+    asked = [last.asked]
     if before and before[-1].role is Role.AGENT and all(part.operator for part in last.parts):
-        judged.append(before[-1])  # as in server.passes: the operator's turn must not shield the model's
-    return next((picture for turn in judged if (picture := _picture_alone(turn)) is not None), None)
-
-
-def _picture_alone(turn: Turn) -> ImagePart | None:
-    said = [part for part in turn.parts if not part.operator] or turn.parts
-    pictures = [part for part in said if isinstance(part, ImagePart)]
-    words = any(not isinstance(part, ImagePart) and says_something(part.text) for part in said)
-    return pictures[0] if pictures and not words else None
+        asked.append(before[-1].asked)  # such a turn does not shield the model's (server.passes)
+    for parts in asked:
+        if not any(isinstance(part, TextPart) for part in parts):
+            return next((part for part in parts if isinstance(part, ImagePart)), None)
+    return None

@@ -134,8 +134,8 @@ class Verdict:
     category asked about, None without probabilities. `cache` is None for the caller whose request computed it.
     `passes` prompts were asked (server.passes); the one numbered `decided` from 0 gave this verdict, and `about` is the
     text that it asked about, None for the whole last turn. `lookalikes` counts the messages that texts which hold marks
-    of a conversation could be read as. `images_unseen` are pictures of the request that had no part in it, because the
-    model does not see.
+    of a conversation could be read as.
+    `images_unseen` are pictures of the request that had no part in it, because the model does not see.
     """
 
     unsafe: bool
@@ -147,11 +147,11 @@ class Verdict:
     threshold: float
     completion: Completion
     cache: CacheUse | None = None
-    images_unseen: int = 0
     passes: int = 1
     decided: int = 0
     about: About | None = None
     lookalikes: int = 0
+    images_unseen: int = 0
 
     @property
     def text(self) -> str:

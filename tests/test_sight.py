@@ -50,9 +50,10 @@ def test_no_conversation_of_pictures_alone_is_ever_judged_by_a_model_that_does_n
     conversation: Conversation,
 ) -> None:
     for sight in (REFUSES, JUDGES_TEXT, TAKES_NONE):
-        *_, last = conversation.turns
-        said = [part for part in last.parts if not part.operator] or last.parts
-        refused = not sight.judge_text or all(isinstance(part, ImagePart) for part in said)
+        # What an operator says beside a picture is context, and no text that is judged.
+        said = [part for part in conversation.turns[-1].parts if isinstance(part, TextPart) and not part.operator]
+        alone = all(part.operator for part in conversation.turns[-1].parts)
+        refused = not sight.judge_text or not (said or (alone and conversation.turns[-1].texts))
         too_many = sight.judge_text and len(conversation.images) > sight.limit > 0
         if conversation.images and refused and not too_many:
             with pytest.raises(ImagesUnseen, match="GUARD_UNSEEN_IMAGES=judge_text") as told:

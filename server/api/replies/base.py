@@ -60,13 +60,13 @@ class Guard(ReplyModel):
     images_unseen: Count
     raw_text: str
     finish_reason: Literal["stop"]
-    model: str
     passes: Annotated[int, Field(ge=1, description="Prompts that were asked; the strictest verdict is told.")]
     about: GuardAbout | None = Field(description="The text that decided it; null for the whole message to judge.")
     lookalikes: Annotated[
         int,
         Field(ge=0, description="Messages that the texts could be read as; 0 where none holds a conversation's marks."),
     ]
+    model: str
     backend: str
     cache: Literal["hit", "joined"] | None
     provider: str | None
