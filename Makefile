@@ -12,7 +12,7 @@ VENV ?= .venv
 CLIENTS ?= .venv-clients
 
 # "card NAME", or "mute WHY" where a card is here that nvidia-smi does not answer for, or nothing.
-FOUND := $(shell sh find-gpu.sh)
+FOUND := $(shell sh deploy/find-gpu.sh)
 GPU := $(if $(filter card,$(firstword $(FOUND))),$(wordlist 2,99,$(FOUND)))
 MUTE := $(if $(filter mute,$(firstword $(FOUND))),$(wordlist 2,99,$(FOUND)))
 
@@ -39,7 +39,7 @@ INSTALLED_DEV := $(VENV)/.installed-$(EXTRA)-dev
 INSTALLED_BENCH := $(VENV)/.installed-$(EXTRA)-bench
 NODE_CLIENTS := tests/clients/node/node_modules
 
-.PHONY: serve test test-slow test-gpu test-clients bench bench-gateways bench-second lint format doctor clean
+.PHONY: serve test test-all test-slow test-gpu test-clients bench bench-gateways bench-second lint format doctor clean
 
 serve: $(INSTALLED)
 	@echo "guard: $(if $(GPU),found $(GPU),found no CUDA GPU): extra $(EXTRA), profile $(PROFILE)"
@@ -47,6 +47,9 @@ serve: $(INSTALLED)
 
 test: $(INSTALLED_DEV) lint
 	$(BIN)/python -m pytest
+
+# Every marker that this machine can run.
+test-all: test test-slow test-clients $(if $(GPU),test-gpu)
 
 # Proofs that take minutes, such as a conversation of 163,840 tokens.
 test-slow: $(INSTALLED_DEV)

@@ -161,7 +161,7 @@ def find_gpu(tmp_path):
             file.write_text(text)
         if script is not None:
             install_nvidia_smi(tools, script)
-        command = ["/bin/sh", ROOT / "find-gpu.sh", root]
+        command = ["/bin/sh", ROOT / "deploy" / "find-gpu.sh", root]
         return subprocess.run(command, env={"PATH": str(tools)}, capture_output=True, text=True, check=True).stdout
 
     return run
