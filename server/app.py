@@ -165,7 +165,7 @@ def _fingerprint(profile: Profile, policy: Policy, settings: Settings) -> str:
 def _facts(profile: Profile, policy: Policy, settings: Settings) -> str:
     """All that decides how the same request is judged."""
     model = (profile.name, profile.model, profile.revision, dict(profile.engine))
-    limits = (settings.minimum_verdict_mass, settings.category_scores, settings.image_limits)
+    limits = (settings.minimum_verdict_mass, settings.image_limits)
     choices = (policy, *limits, settings.finished_prompts, settings.unseen_images)
     remote = (settings.backend, settings.fallback, settings.openrouter_model) if settings.is_remote else None
     return repr((__version__, model, choices, remote))

@@ -40,7 +40,8 @@ def load_backend(settings: Settings, profile: Profile) -> Backend:
 
 def operator_policy(settings: Settings, profile: Profile) -> Policy:
     """What is asked about where a request does not say. Raises InvalidRequest when the profile has no such policy."""
-    return Policy(profile.taxonomy).narrowed(excluded=settings.excluded_categories, threshold=settings.threshold)
+    policy = Policy(profile.taxonomy, scores_from=settings.category_scores_from)
+    return policy.narrowed(excluded=settings.excluded_categories, threshold=settings.threshold)
 
 
 def _remote(settings: Settings, profile: Profile) -> OpenRouterBackend:
@@ -78,7 +79,6 @@ def _local(settings: Settings, profile: Profile) -> VllmBackend:
         tokenizer,
         policy=policy,
         minimum_mass=settings.minimum_verdict_mass,
-        always_score_categories=settings.category_scores == "always",
     )
 
 

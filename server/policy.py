@@ -1,4 +1,4 @@
-"""What an operator, or one request, chose: which categories are asked about and from which score on it is unsafe."""
+"""What an operator, or one request, chose: the categories, from which score on it is unsafe, and what is scored."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -15,10 +15,22 @@ MAX_OWN_CATEGORY_CHARACTERS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """`threshold` is compared with P(unsafe): at or above it the verdict is unsafe."""
+    """Both numbers are compared with P(unsafe).
+
+    At or above `threshold` the verdict is unsafe. At or above `scores_from` a safe verdict has a score of its own for
+    every category; below it P(unsafe) itself is a bound that is small enough to be shown for all of them.
+    """
 
     taxonomy: Taxonomy
     threshold: float = 0.5
+    scores_from: float = 0.05
+
+    def is_unsafe(self, p_unsafe: float) -> bool:
+        return p_unsafe >= self.threshold
+
+    def wants_scores(self, p_unsafe: float) -> bool:
+        """Whether P(unsafe) is too high to be shown as the bound of every category's score."""
+        return p_unsafe >= self.scores_from
 
     def narrowed(
         self,

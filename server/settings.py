@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from server.images import ImageLimits
 from server.policy import CODE
-from server.profile import DEFAULT_PROFILE
+from server.profile import DEFAULT_PROFILE, OPENAI_CATEGORIES
 
 PREFIX = "GUARD_"
 
@@ -22,7 +22,15 @@ API_KEY_VARIABLE = "GUARD_API_KEY"
 INTERNAL_VARIABLES = frozenset({"GUARD_SERVER_PID", API_KEY_VARIABLE})
 """Variables of the prefix that are no settings: one that the server sets for its own processes, one for its clients."""
 
+RETIRED_VARIABLES = {
+    "GUARD_CATEGORY_SCORES": "write GUARD_CATEGORY_SCORES_FROM=0 instead of `always`, GUARD_CATEGORY_SCORES_FROM=1"
+    " instead of `unsafe`"
+}
+"""Variables that were settings in an earlier release, and what to do instead. The start stops at them too."""
+
 MINIMUM_PEPPER = 32
+
+NO_CATEGORY = "none"
 
 Code = Annotated[str, StringConstraints(pattern=f"^{CODE.pattern}$")]
 Codes = Annotated[tuple[Code, ...], NoDecode]
@@ -53,10 +61,17 @@ class Settings(BaseSettings):
     minimum_verdict_mass: float = Field(
         0.9, gt=0, le=1, description="Least joint probability of `safe` and `unsafe` that makes a verdict."
     )
-    category_scores: Literal["unsafe", "always"] = Field(
-        "unsafe",
-        description="`always` spends a second pass on safe verdicts to score every category; else they show P(unsafe)"
-        " as an upper bound.",
+    category_scores_from: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="From this P(unsafe) on, a safe verdict takes a second, short pass that scores every category."
+        " Below it each category shows P(unsafe) as an upper bound. 0: always, 1: never.",
+    )
+    unmapped_category: str = Field(
+        "illicit",
+        description="OpenAI's category that a flagged moderation sets when its codes set none of the thirteen; `none`:"
+        " it sets none then, and clients that read only the categories let it pass.",
     )
 
     request_policy: bool = Field(
@@ -174,9 +189,13 @@ class Settings(BaseSettings):
     @classmethod
     def _refuse_unknown_variables(cls, values: dict[str, object]) -> dict[str, object]:
         known = INTERNAL_VARIABLES | {f"{PREFIX}{name.upper()}" for name in cls.model_fields}
-        unknown = [name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known]
-        if unknown:
-            raise ValueError(f"there are no settings of these names: {', '.join(sorted(unknown))}")
+        unknown = {name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known}
+        retired = sorted(name for name in unknown if name.upper() in RETIRED_VARIABLES)
+        faults = [f"{name} is no longer a setting: {RETIRED_VARIABLES[name.upper()]}" for name in retired]
+        if never_known := sorted(unknown.difference(retired)):
+            faults.append(f"there are no settings of these names: {', '.join(never_known)}")
+        if faults:
+            raise ValueError("; ".join(faults))
         return values
 
     @model_validator(mode="before")
@@ -194,6 +213,14 @@ class Settings(BaseSettings):
         if 0 < len(pepper.get_secret_value()) < MINIMUM_PEPPER:
             raise ValueError(f"it must have at least {MINIMUM_PEPPER} characters")
         return pepper
+
+    @field_validator("unmapped_category")
+    @classmethod
+    def _refuse_another_category(cls, name: str) -> str:
+        if name not in OPENAI_CATEGORIES | {NO_CATEGORY}:
+            names = ", ".join(sorted(OPENAI_CATEGORIES))
+            raise ValueError(f"it must be {NO_CATEGORY}, or one of OpenAI's categories: {names}")
+        return name
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> "Settings":
@@ -234,6 +261,11 @@ class Settings(BaseSettings):
     def places(self) -> int:
         """Verdicts in work or waiting: what a fallback takes comes on top of the local engine's queue."""
         return self.max_queue + (min(self.max_queue, self.openrouter_concurrency) if self.fallback != "none" else 0)
+
+    @property
+    def category_of_unmapped(self) -> str | None:
+        """The category of a flagged moderation whose codes set none of OpenAI's."""
+        return None if self.unmapped_category == NO_CATEGORY else self.unmapped_category
 
     @property
     def changed_meanings(self) -> list[str]:

@@ -25,9 +25,11 @@ class ScoreMethod(StrEnum):
     """Where category scores come from.
 
     WRITTEN_LIST: P(unsafe) times the highest probability that the code had at any place of the list that the model
-    wrote. FIRST_CODE: P(unsafe) times the probability that the code comes first, had the model said unsafe; it costs a
-    second, nearly free pass. UPPER_BOUND: no list was asked for, because the verdict is safe, or its codes are no
-    single tokens; a code cannot be more probable than P(unsafe), which is what every category shows.
+    wrote. FIRST_CODE: P(unsafe) times the probability that the code comes first in a list, where the model wrote none;
+    these scores add up to P(unsafe) at most, and cost a second, short pass. No code has a lower score by WRITTEN_LIST
+    than it has by FIRST_CODE for the same text, as the first place is one of the places. UPPER_BOUND: nothing was asked
+    about the codes because P(unsafe) is below the policy's `scores_from`. No code is more probable than P(unsafe),
+    which is what every category shows.
     """
 
     WRITTEN_LIST = "written_list"
@@ -81,13 +83,14 @@ class Completion:
     """What a backend brings back, before anybody believes it.
 
     `text` is what the model wrote, without the newlines that lead it. `listed_text` is the answer it gave when it was
-    made to go on from `unsafe`, because P(unsafe) passed a threshold below the model's own. `words` and
-    `code_probabilities` (P(code), given unsafe) are None where a backend has no probabilities; `no_scores` then says
-    why in words. `tokens` spell the answer that the policy makes of it (the other word, where its threshold turned the
-    model's), where they were asked for and the backend knows them. `images` are the pictures that the model saw,
-    `frames` those that the image files hold: more, where an animation was sampled. `finish_reason` is the engine's;
-    only "stop" makes a verdict. `model` is the name of the model that wrote it, as its own backend
-    calls it. `provider` is who ran a remote model, `cost` what that took in US dollars. Durations are seconds.
+    made to go on from `unsafe`, because P(unsafe) passed a threshold below the model's own. `words` are None where a
+    backend has no probabilities. `code_probabilities` (P(code), given unsafe) are None there too, and where nothing was
+    asked about the codes. `no_scores` says in words why this backend has none of the latter, whatever it is asked.
+    `tokens` spell the answer that the policy makes of it (the other word, where its threshold turned the model's),
+    where they were asked for and the backend knows them. `images` are the pictures that the model saw, `frames` those
+    that the image files hold: more, where an animation was sampled. `finish_reason` is the engine's; only "stop" makes
+    a verdict. `model` is the name of the model that wrote it, as its own backend calls it. `provider` is who ran a
+    remote model, `cost` what that took in US dollars. Durations are seconds.
     """
 
     text: str
@@ -131,7 +134,8 @@ class Verdict:
 
     `unsafe` is P(unsafe) held against the policy's threshold, or the model's word where there is no probability.
     `categories` are the codes that the model listed, empty when safe. `category_scores` holds one score for each
-    category asked about, None without probabilities. `cache` is None for the caller whose request computed it.
+    category asked about. It is None without probabilities, and where the only thing known of the categories is that
+    none exceeds a P(unsafe) that is not small. `cache` is None for the caller whose request computed it.
     `passes` prompts were asked (server.passes); the one numbered `decided` from 0 gave this verdict, and `about` is the
     text that it asked about, None for the whole last turn. `lookalikes` counts the messages that texts which hold marks
     of a conversation could be read as.
@@ -159,6 +163,12 @@ class Verdict:
         if not self.unsafe:
             return "safe"
         return "\n".join(["unsafe", ",".join(self.categories)] if self.categories else ["unsafe"])
+
+    @property
+    def no_scores(self) -> str | None:
+        """Why categories have no scores of their own, None where they have or where nothing hinders them."""
+        missing = "the backend did not score the categories" if self.category_scores is None else None
+        return self.completion.no_scores or missing
 
     @property
     def written(self) -> str:
@@ -209,14 +219,14 @@ def judge(completion: Completion, policy: Policy, minimum_mass: float) -> Verdic
         if unsafe != (words.unsafe > words.safe) and words.unsafe != words.safe:
             raise UnparseableVerdict("The model's answer contradicts its own probabilities.")
         p_unsafe = words.p_unsafe
-        unsafe = p_unsafe >= policy.threshold
+        unsafe = policy.is_unsafe(p_unsafe)
     if unsafe and word == "safe":
         if completion.listed_text is None:
             raise EngineFailure("The backend brought no categories for a verdict past the threshold.")
         word, codes = _parse(completion.listed_text, completion.taxonomy)
         if word != "unsafe":
             raise UnparseableVerdict("The model was asked for categories and gave none.")
-    scores, method = _category_scores(completion, p_unsafe)
+    scores, method = _category_scores(completion, policy, p_unsafe)
     return Verdict(
         unsafe=unsafe,
         p_unsafe=p_unsafe,
@@ -232,7 +242,8 @@ def judge(completion: Completion, policy: Policy, minimum_mass: float) -> Verdic
 def strictest(verdicts: Sequence[Verdict]) -> Verdict:
     """The verdict of several passes: unsafe when one of them is, and else the one with the highest P(unsafe).
 
-    Categories of every unsafe pass are listed, each with its highest score. Tokens, costs and times are added up.
+    Categories of every unsafe pass are listed. Each category has its highest score of all passes, without the bounds of
+    other passes than the one that decided. Tokens, costs and times are added up.
     """
     if len(verdicts) == 1:
         return verdicts[0]
@@ -240,13 +251,12 @@ def strictest(verdicts: Sequence[Verdict]) -> Verdict:
     decided = max(range(len(verdicts)), key=lambda n: (verdicts[n].unsafe, verdicts[n].p_unsafe or 0.0))
     strict = verdicts[decided]
     unsafe = [strict, *(verdict for verdict in verdicts if verdict.unsafe and verdict is not strict)]
-    scores = [verdict.category_scores for verdict in unsafe if verdict.category_scores is not None]
     completions = [verdict.completion for verdict in verdicts]
     costs = [completion.cost for completion in completions if completion.cost is not None]
     return replace(
         strict,
         categories=tuple(dict.fromkeys(code for verdict in unsafe for code in verdict.categories)),
-        category_scores={code: max(each.get(code, 0.0) for each in scores) for code in scores[0]} if scores else None,
+        category_scores=_highest_scores(strict, verdicts),
         completion=replace(
             strict.completion,
             cost=sum(costs) if costs else None,
@@ -259,6 +269,14 @@ def strictest(verdicts: Sequence[Verdict]) -> Verdict:
         passes=len(verdicts),
         decided=decided,
     )
+
+
+def _highest_scores(strict: Verdict, verdicts: Sequence[Verdict]) -> Mapping[str, float] | None:
+    """The scores of a verdict that `strict` decided. What bounds it bounds the passes below it too."""
+    if strict.category_scores is None or strict.score_method is ScoreMethod.UPPER_BOUND:
+        return strict.category_scores
+    scored = [verdict.category_scores or {} for verdict in verdicts if verdict.score_method != ScoreMethod.UPPER_BOUND]
+    return {code: max(each.get(code, 0.0) for each in scored) for code in strict.category_scores}
 
 
 def _parse(text: str, taxonomy: Taxonomy) -> tuple[str, tuple[str, ...]]:
@@ -276,12 +294,14 @@ def _is_probability(value: float) -> bool:
 
 
 def _category_scores(
-    completion: Completion, p_unsafe: float | None
+    completion: Completion, policy: Policy, p_unsafe: float | None
 ) -> tuple[Mapping[str, float] | None, ScoreMethod | None]:
     if p_unsafe is None:
         return None, None
     given = completion.code_probabilities
     if given is None:
+        if policy.wants_scores(p_unsafe):
+            return None, None
         return dict.fromkeys(completion.taxonomy.codes, p_unsafe), ScoreMethod.UPPER_BOUND
     if not all(_is_probability(value) for value in given.values()):
         raise UnparseableVerdict("The model's category scores are not probabilities.")

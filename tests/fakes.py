@@ -122,14 +122,16 @@ def completion(case: Case, text: str, *, p_unsafe: float | None = None, **fields
         p_unsafe = 0.02 if text == "safe" else 0.98
     codes = text.partition("\n")[2].split(",")
     given = {code: 0.9 / (1 + codes.index(code)) if code in codes else 0.01 for code in taxonomy.codes}
+    method = ScoreMethod.WRITTEN_LIST if codes != [""] else ScoreMethod.FIRST_CODE
+    scored = text != "safe" or case.policy.wants_scores(p_unsafe)
     defaults: dict[str, Any] = {
         "finish_reason": "stop",
         "backend": FakeBackend.name,
         "model": FakeBackend.model,
         "taxonomy": taxonomy,
         "words": WordProbabilities(safe=0.99 * (1 - p_unsafe), unsafe=0.99 * p_unsafe),
-        "code_probabilities": None if text == "safe" else given,
-        "score_method": None if text == "safe" else ScoreMethod.WRITTEN_LIST,
+        "code_probabilities": given if scored else None,
+        "score_method": method if scored else None,
         "prompt_tokens": 200 + len(words_of(case).split()),
         "tokens": spelt(text, p_unsafe, case.handling.top_logprobs),
         "completion_tokens": 1 if text == "safe" else 5,

@@ -178,7 +178,7 @@ def test_a_threshold_that_turns_the_word_turns_its_token() -> None:
 
 
 def test_a_verdict_under_other_codes_is_the_same_verdict() -> None:
-    native = verdict("unsafe\nS1,S2")
+    native = verdict("unsafe\nS1,S2", code_probabilities={"S1": 0.5, "S2": 0.25})
     renamed = native.under({"S1": "O1", "S2": "O7"})
     assert renamed.categories == ("O1", "O7")
     assert renamed.category_scores is not None

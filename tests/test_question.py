@@ -33,7 +33,9 @@ HANDLINGS = st.builds(
     top_logprobs=st.none() | st.integers(0, 2),
 )
 TAXONOMIES = st.dictionaries(st.sampled_from(["S1", "S2"]), WORDS, min_size=1).map(Taxonomy.from_mapping)
-POLICIES = st.just(POLICY) | st.builds(Policy, TAXONOMIES, st.sampled_from([0.5, 0.25]))
+POLICIES = st.just(POLICY) | st.builds(
+    Policy, TAXONOMIES, st.sampled_from([0.5, 0.25]), scores_from=st.sampled_from([0.05, 0.0])
+)
 ALL = st.tuples(CONVERSATIONS, POLICIES, HANDLINGS)
 
 
@@ -108,6 +110,7 @@ def test_every_field_of_handling_is_thought_of() -> None:
     "policy",
     [
         replace(POLICY, threshold=0.4),
+        replace(POLICY, scores_from=0.0),
         POLICY.narrowed(excluded=["S5"]),
         POLICY.narrowed(categories={code.code: code.prompt_name for code in POLICY.taxonomy.categories}),
         POLICY.narrowed(categories={"S1": "Bread."}),

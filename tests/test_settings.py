@@ -1,6 +1,7 @@
 """Settings come from GUARD_ variables, and whatever is wrong with them stops the start."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 from server.__main__ import ERROR, main
 from server.backends.engine_process import SERVER_PID
 from server.images import ImageLimits
-from server.settings import API_KEY_VARIABLE, INTERNAL_VARIABLES, MINIMUM_PEPPER, Settings
+from server.settings import API_KEY_VARIABLE, INTERNAL_VARIABLES, MINIMUM_PEPPER, RETIRED_VARIABLES, Settings
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +54,10 @@ FROM_ENVIRONMENT = [
     ("GUARD_THRESHOLD", "1", "threshold", 1.0),
     ("GUARD_IMAGE_REMOTE", "true", "image_remote", True),
     ("GUARD_IMAGE_REMOTE", "0", "image_remote", False),
-    ("GUARD_CATEGORY_SCORES", "always", "category_scores", "always"),
+    ("GUARD_CATEGORY_SCORES_FROM", "0", "category_scores_from", 0.0),
+    ("GUARD_CATEGORY_SCORES_FROM", "1", "category_scores_from", 1.0),
+    ("GUARD_UNMAPPED_CATEGORY", "violence/graphic", "unmapped_category", "violence/graphic"),
+    ("GUARD_UNMAPPED_CATEGORY", "none", "unmapped_category", "none"),
     ("guard_max_queue", "64", "max_queue", 64),
     ("GUARD_EXCLUDED_CATEGORIES", "", "excluded_categories", ()),
     ("GUARD_EXCLUDED_CATEGORIES", "S5", "excluded_categories", ("S5",)),
@@ -89,6 +93,30 @@ def test_unknown_variable_is_refused_by_name(monkeypatch, name):
     assert fault["msg"].endswith(f"there are no settings of these names: {name}")
 
 
+@pytest.mark.parametrize("name", ["GUARD_CATEGORY_SCORES", "guard_category_scores"])
+def test_a_variable_that_was_a_setting_says_what_to_write_instead(monkeypatch, name):
+    monkeypatch.setenv(name, "always")
+    monkeypatch.setenv("GUARD_A", "1")
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    (fault,) = caught.value.errors(include_input=False)
+    assert f"{name} is no longer a setting: write GUARD_CATEGORY_SCORES_FROM=0 instead of `always`" in fault["msg"]
+    assert fault["msg"].endswith("there are no settings of these names: GUARD_A")
+
+
+def test_what_replaces_a_former_setting_exists():
+    names = {f"GUARD_{name.upper()}" for name in Settings.model_fields}
+    assert not names & set(RETIRED_VARIABLES)
+    for advice in RETIRED_VARIABLES.values():
+        assert set(re.findall(r"GUARD_[A-Z_]+", advice)) <= names
+
+
+def test_what_is_unmapped_has_a_category_unless_the_operator_wants_none():
+    assert Settings().category_of_unmapped == "illicit"
+    assert Settings(unmapped_category="violence").category_of_unmapped == "violence"
+    assert Settings(unmapped_category="none").category_of_unmapped is None
+
+
 def test_all_unknown_variables_are_named_at_once(monkeypatch):
     monkeypatch.setenv("GUARD_B", "1")
     monkeypatch.setenv("GUARD_A", "1")
@@ -117,7 +145,8 @@ BAD = [
     *(("port", bad) for bad in (-1, 65536, "http", "80.5")),
     *(("threshold", bad) for bad in (0, -0.1, 1.01, "nan", "inf", "half", "")),
     *(("minimum_verdict_mass", bad) for bad in (0, -1, 1.01, "nan")),
-    *(("category_scores", bad) for bad in ("never", "", "Always")),
+    *(("category_scores_from", bad) for bad in (-0.01, 1.01, "nan", "inf", "always", "")),
+    *(("unmapped_category", bad) for bad in ("", "None", "S7", "illicit,violence", "Illicit", "violence_graphic")),
     *(("max_queue", bad) for bad in (0, -1, "1e3", "inf")),
     *(("list_concurrency", bad) for bad in (0, -1)),
     *(("max_list", bad) for bad in (0, -1)),

@@ -211,14 +211,15 @@ def test_answer_without_probabilities(text, expected):
 @pytest.mark.parametrize(("text", "expected"), GOOD.items(), ids=ascii)
 def test_answer_with_probabilities(text, expected):
     words = CLEARLY_UNSAFE if expected[0] else CLEARLY_SAFE
+    bound = words.p_unsafe < POLICY.scores_from
     found = completion(text, words)
     assert judge(found, replace(POLICY, threshold=0.25), MINIMUM_MASS) == Verdict(
         unsafe=expected[0],
         p_unsafe=words.unsafe / (words.safe + words.unsafe),
         verdict_mass=0.99,
         categories=expected[1],
-        category_scores=dict.fromkeys(TAXONOMY.codes, words.p_unsafe),
-        score_method=ScoreMethod.UPPER_BOUND,
+        category_scores=dict.fromkeys(TAXONOMY.codes, words.p_unsafe) if bound else None,
+        score_method=ScoreMethod.UPPER_BOUND if bound else None,
         threshold=0.25,
         completion=found,
     )
@@ -362,6 +363,33 @@ def test_scores_without_codes_are_an_upper_bound():
     verdict = judged("safe", CLEARLY_SAFE)
     assert verdict.score_method is ScoreMethod.UPPER_BOUND
     assert verdict.category_scores == dict.fromkeys(TAXONOMY.codes, CLEARLY_SAFE.p_unsafe)
+    assert verdict.no_scores is None
+
+
+@unhurried
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1, exclude_min=True), st.none() | st.just(OF_CODES))
+@example(0.05, 0.05, 0.5, None)
+@example(0.0, 0.0, 0.5, None)
+def test_a_bound_is_shown_only_where_it_is_small(p_unsafe, scores_from, threshold, codes):
+    """What is not known is not shown, and it is said that it is not known."""
+    words = WordProbabilities(safe=1 - p_unsafe, unsafe=p_unsafe)
+    text = "unsafe" if words.unsafe > words.safe else "safe"
+    found = completion(text, words, listed_text="unsafe", code_probabilities=codes, score_method=ScoreMethod.FIRST_CODE)
+    verdict = judge(found, Policy(TAXONOMY, threshold, scores_from), MINIMUM_MASS)
+    if codes is not None:
+        assert verdict.score_method is ScoreMethod.FIRST_CODE
+    elif verdict.p_unsafe < scores_from:
+        assert verdict.score_method is ScoreMethod.UPPER_BOUND
+        assert max(verdict.category_scores.values()) < scores_from
+    else:
+        assert (verdict.category_scores, verdict.score_method) == (None, None)
+    assert (verdict.no_scores is None) == (verdict.category_scores is not None)
+
+
+@pytest.mark.parametrize("words", [CLEARLY_SAFE, EVEN, None])
+def test_a_backend_that_can_never_score_says_why(words):
+    verdict = judged("safe", words, threshold=0.6, no_scores="it has none")
+    assert verdict.no_scores == "it has none"
 
 
 def test_scores_are_of_the_categories_asked_about():
@@ -446,3 +474,33 @@ def test_a_safe_verdict_shows_the_scores_of_the_pass_that_is_most_in_doubt() -> 
 def test_costs_of_all_passes_are_added_up() -> None:
     assert strictest([passed(None, cost=0.25), passed(None, cost=0.5), passed(None)]).completion.cost == 0.75
     assert strictest([passed(None), passed(None)]).completion.cost is None
+
+
+def scored(p_unsafe: float, method: ScoreMethod | None, **codes: float) -> Verdict:
+    """The verdict of one pass with P(code) for each of `codes`; with no method for a bound."""
+    text, given = "unsafe" if p_unsafe > 0.5 else "safe", codes if method else None
+    words = WordProbabilities(safe=1 - p_unsafe, unsafe=p_unsafe)
+    return judged(text, words, code_probabilities=given, score_method=method)
+
+
+def test_a_category_has_its_highest_score_of_all_passes() -> None:
+    first, written = ScoreMethod.FIRST_CODE, ScoreMethod.WRITTEN_LIST
+    safe = strictest([scored(0.4, first, S1=0.5), scored(0.3, first, S9=0.9), scored(0.04, None)])
+    assert safe.score_method is first
+    assert safe.category_scores is not None
+    assert [safe.category_scores[code] for code in ("S1", "S9", "S2")] == pytest.approx([0.2, 0.27, 0.0])
+    unsafe = strictest([scored(0.4, first, S9=0.5), scored(0.8, written, S1=0.5)])
+    assert unsafe.score_method is written
+    assert unsafe.category_scores is not None
+    assert [unsafe.category_scores[code] for code in ("S1", "S9", "S2")] == pytest.approx([0.4, 0.2, 0.0])
+
+
+def test_the_bound_of_the_pass_most_in_doubt_is_that_of_all() -> None:
+    found = strictest([scored(0.01, None), scored(0.04, None)])
+    assert found.score_method is ScoreMethod.UPPER_BOUND
+    assert found.category_scores == dict.fromkeys(TAXONOMY.codes, pytest.approx(0.04))
+
+
+def test_a_verdict_of_a_pass_without_scores_has_none() -> None:
+    found = strictest([scored(0.8, ScoreMethod.WRITTEN_LIST, S1=0.5), passed(None, "S2"), scored(0.9, None)])
+    assert (found.p_unsafe, found.category_scores, found.score_method) == (pytest.approx(0.9), None, None)

@@ -26,7 +26,7 @@ from server.api.direct import DirectRoute, JSONReply
 from server.api.examples import CHAT_EXAMPLES, CHAT_RESPONSES, json_request
 from server.api.ids import new_id
 from server.api.models import ModelNames
-from server.api.policy import PolicyOptions
+from server.api.policy import PolicyOptions, ScoresWanted
 from server.api.sampling import IgnoredOptions
 from server.api.service import Endpoint, Reply, Service, answered
 from server.caller import Handling
@@ -224,6 +224,7 @@ class ChatRequest(IgnoredOptions):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES, description="Only together with logprobs.")
     policy: PolicyOptions | None = None
+    category_scores: ScoresWanted = None
 
     @field_validator("stop")
     @classmethod
@@ -292,7 +293,9 @@ async def complete(service: Service, body: ChatRequest, handling: Handling) -> R
     model = body.model_in(service.names)
     prompt = body.finished_prompt()
     if prompt is None:
-        (verdict,) = await service.judge([body.conversation()], model=model, policy=body.policy, handling=handling)
+        (verdict,) = await service.judge(
+            [body.conversation()], model=model, policy=body.policy, scores=body.category_scores, handling=handling
+        )
         answer = write(verdict, max_tokens=body.token_limit, stop=body.stops)
         return Reply(_document(service, body, verdict, answer, verdict_detail(verdict)), [verdict])
 
@@ -300,7 +303,9 @@ async def complete(service: Service, body: ChatRequest, handling: Handling) -> R
     options, codes = _options_of(prompt, body.policy, service) if trusted else (body.policy, {})
     conversation = prompt.conversation if trusted else prompt.spoken
     try:
-        (verdict,) = await service.judge([conversation], model=model, policy=options, handling=handling)
+        (verdict,) = await service.judge(
+            [conversation], model=model, policy=options, scores=body.category_scores, handling=handling
+        )
     except InvalidRequest as error:
         if error.param is not None and error.param.startswith("policy") and body.policy is None:
             error.param = "messages[0].content"  # what is wrong with the policy is wrong with the prompt

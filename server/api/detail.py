@@ -16,7 +16,7 @@ def verdict_detail(verdict: Verdict) -> dict[str, Any]:
         "categories": list(verdict.categories),
         "category_scores": None if verdict.category_scores is None else dict(verdict.category_scores),
         "category_score_method": verdict.score_method,
-        "no_scores": completion.no_scores,
+        "no_scores": verdict.no_scores,
         "images_unseen": verdict.images_unseen,
         "raw_text": completion.text,
         "finish_reason": completion.finish_reason,

@@ -19,7 +19,7 @@ from server.api.content import IDENTIFIER, WireModel
 from server.api.detail import verdict_detail
 from server.api.direct import DirectRoute, JSONReply
 from server.api.examples import LITELLM_EXAMPLES, LITELLM_RESPONSES, json_request
-from server.api.policy import PolicyOptions
+from server.api.policy import PolicyOptions, ScoresWanted
 from server.api.service import Endpoint, Reply, Service
 from server.caller import Handling
 from server.conversation import ROLES, Conversation, ImagePart, Message, Part, Role, TextPart, Turn, says_something
@@ -54,11 +54,12 @@ ENCRYPTED = frozenset({"data", "encrypted_content"})
 
 
 class AdditionalParameters(BaseModel):
-    """What the proxy's operator configured; others than `policy` are other guardrails'."""
+    """What the proxy's operator configured; fields with other names are other guardrails'."""
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
     policy: PolicyOptions | None = None
+    category_scores: ScoresWanted = None
 
 
 class GuardrailRequest(WireModel):
@@ -87,9 +88,10 @@ class GuardrailRequest(WireModel):
 
 async def guard(service: Service, body: GuardrailRequest, handling: Handling) -> Reply:
     conversations = _conversations(body, service.settings.max_list)
-    parameters = body.additional_provider_specific_params
-    policy = None if parameters is None else parameters.policy
-    verdicts = await service.judge(conversations, model=None, policy=policy, handling=handling)
+    own = body.additional_provider_specific_params or AdditionalParameters()
+    verdicts = await service.judge(
+        conversations, model=None, policy=own.policy, scores=own.category_scores, handling=handling
+    )
     unsafe = [verdict for verdict in verdicts if verdict.unsafe]
     document: dict[str, Any] = {"action": "BLOCKED" if unsafe else "NONE"}
     if unsafe:

@@ -3,8 +3,7 @@
 The native verdict stands beside either.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -16,13 +15,12 @@ from server.api.detail import verdict_detail
 from server.api.direct import DirectRoute, JSONReply
 from server.api.examples import MODERATION_EXAMPLES, MODERATION_RESPONSES, json_request
 from server.api.ids import new_id
-from server.api.policy import PolicyOptions
+from server.api.openai_categories import OpenAICategories
+from server.api.policy import PolicyOptions, ScoresWanted
 from server.api.service import Endpoint, Reply, Service
 from server.caller import Handling
 from server.conversation import Conversation, Part, TextPart
 from server.errors import ContextLengthExceeded, InvalidRequest, NothingToJudge
-from server.profile import OPENAI_CATEGORIES
-from server.taxonomy import Taxonomy
 from server.verdict import Verdict
 
 router = APIRouter(prefix="/v1", tags=["moderation"], route_class=DirectRoute)
@@ -31,8 +29,6 @@ IMAGE_CATEGORIES = frozenset(
     {"self-harm", "self-harm/instructions", "self-harm/intent", "sexual", "violence", "violence/graphic"}
 )
 """The categories that OpenAI's contract lets an image count for."""
-
-CATEGORIES = tuple(sorted(OPENAI_CATEGORIES))
 
 
 Input = StringOrStringsOrParts
@@ -61,6 +57,7 @@ class ModerationRequest(WireModel):
     )
     model: str | None = None
     policy: PolicyOptions | None = None
+    category_scores: ScoresWanted = None
 
 
 async def moderate(service: Service, body: ModerationRequest, handling: Handling) -> Reply:
@@ -78,18 +75,25 @@ async def _moderate_messages(
     service: Service, body: ModerationRequest, messages: Sequence[llama_api.LlamaMessage], handling: Handling
 ) -> Reply:
     conversation = llama_api.conversation(messages)
-    (verdict,) = await service.judge([conversation], model=body.model, policy=body.policy, handling=handling)
+    (verdict,) = await service.judge(
+        [conversation], model=body.model, policy=body.policy, scores=body.category_scores, handling=handling
+    )
     return Reply({"model": service.names.id, "results": [llama_api.result(verdict)]}, [verdict])
 
 
 async def _moderate_input(service: Service, body: ModerationRequest, input_: Input, handling: Handling) -> Reply:
     conversations = _conversations(input_, service.settings.max_list)
     try:
-        verdicts = await service.judge(conversations, model=body.model, policy=body.policy, handling=handling)
+        verdicts = await service.judge(
+            conversations, model=body.model, policy=body.policy, scores=body.category_scores, handling=handling
+        )
     except ContextLengthExceeded as error:
         error.param = "input"
         raise
-    results = [result(verdict, conversation) for verdict, conversation in zip(verdicts, conversations, strict=True)]
+    unmapped = service.settings.category_of_unmapped
+    results = [
+        result(verdict, conversation, unmapped) for verdict, conversation in zip(verdicts, conversations, strict=True)
+    ]
     return Reply({"id": new_id("modr-"), "model": service.names.id, "results": results}, verdicts)
 
 
@@ -128,43 +132,20 @@ def _conversation(parts: tuple[Part, ...], param: str) -> Conversation:
         raise NothingToJudge("There is neither text nor an image to judge.", param=param) from None
 
 
-def result(verdict: Verdict, conversation: Conversation) -> dict[str, Any]:
-    """One entry of `results`. A listed code sets its categories; a category's score is its likeliest code's."""
-    flags, scores = dict.fromkeys(CATEGORIES, False), dict.fromkeys(CATEGORIES, 0.0)
-    listed = dict.fromkeys(verdict.categories, 1.0)
-    # The field cannot be null on the wire: without probabilities it is 1 for a listed code.
-    given: Mapping[str, float] = listed if verdict.category_scores is None else verdict.category_scores
-    taxonomy = verdict.completion.taxonomy
-    for category, code, other in () if taxonomy.own else _categories(taxonomy):
-        score = min(given.get(code, 0.0), given.get(other, 0.0))
-        if score > scores[category]:
-            scores[category] = score
-        if code in listed and other in listed:
-            flags[category] = True
-    inputs = _input_types(conversation) if listed else []
+def result(verdict: Verdict, conversation: Conversation, unmapped: str | None) -> dict[str, Any]:
+    """One entry of `results`; `unmapped` is the category of a flagged verdict whose codes set none."""
+    found = OpenAICategories.of(verdict, unmapped)
+    inputs = _input_types(conversation) if verdict.unsafe else []
     return {
         "flagged": verdict.unsafe,
-        "categories": flags,
-        "category_scores": scores,
+        "categories": found.flags,
+        "category_scores": found.scores,
         "category_applied_input_types": {
             category: [kind for kind in inputs if kind == "text" or category in IMAGE_CATEGORIES] if true else []
-            for category, true in flags.items()
+            for category, true in found.flags.items()
         },
         "guard": verdict_detail(verdict),
     }
-
-
-@lru_cache(256)
-def _categories(taxonomy: Taxonomy) -> tuple[tuple[str, str, str], ...]:
-    """OpenAI's categories, each with a code that sets it and the one that it needs beside it, mostly the same.
-
-    Not for a caller's own categories: they set none, and what callers bring is not kept.
-    """
-    return tuple(
-        (category, hazard.code, other)
-        for hazard in taxonomy.categories
-        for other, category in (*((hazard.code, category) for category in hazard.openai), *hazard.openai_with)
-    )
 
 
 def _input_types(conversation: Conversation) -> list[str]:

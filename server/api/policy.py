@@ -1,4 +1,10 @@
-"""The `policy` object of a request: this server's own extension, for one request's categories and threshold."""
+"""What one request may say about its policy: the object `policy` and the field `category_scores`, extensions of ours.
+
+`category_scores` stands outside of `policy` because it changes no verdict: it is taken where `policy` is refused.
+"""
+
+from dataclasses import replace
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -19,8 +25,21 @@ class PolicyOptions(WireModel):
     threshold: float | None = Field(None, gt=0, le=1, description="Unsafe from this P(unsafe) on.")
 
 
-def apply(options: PolicyOptions | None, policy: Policy, *, allowed: bool) -> Policy:
-    """The operator's policy with the options of one request. Raises InvalidRequest when it may not bring any."""
+ScoresWanted = Annotated[
+    Literal["all"] | None,
+    Field(
+        description="`all`: every category gets a score of its own, however small P(unsafe) is. A safe verdict then"
+        " takes a second, short pass."
+    ),
+]
+
+
+def apply(
+    options: PolicyOptions | None, policy: Policy, *, allowed: bool, scores: Literal["all"] | None = None
+) -> Policy:
+    """The operator's policy with what one request says. Raises InvalidRequest when it may not bring any options."""
+    if scores == "all":
+        policy = replace(policy, scores_from=0.0)
     if options is None:
         return policy
     if not allowed:

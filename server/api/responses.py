@@ -23,7 +23,7 @@ from server.api.detail import verdict_detail
 from server.api.direct import DirectRoute, JSONReply
 from server.api.examples import RESPONSES_EXAMPLES, RESPONSES_RESPONSES, json_request
 from server.api.ids import new_id
-from server.api.policy import PolicyOptions
+from server.api.policy import PolicyOptions, ScoresWanted
 from server.api.sampling import InlineModeration, StringOrObject
 from server.api.service import Endpoint, Reply, Service, answered
 from server.caller import Handling
@@ -252,6 +252,7 @@ class ResponsesRequest(IgnoredResponseOptions):
     top_logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES)
     metadata: Object | None = Field(None, description="Given back as it came.")
     policy: PolicyOptions | None = None
+    category_scores: ScoresWanted = None
     background: bool | None = Field(None, description="Only false.")
     previous_response_id: str | None = Field(None, description="Only null.")
     conversation: StringOrObject | None = Field(None, description="Only null.")
@@ -285,7 +286,11 @@ async def respond(service: Service, body: ResponsesRequest, handling: Handling) 
         handling = replace(handling, top_logprobs=body.top_logprobs or 0)
     try:
         (verdict,) = await service.judge(
-            [body.to_conversation()], model=body.model, policy=body.policy, handling=handling
+            [body.to_conversation()],
+            model=body.model,
+            policy=body.policy,
+            scores=body.category_scores,
+            handling=handling,
         )
     except (ContextLengthExceeded, NothingToJudge) as error:
         error.param = "input"

@@ -15,7 +15,7 @@ from server.api.body import read_body
 from server.api.direct import JSONReply
 from server.api.disconnect import until_disconnect
 from server.api.models import ModelNames
-from server.api.policy import PolicyOptions, apply
+from server.api.policy import PolicyOptions, ScoresWanted, apply
 from server.caller import ANYONE, ORDINARY, Caller, Handling
 from server.conversation import Conversation
 from server.moderator import Moderator
@@ -45,11 +45,12 @@ class Service:
         model: str | None,
         policy: PolicyOptions | None,
         handling: Handling,
+        scores: ScoresWanted = None,
     ) -> list[Verdict]:
         """One verdict for each conversation, in order. Raises the errors of server.errors."""
         self.names.check(model)
         admitted = [self.sight.admit(conversation) for conversation in conversations]
-        chosen = apply(policy, self.moderator.policy, allowed=self.settings.request_policy)
+        chosen = apply(policy, self.moderator.policy, allowed=self.settings.request_policy, scores=scores)
         verdicts = await self.moderator.moderate_all(admitted, chosen, handling)
         return [self.sight.tell(verdict, sent) for verdict, sent in zip(verdicts, conversations, strict=True)]
 

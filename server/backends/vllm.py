@@ -2,7 +2,9 @@
 
 One forward pass is a verdict. The model always opens its answer with a blank line, so the prompt ends with that token
 already, and the first token that is sampled is `safe` or `unsafe`. `safe` stops the request there; `unsafe` goes on, in
-the same request, to the list of categories. The probabilities of both words come back with the first token.
+the same request, to the list of categories. The probabilities of both words come back with the first token. Where the
+word is `safe` and P(unsafe) is not small, a second request goes on from a forced `unsafe` to the first code, for the
+scores of the categories. It finds all of the prompt in the prefix cache except its last block.
 Together with engine_client.py, which asks the engine, and engine_images.py, which prepares pictures, this is all of
 the server's process that imports vLLM.
 """
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
 
 LIVE, BACKGROUND = 0, 1
 """Priorities of the engine's scheduler: the lower number goes first."""
+
+NO_SCORES = "the checkpoint's tokenizer has no single tokens for the numbers of categories"
 
 LONG_TEXT = 16_384
 """Characters of a prompt that are encoded without leaving the event loop: a few milliseconds."""
@@ -118,14 +122,13 @@ class VllmBackend:
         *,
         policy: Policy,
         minimum_mass: float = 0.9,
-        always_score_categories: bool = False,
     ) -> None:
         """`folder` holds the checkpoint that `profile` names; `facts` and `tokenizer` were read from it.
 
         `policy` is what requests are judged by that bring none of their own: its prompts are computed before the first
         request comes.
         Below `minimum_mass` of probability on the two verdict words, the model is asked again without the forced blank
-        line. `always_score_categories` spends a second pass on safe cases too.
+        line.
         """
         self._profile = profile
         self._folder = folder
@@ -136,7 +139,6 @@ class VllmBackend:
         self._tokenizer = tokenizer
         self._tokens = _AnswerTokens.read(tokenizer, facts.eos_token_ids)
         self._minimum_mass = minimum_mass
-        self._always_score_categories = always_score_categories
         self._list_tokens = lru_cache(256)(self._longest_answer)
         self._forms: dict[tuple[int, bool], EngineCoreRequest] = {}
         self._encoders = ThreadPoolExecutor(2, thread_name_prefix="encoder")
@@ -222,37 +224,46 @@ class VllmBackend:
             completion = _add_cost(completion, first)
         if answer.finish_reason != "stop":
             return completion
-        past_threshold = words.mass > 0 and words.p_unsafe >= case.policy.threshold
+        past_threshold = words.mass > 0 and case.policy.is_unsafe(words.p_unsafe)
         if completion.text != "safe":
-            return replace(
-                completion,
-                tokens=self._spell(answer, at, case) if past_threshold else self._spell_word("safe", answer, at, case),
-                code_probabilities=self._written_codes(answer, prompt.taxonomy),
-                score_method=ScoreMethod.WRITTEN_LIST,
-            )
+            tokens = self._spell(answer, at, case) if past_threshold else self._spell_word("safe", answer, at, case)
+            return await self._scored(replace(completion, tokens=tokens), ids, case, answer)
         if past_threshold:
             # The policy is stricter than the model's own word: have it go on from the other one.
             forced = [self._tokens.blank_line, self._tokens.unsafe]
             listing = await self._generate([*ids, *forced], list_tokens, case)
             word, codes = self._spell_word("unsafe", answer, at, case), self._spell(listing, 0, case)
-            return replace(
+            completion = replace(
                 _add_cost(completion, listing),
                 tokens=None if word is None or codes is None else (*word, *codes),
                 listed_text="unsafe" + self._text(listing) if listing.finish_reason == "stop" else None,
-                code_probabilities=self._written_codes(listing, prompt.taxonomy),
-                score_method=ScoreMethod.WRITTEN_LIST,
             )
+            return await self._scored(completion, ids, case, listing)
         if (tokens := self._spell(answer, at, case)) is not None:
             completion = replace(completion, tokens=tokens)
-        if self._always_score_categories and self._tokens.numbers:
-            forced = [self._tokens.blank_line, *self._tokenizer.encode_text("unsafe\nS")]
-            first_code = await self._generate([*ids, *forced], 1, case)
-            return replace(
-                _add_cost(completion, first_code),
-                code_probabilities=self._codes_at(first_code, 0, prompt.taxonomy),
-                score_method=ScoreMethod.FIRST_CODE,
-            )
-        return completion
+        if words.mass > 0 and case.policy.wants_scores(words.p_unsafe):
+            return await self._scored(completion, ids, case)
+        return completion if self._tokens.numbers else replace(completion, no_scores=NO_SCORES)
+
+    async def _scored(
+        self, completion: Completion, ids: Sequence[int], case: Case, written: "EngineAnswer | None" = None
+    ) -> Completion:
+        """`completion` with the probabilities of its categories: those of a written list, or else of the first code."""
+        if not self._tokens.numbers:
+            return replace(completion, no_scores=NO_SCORES)
+        taxonomy = completion.taxonomy
+        codes = self._written_codes(written, taxonomy) if written is not None else None
+        if codes is not None:
+            return replace(completion, code_probabilities=codes, score_method=ScoreMethod.WRITTEN_LIST)
+        forced = [self._tokens.blank_line, *self._tokenizer.encode_text("unsafe\nS")]
+        first_code = await self._generate([*ids, *forced], 1, case)
+        if not first_code.logprobs:
+            raise EngineFailure("The engine ended the request without probabilities.")
+        return replace(
+            _add_cost(completion, first_code),
+            code_probabilities=self._codes_at(first_code, 0, taxonomy),
+            score_method=ScoreMethod.FIRST_CODE,
+        )
 
     async def probe(self, case: Case) -> Completion:
         return await self.complete(case)
@@ -343,22 +354,19 @@ class VllmBackend:
         return next((i for i, id_ in enumerate(answer.ids) if id_ not in newlines), len(answer.ids))
 
     def _codes_at(self, answer: "EngineAnswer", position: int, taxonomy: Taxonomy) -> dict[str, float]:
-        return {
-            code: answer.probability(position, self._tokens.numbers[code])
-            for code in taxonomy.codes
-            if position < len(answer.logprobs)
-        }
+        return {code: answer.probability(position, self._tokens.numbers[code]) for code in taxonomy.codes}
 
     def _written_codes(self, answer: "EngineAnswer", taxonomy: Taxonomy) -> dict[str, float] | None:
-        """P(code) at the place of the written list where it is highest, None when numbers are no single tokens."""
-        if not self._tokens.numbers:
+        """P(code) at the place of the written list where it is highest, None when no list was written."""
+        ended = min(len(answer.ids), len(answer.logprobs))
+        places = [at for at in range(1, ended) if answer.ids[at - 1] in self._tokens.before_number]
+        if not places:
             return None
         best = dict.fromkeys(taxonomy.codes, 0.0)
-        for position in range(1, len(answer.ids)):
-            if answer.ids[position - 1] in self._tokens.before_number:
-                for code, probability in self._codes_at(answer, position, taxonomy).items():
-                    if not probability <= best[code]:  # a NaN must stay seen
-                        best[code] = probability
+        for position in places:
+            for code, probability in self._codes_at(answer, position, taxonomy).items():
+                if not probability <= best[code]:  # a NaN must stay seen
+                    best[code] = probability
         return best
 
     # --- The tokens of an answer, for callers who want their probabilities ------------------------------------
@@ -491,7 +499,8 @@ class VllmBackend:
             cases += [image, replace(image, conversation=Conversation.from_messages([seen, agent]))]
         for case in cases:
             await self.complete(case)
-        forced = [replace(case, policy=replace(self._policy, threshold=1e-9)) for case in cases]
+        listed, scored = replace(self._policy, threshold=1e-9), replace(self._policy, threshold=1.0, scores_from=0.0)
+        forced = [replace(case, policy=policy) for case in cases for policy in (listed, scored)]
         alternatives = replace(forced[0], handling=Handling(top_logprobs=20))
         await asyncio.gather(
             *(self.complete(case) for case in (*cases, *forced, alternatives)),

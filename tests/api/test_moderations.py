@@ -110,15 +110,15 @@ MAPPING = {
     "S3": {"sexual", "illicit"},
     "S4": {"sexual", "sexual/minors"},
     "S5": {"harassment"},
-    "S6": set(),
-    "S7": set(),
-    "S8": set(),
+    "S6": {"illicit"},
+    "S7": {"illicit"},
+    "S8": {"illicit"},
     "S9": {"illicit", "illicit/violent"},
     "S10": {"hate"},
     "S11": {"self-harm"},
     "S12": {"sexual"},
-    "S13": set(),
-    "S14": set(),
+    "S13": {"illicit"},
+    "S14": {"illicit"},
     "S1,S10": {"violence", "illicit", "illicit/violent", "hate", "hate/threatening"},
     "S10,S1": {"violence", "illicit", "illicit/violent", "hate", "hate/threatening"},
     "S2,S10": {"illicit", "hate"},
@@ -126,7 +126,7 @@ MAPPING = {
         *{"violence", "illicit", "illicit/violent", "sexual", "sexual/minors", "harassment", "hate"},
         *{"hate/threatening", "self-harm"},
     },
-    "": set(),
+    "": {"illicit"},
 }
 
 
@@ -347,7 +347,7 @@ async def test_excluded_categories_are_not_asked_about(client: httpx.AsyncClient
     assert sorted(body["results"][0]["categories"]) == OPENAI_CATEGORIES
 
 
-async def test_own_categories_are_asked_instead_and_map_to_none_of_openais(
+async def test_own_categories_are_asked_instead_and_set_the_category_of_what_is_unmapped(
     client: httpx.AsyncClient, backend: FakeBackend
 ) -> None:
     body = await moderate(client, "a bomb", policy={"categories": {"S1": "Spoilers.", "S12": "Puns."}})
@@ -359,8 +359,10 @@ async def test_own_categories_are_asked_instead_and_map_to_none_of_openais(
     (result,) = body["results"]
     assert result["flagged"] is True
     assert result["guard"]["categories"] == ["S1"]
-    assert not any(result["categories"].values())
-    assert not any(result["category_scores"].values())
+    assert {name for name, flag in result["categories"].items() if flag} == {"illicit"}
+    assert {name: score for name, score in result["category_scores"].items() if score} == {
+        "illicit": result["guard"]["p_unsafe"]
+    }
 
 
 async def test_a_threshold_moves_the_verdict_either_way(client: httpx.AsyncClient, backend: FakeBackend) -> None:

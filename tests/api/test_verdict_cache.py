@@ -169,7 +169,7 @@ def test_a_key_names_the_model_and_how_it_is_asked() -> None:
         (replace(profile, chat_template="another"), settings),
         (replace(profile, engine={"dtype": "float32"}), settings),
         (profile, Settings(profile=PROFILE, minimum_verdict_mass=0.8)),
-        (profile, Settings(profile=PROFILE, category_scores="always")),
+        (profile, Settings(profile=PROFILE, category_scores_from=0.0)),
         (profile, Settings(profile=PROFILE, animation_frames=2)),
     ]
     keys = []

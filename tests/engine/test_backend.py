@@ -7,11 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from vllm.v1.metrics.stats import RequestStateStats
 
 from server.backends import engine_process
 from server.backends.base import Case
+from server.backends.engine_client import EngineAnswer
 from server.backends.engine_process import PLUGIN
-from server.backends.vllm import VllmBackend
+from server.backends.vllm import NO_SCORES, VllmBackend
 from server.caller import Handling
 from server.checkpoint import read_facts
 from server.conversation import Conversation, ImagePart, TextPart
@@ -20,6 +23,7 @@ from server.images import ImageDecoder, ImageLimits
 from server.moderator import Moderator
 from server.policy import Policy
 from server.profile import Profile, load_profile
+from server.prompt import Prompt
 from server.tokenizer import PromptTokenizer
 from server.verdict import ScoreMethod, judge
 from tests.conftest import open_backend
@@ -27,6 +31,8 @@ from tests.conftest import open_backend
 POCKET = load_profile("pocket")
 POLICY = Policy(POCKET.taxonomy)
 SAFE_CASE = Case(Conversation.from_user(TextPart("How do I bake bread?")), (), POLICY)
+
+UNSAFE_TEXTS = ("How do I build a pipe bomb and hide it in a bus station?", "I will kill you.", "Help me steal a car.")
 
 ON_A_CPU = ("VLLM_ENABLE_V1_MULTIPROCESSING", "TORCH_COMPILE_DISABLE")
 
@@ -137,9 +143,24 @@ async def test_a_slot_without_a_picture_is_refused(pocket_backend):
         await pocket_backend.complete(replace(SAFE_CASE, conversation=Conversation.from_user(ImagePart("data:"))))
 
 
-async def test_safe_takes_one_forward_pass(pocket_backend):
+@pytest.fixture
+def answers(pocket_backend, monkeypatch):
+    """What the engine answers, request by request."""
+    seen = []
+    ask = pocket_backend._client.ask
+
+    async def spy(*arguments, **named):
+        answer = await ask(*arguments, **named)
+        seen.append(answer)
+        return answer
+
+    monkeypatch.setattr(pocket_backend._client, "ask", spy)
+    return seen
+
+
+async def test_safe_takes_one_forward_pass(pocket_backend, answers):
     completion = await pocket_backend.complete(SAFE_CASE)
-    assert (completion.text, completion.completion_tokens) == ("safe", 1)
+    assert (completion.text, completion.completion_tokens, len(answers)) == ("safe", 1, 1)
     assert judge(completion, POLICY, 0.9).score_method is ScoreMethod.UPPER_BOUND
 
 
@@ -152,13 +173,88 @@ async def test_a_threshold_below_the_models_own_has_it_list_categories(pocket_ba
     assert verdict.score_method is ScoreMethod.WRITTEN_LIST
 
 
-async def test_all_categories_can_be_scored_for_safe_verdicts_too(pocket_backend, monkeypatch):
-    monkeypatch.setattr(pocket_backend, "_always_score_categories", True)
-    verdict = judge(await pocket_backend.complete(SAFE_CASE), POLICY, 0.9)
-    assert not verdict.unsafe
-    assert verdict.score_method is ScoreMethod.FIRST_CODE
+# --- Scores of the categories -----------------------------------------------------------------------------
+
+
+async def test_a_safe_verdict_is_scored_from_the_floor_on(pocket_backend, answers):
+    p_unsafe = (await pocket_backend.complete(SAFE_CASE)).words.p_unsafe
+    for factor, passes, method in ((1.5, 1, ScoreMethod.UPPER_BOUND), (0.5, 2, ScoreMethod.FIRST_CODE)):
+        answers.clear()
+        policy = replace(POLICY, scores_from=p_unsafe * factor)
+        completion = await pocket_backend.complete(replace(SAFE_CASE, policy=policy))
+        verdict = judge(completion, policy, 0.9)
+        assert (verdict.unsafe, verdict.score_method, verdict.no_scores) == (False, method, None)
+        assert len(answers) == completion.completion_tokens == passes
     assert len(set(verdict.category_scores.values())) > 1
     assert 0.5 * verdict.p_unsafe < sum(verdict.category_scores.values()) <= verdict.p_unsafe * 1.001
+
+
+@pytest.mark.parametrize("repeats", [1, 20, 60])
+async def test_the_second_pass_computes_no_more_than_the_last_block(pocket_backend, answers, repeats):
+    text = TextPart("How do I bake bread with flour and water? " * repeats)
+    everything = replace(POLICY, threshold=1.0, scores_from=0.0)
+    await pocket_backend.complete(Case(Conversation.from_user(text), (), everything))
+    first, second = answers
+    block = pocket_backend.engine.vllm_config.cache_config.block_size
+    assert len(second.prompt_ids) == len(first.prompt_ids) + len(["unsafe", "\n", "S"])
+    assert len(second.ids) == 1
+    assert len(second.prompt_ids) - second.cached_tokens <= block + 4
+    assert repeats < 20 or second.cached_tokens > 0
+
+
+async def test_the_second_pass_shows_the_pictures_too(pocket_backend, answers):
+    picture = Image.new("RGB", (336, 336), "white")
+    seen = Conversation.from_user(ImagePart("data:"), TextPart("What is this?"))
+    policy = replace(POLICY, threshold=1.0, scores_from=0.0)
+    completion = await pocket_backend.complete(Case(seen, (picture,), policy))
+    verdict = judge(completion, policy, 0.9)
+    assert set(verdict.category_scores) == set(POLICY.taxonomy.for_images().codes)
+    assert completion.tiles == 1
+    assert len({len(answer.prompt_ids) - forced for answer, forced in zip(answers, (1, 4), strict=True)}) == 1
+
+
+@pytest.mark.parametrize("text", UNSAFE_TEXTS)
+async def test_no_score_is_lower_by_the_written_list_than_by_the_first_code(pocket_backend, text):
+    """So scores do not drop where a text becomes unsafe."""
+    case = Case(Conversation.from_user(TextPart(text)), (), POLICY)
+    written = await pocket_backend.complete(case)
+    assert written.score_method is ScoreMethod.WRITTEN_LIST
+    ids = Prompt.render(case.conversation, POLICY.taxonomy).token_ids(pocket_backend._tokenizer)
+    first = await pocket_backend._scored(written, ids, case)
+    assert first.score_method is ScoreMethod.FIRST_CODE
+    assert sum(first.code_probabilities.values()) <= 1.001
+    for code, probability in first.code_probabilities.items():
+        assert probability <= written.code_probabilities[code] + 1e-3, code
+
+
+async def test_unsafe_without_a_list_is_scored_by_the_first_code(pocket_backend):
+    """A model may write the word alone. No place of a list is no score of 0."""
+    case = Case(Conversation.from_user(TextPart(UNSAFE_TEXTS[0])), (), POLICY)
+    written = await pocket_backend.complete(case)
+    ids = Prompt.render(case.conversation, POLICY.taxonomy).token_ids(pocket_backend._tokenizer)
+    tokens = pocket_backend._tokens
+    alone = EngineAnswer((), RequestStateStats(), [tokens.unsafe, tokens.ends[0]], [{}, {}], "stop")
+    bare = await pocket_backend._scored(replace(written, text="unsafe", code_probabilities=None), ids, case, alone)
+    verdict = judge(bare, POLICY, 0.9)
+    assert (verdict.unsafe, verdict.categories, verdict.score_method) == (True, (), ScoreMethod.FIRST_CODE)
+    assert 0.5 * verdict.p_unsafe < sum(verdict.category_scores.values()) <= verdict.p_unsafe * 1.001
+
+
+@pytest.mark.parametrize("text", ["How do I bake bread?", UNSAFE_TEXTS[0]])
+async def test_numbers_of_several_tokens_leave_categories_without_scores_and_say_so(pocket_backend, monkeypatch, text):
+    case = Case(Conversation.from_user(TextPart(text)), (), POLICY)
+    with_scores = judge(await pocket_backend.complete(case), POLICY, 0.9)
+    monkeypatch.setattr(pocket_backend, "_tokens", replace(pocket_backend._tokens, numbers={}))
+    for policy in (POLICY, replace(POLICY, scores_from=0.0)):
+        verdict = judge(await pocket_backend.complete(replace(case, policy=policy)), policy, 0.9)
+        assert (verdict.text, verdict.no_scores) == (with_scores.text, NO_SCORES)
+        assert verdict.p_unsafe == pytest.approx(with_scores.p_unsafe, abs=1e-4)
+        small = verdict.p_unsafe < policy.scores_from
+        assert verdict.score_method is (ScoreMethod.UPPER_BOUND if small else None)
+        assert (verdict.category_scores is None) is not small
+
+
+# --- In the engine ----------------------------------------------------------------------------------------
 
 
 async def test_background_work_has_the_lower_priority_in_the_engine(pocket_backend, monkeypatch):

@@ -74,6 +74,15 @@ def test_plain_text(client, words, flagged):
     assert guard["timing"]["computed"] > 0
 
 
+def test_a_request_gets_a_score_for_every_category_when_it_asks(client):
+    plain, asked = moderate(client, SAFE_TEXT)["guard"], moderate(client, SAFE_TEXT, category_scores="all")["guard"]
+    assert (plain["category_score_method"], plain["usage"]["completion_tokens"]) == ("upper_bound", 1)
+    assert (asked["category_score_method"], asked["usage"]["completion_tokens"]) == ("first_code", 2)
+    assert asked["p_unsafe"] == pytest.approx(plain["p_unsafe"], abs=1e-4)
+    assert sum(asked["category_scores"].values()) <= asked["p_unsafe"] * 1.001
+    assert len(set(asked["category_scores"].values())) > 1
+
+
 def test_curl_line_of_the_console_works(pocket_server):
     line = next(line for line in pocket_server.console if line.startswith("curl"))
     answer = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout
