@@ -154,7 +154,11 @@ class Moderator:
             seen = conversation.with_frames([len(picture.frames) for picture in pictures])
             frames = [frame for picture in pictures for frame in picture.frames]
             completion = await self.backend.complete(Case(seen, frames, policy, handling, deadline))
-            completion = replace(completion, frames=sum(picture.total_frames for picture in pictures))
+            completion = replace(
+                completion,
+                frames=sum(picture.total_frames for picture in pictures),
+                frames_unseen=sum(picture.unseen_frames for picture in pictures),
+            )
         else:
             completion = await self.backend.complete(Case(conversation, (), policy, handling, deadline))
         verdict = judge(completion, policy, self._minimum_mass)

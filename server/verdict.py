@@ -107,6 +107,7 @@ class Completion:
     cached_tokens: int = 0
     images: int = 0
     frames: int = 0
+    frames_unseen: int = 0
     tiles: int = 0
     queued_s: float = 0.0
     computed_s: float = 0.0
