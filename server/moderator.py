@@ -179,8 +179,12 @@ class Moderator:
             frames = [frame for picture in pictures for frame in picture.frames]
             seen = conversation.with_frames([len(picture.frames) for picture in pictures])
             completion = await self.backend.complete(Case(seen, frames, policy, handling, deadline))
-            total = sum(picture.total_frames for picture in pictures)
-            return judge(replace(completion, frames=total), policy, self._minimum_mass)
+            completion = replace(
+                completion,
+                frames=sum(picture.total_frames for picture in pictures),
+                frames_unseen=sum(picture.unseen_frames for picture in pictures),
+            )
+            return judge(completion, policy, self._minimum_mass)
 
         if len(passes) == 1:
             verdicts = [await judged(passes[0].conversation)]

@@ -110,6 +110,7 @@ class Completion:
     cached_tokens: int = 0
     images: int = 0
     frames: int = 0
+    frames_unseen: int = 0
     tiles: int = 0
     model: str = ""
     queued_s: float = 0.0

@@ -174,7 +174,7 @@ def test_dependencies_point_down(module):
     assert upward == set()
 
 
-@pytest.mark.parametrize("room", ["api"])
+@pytest.mark.parametrize("room", ["api", "images"])
 def test_a_package_does_not_run_in_circles(room):
     inside = {
         name: {other for other in neighbours(name) if within(other, room)} for name in SERVER if within(name, room)

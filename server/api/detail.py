@@ -34,6 +34,7 @@ def verdict_detail(verdict: Verdict) -> dict[str, Any]:
             "completion_tokens": completion.completion_tokens,
             "images": completion.images,
             "frames": completion.frames,
+            "frames_unseen": completion.frames_unseen,
             "tiles": completion.tiles,
         },
         "timing": {"queued": completion.queued_s, "computed": completion.computed_s},

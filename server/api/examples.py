@@ -217,7 +217,15 @@ _GUARD: dict[str, Any] = {
     "cache": None,
     "provider": None,
     "cost": None,
-    "usage": {"prompt_tokens": 214, "cached_tokens": 128, "completion_tokens": 5, "images": 0, "frames": 0, "tiles": 0},
+    "usage": {
+        "prompt_tokens": 214,
+        "cached_tokens": 128,
+        "completion_tokens": 5,
+        "images": 0,
+        "frames": 0,
+        "frames_unseen": 0,
+        "tiles": 0,
+    },
     "timing": {"queued": 0.001, "computed": 0.04},
 }
 

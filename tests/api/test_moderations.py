@@ -78,6 +78,7 @@ async def test_the_native_verdict_stands_beside_them(client: httpx.AsyncClient) 
         "completion_tokens": 5,
         "images": 0,
         "frames": 0,
+        "frames_unseen": 0,
         "tiles": 0,
     }
     assert guard["timing"] == {"queued": 0.001, "computed": 0.002}

@@ -33,6 +33,7 @@ class GuardUsage(ReplyModel):
     completion_tokens: Count
     images: Count
     frames: Count
+    frames_unseen: Count
     tiles: Count
 
 

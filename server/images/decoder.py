@@ -1,0 +1,329 @@
+"""The images of a request: read, counted, held against the bounds, and only then decoded, beside the event loop."""
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+import warnings
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import PIL.WebPImagePlugin  # noqa: F401  Pillow loads all its plugins when one of `formats` is not loaded yet.
+from PIL import Image
+
+from server.conversation import ImagePart
+from server.errors import (
+    GuardError,
+    ImageTooLarge,
+    InvalidImage,
+    InvalidRequest,
+    RemoteImagesDisabled,
+    TooManyImages,
+)
+from server.fetch import ImageFetcher
+from server.images.colours import Colours
+from server.images.drawing import composed, decoded, too_slow
+from server.images.formats import read
+from server.images.picture import Picture, not_an_image
+from server.images.sampling import sampled
+from server.images.seen import as_seen
+from server.images.sizes import draft_size, shown_size
+from server.images.turns import Turns, WorkingMemory
+from server.images.url import read_data_url, scheme_of, too_many_bytes
+
+WORKING_BYTES = 192 * 2**20
+"""Memory of all decoding of large images at once. One image that needs more is refused."""
+
+QUICK_BYTES = 64 * 2**20
+"""Memory of all decoding of small images at once."""
+
+QUICK_IMAGE_BYTES = 40 * 2**20
+QUICK_WORK = 2_500_000
+"""An image that needs no more memory, and no more work (pixels times passes over them), is a small one."""
+
+KEPT_BYTES = 512 * 2**10
+"""An encoded image of this size is kept between reading and decoding; larger ones are read twice."""
+
+PATIENCE_PER_BYTE = 2.0 / 20e6
+PATIENCE_PER_PIXEL = 4.0 / 50e6
+"""Seconds that a job lets pass those that came after it and are shorter."""
+
+MAX_FETCHED = 8
+"""Fetched files that may wait in memory to be decoded, over all requests."""
+
+PILLOW_BLOCK_BYTES = 64 * 2**20
+"""Pixels are allocated in blocks of this size. The C library gives blocks above 32 MiB back to the system; it keeps
+smaller ones, and small pictures between them pin hundreds of megabytes."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """Bounds on the images of one request."""
+
+    max_images: int = 5
+    """Images of one request; each sampled frame of an animation is one."""
+    max_bytes: int = 20 * 2**20
+    """Encoded bytes of one image."""
+    max_pixels: int = 50_000_000
+    """Pixels of one frame, as the header declares them."""
+    animation_frames: int = 3
+    """Frames sampled from an animated image."""
+    timeout_s: float = 10.0
+    """Seconds for fetching and decoding all images of one request."""
+    remote: bool = False
+    """Whether http(s) URLs are fetched."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """`frames` are what the model is shown: RGB, upright, opaque and of a `shown_size`.
+
+    `total_frames` counts those of the file, `sampled_frames` those of them that are shown. There may be more
+    pictures than these: a frame on white and on black, and the still picture of an animation that viewers show
+    which play none.
+    """
+
+    frames: tuple[Image.Image, ...]
+    total_frames: int
+    format: str
+    sampled_frames: int = 1
+
+    @property
+    def unseen_frames(self) -> int:
+        return self.total_frames - self.sampled_frames
+
+
+class ImageDecoder:
+    """Decodes the images of requests on `workers` threads. One for the process: its bounds are the process's."""
+
+    def __init__(self, limits: ImageLimits, workers: int = 2, fetcher: ImageFetcher | None = None) -> None:
+        self._limits = limits
+        self._turns = Turns(workers)
+        self._memory = WorkingMemory(WORKING_BYTES)
+        self._quick_memory = WorkingMemory(QUICK_BYTES)
+        self._fetcher = fetcher or ImageFetcher(limits.max_bytes, limits.timeout_s)
+        self._fetched = asyncio.Semaphore(MAX_FETCHED)
+        self._fetching = asyncio.Lock()
+        Image.core.set_block_size(PILLOW_BLOCK_BYTES)  # type: ignore[attr-defined]
+        # Pillow logs names out of the file when someone turns debugging on.
+        logging.getLogger("PIL").setLevel(logging.WARNING)
+        # It also warns, once for each odd tag: 64 kB of EXIF write a megabyte of warnings.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+
+    async def decode(self, images: Sequence[ImagePart]) -> list[DecodedImage]:
+        """The images in the same order.
+
+        Raises TooManyImages, ImageTooLarge (bytes, pixels, memory), InvalidImage, RemoteImagesDisabled, and
+        DeadlineExceeded when they are not there in time.
+        """
+        limits = self._limits
+        if len(images) > limits.max_images:
+            raise TooManyImages(
+                f"A request may hold at most {limits.max_images} images.", param=images[limits.max_images].param
+            )
+        for image in images:
+            self._check_scheme(image)
+        deadline = time.monotonic() + limits.timeout_s
+        try:
+            async with (
+                asyncio.timeout(limits.timeout_s),
+                self._room_for(sum(scheme_of(image.url) != "data" for image in images)),
+            ):
+                sources = await _together(self._source(image) for image in images)
+                read = await _together(map(self._read, images, sources))
+                self._check_number(images, [one.pictures for one in read])
+                return await _together(map(partial(self._decode, deadline=deadline), images, read))
+        except TimeoutError:
+            raise too_slow() from None
+
+    def close(self) -> None:
+        """Forget queued decodes and let the threads end."""
+        self._turns.close()
+
+    def _check_scheme(self, image: ImagePart) -> None:
+        match scheme_of(image.url):
+            case "data":
+                return
+            case "http" | "https":
+                if not self._limits.remote:
+                    raise RemoteImagesDisabled(
+                        "This server does not fetch images. Send the file itself as a data: URL "
+                        "(data:image/png;base64,...), or have the operator set GUARD_IMAGE_REMOTE.",
+                        param=image.param,
+                    )
+            case _:
+                raise InvalidImage("An image is a data: URL in base64, or an http(s) URL.", param=image.param)
+
+    @contextlib.asynccontextmanager
+    async def _room_for(self, files: int) -> AsyncIterator[None]:
+        """Room for the fetched files of a request, for all of them at once: requests with half of theirs would wait
+        for each other."""
+        taken = 0
+        try:
+            if files:
+                async with self._fetching:
+                    while taken < min(files, MAX_FETCHED):
+                        await self._fetched.acquire()
+                        taken += 1
+            yield
+        finally:
+            for _ in range(taken):
+                self._fetched.release()
+
+    async def _source(self, image: ImagePart) -> "_Source":
+        if scheme_of(image.url) == "data":
+            return _Source(partial(read_data_url, image.url, self._limits.max_bytes), len(image.url))
+        data = await self._fetcher.fetch(image.url, image.param)
+        return _Source(lambda: data, len(data))
+
+    async def _read(self, image: ImagePart, source: "_Source") -> "_Read":
+        with _naming(image):
+            job = partial(self._read_file, source.load)
+            return await asyncio.wrap_future(
+                self._turns.submit(job, quick=True, patience=source.size * PATIENCE_PER_BYTE)
+            )
+
+    async def _decode(self, image: ImagePart, read: "_Read", deadline: float) -> DecodedImage:
+        with _naming(image):
+            job = partial(self._decode_read, read, deadline)
+            return await asyncio.wrap_future(
+                self._turns.submit(job, quick=read.quick, patience=read.work * PATIENCE_PER_PIXEL)
+            )
+
+    def _check_number(self, images: Sequence[ImagePart], pictures: Sequence[int]) -> None:
+        """Before anything is decoded, or a request of animations would be decoded to be refused."""
+        limit, number = self._limits.max_images, 0
+        for image, its_pictures in zip(images, pictures, strict=True):
+            number += its_pictures
+            if number > limit:
+                raise TooManyImages(
+                    f"A request may hold at most {limit} images. An animated image counts as the "
+                    f"frames that are sampled from it, up to {self._limits.animation_frames}.",
+                    param=image.param,
+                )
+
+    def _read_file(self, load: Callable[[], bytes]) -> "_Read":
+        with _told_as_the_callers():
+            data = load()
+            picture = self._accepted(data)
+            wanted = tuple(sampled(picture, self._limits.animation_frames))
+            quick = _memory_of(picture) <= QUICK_IMAGE_BYTES and _work_of(picture, wanted) <= QUICK_WORK
+            kept = picture if len(data) <= KEPT_BYTES else None
+            return _Read(load, kept, wanted, quick, _work_of(picture, wanted))
+
+    def _decode_read(self, read: "_Read", deadline: float) -> DecodedImage:
+        with _told_as_the_callers():
+            return self._decode_surveyed(read.kept or self._accepted(read.load()), read.wanted, deadline)
+
+    def _decode_file(self, data: bytes, deadline: float) -> DecodedImage:
+        """All of it at once, for whoever has a thread of their own."""
+        return self._decode_read(self._read_file(lambda: data), deadline)
+
+    def _accepted(self, data: bytes) -> Picture:
+        if len(data) > self._limits.max_bytes:
+            raise too_many_bytes(self._limits.max_bytes)
+        picture = read(data)
+        if not picture.pixels:
+            raise InvalidImage("The image has no pixels.")
+        possible = min(self._limits.max_pixels, int(WORKING_BYTES / picture.bytes_per_pixel))
+        if picture.largest > possible:
+            raise ImageTooLarge(f"An image of this kind may have at most {possible} pixels.")
+        return picture
+
+    def _decode_surveyed(self, picture: Picture, wanted: Sequence[int], deadline: float) -> DecodedImage:
+        needed = _memory_of(picture)
+        quick = needed <= QUICK_IMAGE_BYTES and _work_of(picture, wanted) <= QUICK_WORK
+        with (self._quick_memory if quick else self._memory).reserved(needed, deadline):
+            frames = tuple(_shown(picture, wanted, deadline))
+        kind = "MPO" if picture.format == "JPEG" and picture.total > 1 else picture.format
+        return DecodedImage(frames, picture.total, kind, len(wanted))
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """How to come by the bytes of an image, and about how many these are."""
+
+    load: Callable[[], bytes]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """An image that was read and accepted; `kept` is None where it has to be read again."""
+
+    load: Callable[[], bytes]
+    kept: Picture | None
+    wanted: tuple[int, ...]
+    quick: bool
+    work: int
+
+    @property
+    def pictures(self) -> int:
+        return len(self.wanted)
+
+
+def _shown(picture: Picture, wanted: Sequence[int], deadline: float) -> Iterable[Image.Image]:
+    size = shown_size(picture.width, picture.height)
+    stills = [] if picture.poster is None else [picture.poster]
+    (layer, *others) = picture.layers
+    if not others and (layer.left, layer.top, layer.width, layer.height) == (0, 0, picture.width, picture.height):
+        stills = [layer, *stills]
+    else:
+        colours = Colours(picture.profiles, "RGB")
+        for canvas in composed(picture, wanted, deadline):
+            yield from as_seen(canvas, size, picture.orientation, colours)
+    for still in stills:
+        image, colours = decoded(still, picture, draft_size(size))
+        yield from as_seen(image, size, picture.orientation, colours)
+
+
+def _memory_of(picture: Picture) -> int:
+    return math.ceil(picture.largest * picture.bytes_per_pixel)
+
+
+def _work_of(picture: Picture, wanted: Sequence[int]) -> int:
+    """Pixels times passes over them."""
+    if picture.work:
+        return picture.work
+    return sum(layer.pixels for layer in picture.layers[: wanted[-1] + 1]) + len(wanted) * picture.pixels
+
+
+async def _together(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """The results in order. The first error ends them all, and nothing of what waits for a thread is begun."""
+    # Not a TaskGroup, whose errors hold themselves and with them all that the caller sent.
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        # One that runs ends by itself soon after the deadline. None is kept: errors hold this frame, and it would
+        # hold them.
+        while tasks:
+            tasks.pop().cancel()
+
+
+@contextlib.contextmanager
+def _naming(image: ImagePart) -> Iterator[None]:
+    """Errors name the field that held the image."""
+    try:
+        yield
+    except InvalidRequest as error:
+        error.param = image.param
+        raise
+
+
+@contextlib.contextmanager
+def _told_as_the_callers() -> Iterator[None]:
+    """A decoder fed with hostile bytes may raise anything, and says the bytes and its addresses in it."""
+    try:
+        yield
+    except GuardError:
+        raise
+    except (Image.DecompressionBombError, MemoryError):
+        raise ImageTooLarge("The image needs too much memory to decode.") from None
+    except Exception:
+        raise not_an_image() from None

@@ -1,0 +1,74 @@
+"""Which grounds a picture with transparency is shown on: people see it on white, or on black.
+
+Two pixels beside each other differ on white by one amount and on black by another, wherever their opacity differs.
+Content is lost on a ground where they hardly differ although they plainly do on the other one. The ground itself
+is nothing that could be lost: along the outline of a logo of a middling colour, both differences are large.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+WHITE, BLACK = 255, 0
+
+SEEN = 24
+"""Levels by which neighbouring pixels differ that are told apart at a glance."""
+LOST = 3
+"""A difference that is so many times smaller than on the other ground is lost: of opaque greys on transparent pixels,
+those from level 192 on are lost on white, and those up to level 63 on black."""
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+"""On white, brightness alone counts: yellow is as good as lost there. On black the strongest channel does: blue is
+seen, and it is seen better on the white ground that is always shown."""
+PAIRS = 16
+"""So many pairs make content: less than a letter has."""
+REDUCTIONS = (1, 4, 16, 64)
+"""By how much the picture is shrunk to compare pixels: what is blurred or made of dots shows in the smaller ones."""
+BAND_ROWS = 128
+
+
+def on_grounds(picture: Image.Image, alpha: Image.Image) -> list[Image.Image]:
+    """The picture (RGB) on white, and on black too where one of the two loses what the other shows."""
+    on_white, on_black = _on(WHITE, picture, alpha), _on(BLACK, picture, alpha)
+    return [on_white, on_black] if _differ(on_white, on_black, alpha) else [on_white]
+
+
+def _on(ground: int, picture: Image.Image, alpha: Image.Image) -> Image.Image:
+    result = Image.new("RGB", picture.size, (ground, ground, ground))
+    result.paste(picture, mask=alpha)
+    return result
+
+
+def _differ(on_white: Image.Image, on_black: Image.Image, alpha: Image.Image) -> bool:
+    for reduction in REDUCTIONS:
+        if reduction > 1 and min(alpha.size) < 2 * reduction:
+            break
+        small = [image if reduction == 1 else image.reduce(reduction) for image in (on_white, on_black, alpha)]
+        lost_on_white = lost_on_black = 0
+        for white, black in _contrasts(*small):
+            bright_white, bright_black = np.abs(white @ LUMA), np.abs(black @ LUMA)
+            lost_on_white += int(np.count_nonzero((bright_black >= SEEN) & (bright_white * LOST <= bright_black)))
+            most_white, most_black = np.abs(white).max(axis=-1), np.abs(black).max(axis=-1)
+            lost_on_black += int(np.count_nonzero((most_white >= SEEN) & (most_black * LOST <= most_white)))
+            if max(lost_on_white, lost_on_black) >= PAIRS:
+                return True
+    return False
+
+
+def _contrasts(
+    on_white: Image.Image, on_black: Image.Image, alpha: Image.Image
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """By how much neighbours of different opacity differ on white and on black, [pairs, 3]."""
+    width, height = alpha.size
+    for top in range(0, height, BAND_ROWS):
+        box = (0, top, width, min(top + BAND_ROWS + 1, height))
+        opacity = np.asarray(alpha.crop(box), dtype=np.int16)
+        white, black = (np.asarray(image.crop(box)) for image in (on_white, on_black))
+        for one, other in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
+            # By less than this, no difference that is seen on one ground can be lost on the other.
+            apart = np.abs(opacity[one] - opacity[other]) >= SEEN * (LOST - 1) // LOST
+            if apart.any():
+                yield (
+                    white[one][apart].astype(np.int16) - white[other][apart],
+                    black[one][apart].astype(np.int16) - black[other][apart],
+                )

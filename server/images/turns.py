@@ -1,0 +1,94 @@
+"""Who is decoded next, and in how much memory. Small pictures never wait for large ones, whoever sends these."""
+
+import contextlib
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from server.images.drawing import too_slow
+
+Result = TypeVar("Result")
+
+Job = tuple[float, int, Future[Any], Callable[[], Any]]
+"""When it is due (monotonic), a number that tells jobs of one time apart, its future, and what is to be done."""
+
+
+class Turns:
+    """Threads for two lanes of jobs: `workers` take what is due first in either lane, one more only quick jobs.
+
+    A job is due when it came, plus the patience that its work asks for: what takes little goes before what takes
+    much, and what takes much goes before little jobs that came later than that.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="image-decoder")
+        self._quick_pool = ThreadPoolExecutor(1, thread_name_prefix="image-decoder-quick")
+        self._quick: list[Job] = []
+        self._long: list[Job] = []
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+
+    def submit(self, job: Callable[[], Result], *, quick: bool, patience: float = 0.0) -> Future[Result]:
+        """Have `job` done; `patience` in seconds. A future that is cancelled in time is never begun."""
+        future: Future[Result] = Future()
+        with self._lock:
+            lane = self._quick if quick else self._long
+            heapq.heappush(lane, (time.monotonic() + patience, next(self._numbers), future, job))
+        # A thread takes the job that is due when it is free, not the one that woke it.
+        self._pool.submit(self._take, self._quick, self._long)
+        if quick:
+            self._quick_pool.submit(self._take, self._quick)
+        return future
+
+    def close(self, *, wait: bool = False) -> None:
+        """Forget waiting jobs and let the threads end."""
+        with self._lock:
+            waiting = [future for _, _, future, _ in (*self._quick, *self._long)]
+            self._quick.clear()
+            self._long.clear()
+        for future in waiting:
+            future.cancel()
+        for pool in (self._pool, self._quick_pool):
+            pool.shutdown(wait=wait, cancel_futures=True)
+
+    def _take(self, *lanes: list[Job]) -> None:
+        with self._lock:
+            waiting = [lane for lane in lanes if lane]
+            if not waiting:
+                return
+            _, _, future, job = heapq.heappop(min(waiting, key=lambda lane: lane[0][:2]))
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(job())
+        except BaseException as error:
+            future.set_exception(error)
+
+
+class WorkingMemory:
+    """Bytes that decoding threads share. They are served in the order in which they ask."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._free = size
+        self._freed = threading.Condition()
+        self._turn = threading.Lock()
+
+    @contextlib.contextmanager
+    def reserved(self, size: int, deadline: float) -> Iterator[None]:
+        """Hold `size` bytes. Raises DeadlineExceeded when they do not come free before `deadline` (monotonic)."""
+        # Whoever waits keeps the turn, so that small images cannot overtake a large one for ever.
+        with self._turn, self._freed:
+            if not self._freed.wait_for(lambda: self._free >= size, max(0.0, deadline - time.monotonic())):
+                raise too_slow()
+            self._free -= size
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._free += size
+                self._freed.notify_all()
