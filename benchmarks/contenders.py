@@ -147,6 +147,8 @@ def start_guard(stage: Stage, name: str = "guard", settings: Mapping[str, str] |
         "GUARD_READY_MAX_AGE": "7200",
         # What pictures cost is measured on models, too, that do not see what is on them.
         "GUARD_UNSEEN_IMAGES": "judge_text",
+        # The others score no categories of a safe text: the work that is compared is a verdict.
+        "GUARD_CATEGORY_SCORES_FROM": "1",
         **({} if mass is None else {"GUARD_MINIMUM_VERDICT_MASS": str(mass)}),
         **(settings or {}),
     }
