@@ -107,6 +107,10 @@ MODERATION_EXAMPLES: dict[str, Any] = {
             ]
         },
     ),
+    "scores": (
+        "With a score of its own for every category, however safe the text is",
+        {"input": "How do I bake bread?", "category_scores": "all"},
+    ),
     "policy": (
         "Own categories and threshold",
         {"input": "The butler did it.", "policy": {"categories": {"S1": "Spoilers."}, "threshold": 0.4}},

@@ -8,7 +8,7 @@ something else is noticed before the first request.
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING
@@ -69,10 +69,13 @@ class EngineImages:
         return sum(len(self._placeholder(*self._fit(picture)[:2])[0]) - 1 for picture in pictures)
 
     @contextlib.asynccontextmanager
-    async def shown(self, ids: Sequence[int], pictures: Sequence[Image.Image]) -> AsyncIterator["MultiModalInput"]:
-        """The engine's input for a prompt with one `<|image|>` for each of the pictures, which are RGB.
+    async def shown(
+        self, pictures: Sequence[Image.Image]
+    ) -> AsyncIterator[Callable[[Sequence[int]], "MultiModalInput"]]:
+        """Makes the engine's input of any prompt with one `<|image|>` for each of the pictures, which are RGB.
 
-        Waits until the engine has room for them; they count as being there until the context ends.
+        They are tiled once, however many prompts show them. Waits until the engine has room for them; they count as
+        being there until the context ends.
         """
         loop = asyncio.get_running_loop()
         wanted, taken = min(TILES_AT_ONCE, sum(self._fit(picture).tiles for picture in pictures)), 0
@@ -82,7 +85,7 @@ class EngineImages:
                     await self._places.acquire()
                     taken += 1
             seen = await asyncio.gather(*(loop.run_in_executor(self._pool, self._seen, one) for one in pictures))
-            yield self._input(ids, seen)
+            yield lambda ids: self._input(ids, seen)
         finally:
             for _ in range(taken):
                 self._places.release()

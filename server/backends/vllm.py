@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -96,6 +96,21 @@ class _AnswerTokens:
             before_number=frozenset(id_ for id_ in (words["S"], words[",S"]) if id_ is not None),
             numbers={code: id_ for code, id_ in numbers.items() if id_ is not None} if spelled else {},
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A case on its way through the engine, which may take several requests.
+
+    `ids` are the prompt's tokens, and `list_tokens` those of the longest answer to it. `input` makes the engine's input
+    of token ids: it adds the pictures, where there are some.
+    """
+
+    case: Case
+    taxonomy: Taxonomy
+    ids: Sequence[int]
+    list_tokens: int
+    input: "Callable[[Sequence[int]], Sequence[int] | MultiModalInput]" = lambda ids: ids
 
 
 def _add_cost(completion: Completion, answer: "EngineAnswer") -> Completion:
@@ -195,14 +210,22 @@ class VllmBackend:
         list_tokens = self._list_tokens(prompt.taxonomy.codes)
         expanded = self._images.tokens(case.images) if case.images and self._images is not None else 0
         self._check_context(len(ids) + expanded, list_tokens)
+        if not case.images:
+            return await self._answered(_Asked(case, prompt.taxonomy, ids, list_tokens))
+        if self._images is None:
+            raise EngineUnavailable("The engine is not ready for images.")
+        async with self._images.shown(case.images) as shown:
+            return await self._answered(_Asked(case, prompt.taxonomy, ids, list_tokens, shown))
 
-        first = answer = await self._generate([*ids, self._tokens.blank_line], list_tokens, case)
+    async def _answered(self, asked: _Asked) -> Completion:
+        case = asked.case
+        first = answer = await self._generate(asked, [self._tokens.blank_line], asked.list_tokens)
         at = 0
         prompt_tokens = len(first.prompt_ids) - 1
         words = self._words(first, 0)
         if first.finish_reason == "stop" and words.mass < self._minimum_mass:
             # Before the answer is called unparseable, the model may begin it in its own way.
-            answer = await self._generate(ids, list_tokens, case)
+            answer = await self._generate(asked, [], asked.list_tokens)
             at = self._verdict_position(answer)
             words = self._words(answer, at)
         completion = Completion(
@@ -210,7 +233,7 @@ class VllmBackend:
             finish_reason=answer.finish_reason,
             backend=self.name,
             model=self._profile.served_as[0],
-            taxonomy=prompt.taxonomy,
+            taxonomy=asked.taxonomy,
             words=words,
             prompt_tokens=prompt_tokens,
             completion_tokens=len(answer.ids),
@@ -227,41 +250,38 @@ class VllmBackend:
         past_threshold = words.mass > 0 and case.policy.is_unsafe(words.p_unsafe)
         if completion.text != "safe":
             tokens = self._spell(answer, at, case) if past_threshold else self._spell_word("safe", answer, at, case)
-            return await self._scored(replace(completion, tokens=tokens), ids, case, answer)
+            return await self._scored(replace(completion, tokens=tokens), asked, answer)
         if past_threshold:
             # The policy is stricter than the model's own word: have it go on from the other one.
             forced = [self._tokens.blank_line, self._tokens.unsafe]
-            listing = await self._generate([*ids, *forced], list_tokens, case)
+            listing = await self._generate(asked, forced, asked.list_tokens)
             word, codes = self._spell_word("unsafe", answer, at, case), self._spell(listing, 0, case)
             completion = replace(
                 _add_cost(completion, listing),
                 tokens=None if word is None or codes is None else (*word, *codes),
                 listed_text="unsafe" + self._text(listing) if listing.finish_reason == "stop" else None,
             )
-            return await self._scored(completion, ids, case, listing)
+            return await self._scored(completion, asked, listing)
         if (tokens := self._spell(answer, at, case)) is not None:
             completion = replace(completion, tokens=tokens)
         if words.mass > 0 and case.policy.wants_scores(words.p_unsafe):
-            return await self._scored(completion, ids, case)
+            return await self._scored(completion, asked)
         return completion if self._tokens.numbers else replace(completion, no_scores=NO_SCORES)
 
-    async def _scored(
-        self, completion: Completion, ids: Sequence[int], case: Case, written: "EngineAnswer | None" = None
-    ) -> Completion:
+    async def _scored(self, completion: Completion, asked: _Asked, written: "EngineAnswer | None" = None) -> Completion:
         """`completion` with the probabilities of its categories: those of a written list, or else of the first code."""
         if not self._tokens.numbers:
             return replace(completion, no_scores=NO_SCORES)
-        taxonomy = completion.taxonomy
-        codes = self._written_codes(written, taxonomy) if written is not None else None
+        codes = self._written_codes(written, asked.taxonomy) if written is not None else None
         if codes is not None:
             return replace(completion, code_probabilities=codes, score_method=ScoreMethod.WRITTEN_LIST)
         forced = [self._tokens.blank_line, *self._tokenizer.encode_text("unsafe\nS")]
-        first_code = await self._generate([*ids, *forced], 1, case)
+        first_code = await self._generate(asked, forced, 1)
         if not first_code.logprobs:
             raise EngineFailure("The engine ended the request without probabilities.")
         return replace(
             _add_cost(completion, first_code),
-            code_probabilities=self._codes_at(first_code, 0, taxonomy),
+            code_probabilities=self._codes_at(first_code, 0, asked.taxonomy),
             score_method=ScoreMethod.FIRST_CODE,
         )
 
@@ -271,18 +291,12 @@ class VllmBackend:
     async def complete_freely(self, prompt: Prompt) -> str:
         """What the model writes when nothing is forced: the reference that the one-pass verdict is held against."""
         ids = prompt.token_ids(self._tokenizer)
-        answer = await self._generate(ids, self._list_tokens(prompt.taxonomy.codes))
+        answer = await self._ask(ids, self._list_tokens(prompt.taxonomy.codes), ORDINARY)
         return self._text(answer).lstrip("\n")
 
-    async def _generate(self, ids: Sequence[int], max_tokens: int, case: Case | None = None) -> "EngineAnswer":
-        """Run one request to its end, for `case` if there is one; cancellation aborts it in the engine."""
-        handling = case.handling if case is not None else ORDINARY
-        if case is None or not case.images:
-            return await self._ask(ids, max_tokens, handling)
-        if self._images is None:
-            raise EngineUnavailable("The engine is not ready for images.")
-        async with self._images.shown(ids, case.images) as prompt:
-            return await self._ask(prompt, max_tokens, handling)
+    async def _generate(self, asked: _Asked, begun: Sequence[int], max_tokens: int) -> "EngineAnswer":
+        """Run one request to its end, on an answer that begins with `begun`; cancellation aborts it in the engine."""
+        return await self._ask(asked.input([*asked.ids, *begun]), max_tokens, asked.case.handling)
 
     async def _ask(
         self, prompt: "Sequence[int] | MultiModalInput", max_tokens: int, handling: Handling

@@ -14,7 +14,7 @@ from server.backends import engine_process
 from server.backends.base import Case
 from server.backends.engine_client import EngineAnswer
 from server.backends.engine_process import PLUGIN
-from server.backends.vllm import NO_SCORES, VllmBackend
+from server.backends.vllm import NO_SCORES, VllmBackend, _Asked
 from server.caller import Handling
 from server.checkpoint import read_facts
 from server.conversation import Conversation, ImagePart, TextPart
@@ -202,15 +202,22 @@ async def test_the_second_pass_computes_no_more_than_the_last_block(pocket_backe
     assert repeats < 20 or second.cached_tokens > 0
 
 
-async def test_the_second_pass_shows_the_pictures_too(pocket_backend, answers):
+async def test_the_second_pass_shows_the_pictures_too_and_tiles_them_once(pocket_backend, answers, monkeypatch):
+    tiled, seen_by = [], pocket_backend._images._seen
+    monkeypatch.setattr(pocket_backend._images, "_seen", lambda one: tiled.append(one) or seen_by(one))
     picture = Image.new("RGB", (336, 336), "white")
     seen = Conversation.from_user(ImagePart("data:"), TextPart("What is this?"))
     policy = replace(POLICY, threshold=1.0, scores_from=0.0)
     completion = await pocket_backend.complete(Case(seen, (picture,), policy))
     verdict = judge(completion, policy, 0.9)
     assert set(verdict.category_scores) == set(POLICY.taxonomy.for_images().codes)
-    assert completion.tiles == 1
+    assert completion.tiles == len(tiled) == 1
     assert len({len(answer.prompt_ids) - forced for answer, forced in zip(answers, (1, 4), strict=True)}) == 1
+
+
+def asked_of(backend: VllmBackend, case: Case) -> _Asked:
+    prompt = Prompt.render(case.conversation, case.policy.taxonomy)
+    return _Asked(case, prompt.taxonomy, prompt.token_ids(backend._tokenizer), 64)
 
 
 @pytest.mark.parametrize("text", UNSAFE_TEXTS)
@@ -219,8 +226,7 @@ async def test_no_score_is_lower_by_the_written_list_than_by_the_first_code(pock
     case = Case(Conversation.from_user(TextPart(text)), (), POLICY)
     written = await pocket_backend.complete(case)
     assert written.score_method is ScoreMethod.WRITTEN_LIST
-    ids = Prompt.render(case.conversation, POLICY.taxonomy).token_ids(pocket_backend._tokenizer)
-    first = await pocket_backend._scored(written, ids, case)
+    first = await pocket_backend._scored(written, asked_of(pocket_backend, case))
     assert first.score_method is ScoreMethod.FIRST_CODE
     assert sum(first.code_probabilities.values()) <= 1.001
     for code, probability in first.code_probabilities.items():
@@ -231,10 +237,11 @@ async def test_unsafe_without_a_list_is_scored_by_the_first_code(pocket_backend)
     """A model may write the word alone. No place of a list is no score of 0."""
     case = Case(Conversation.from_user(TextPart(UNSAFE_TEXTS[0])), (), POLICY)
     written = await pocket_backend.complete(case)
-    ids = Prompt.render(case.conversation, POLICY.taxonomy).token_ids(pocket_backend._tokenizer)
     tokens = pocket_backend._tokens
     alone = EngineAnswer((), RequestStateStats(), [tokens.unsafe, tokens.ends[0]], [{}, {}], "stop")
-    bare = await pocket_backend._scored(replace(written, text="unsafe", code_probabilities=None), ids, case, alone)
+    bare = await pocket_backend._scored(
+        replace(written, text="unsafe", code_probabilities=None), asked_of(pocket_backend, case), alone
+    )
     verdict = judge(bare, POLICY, 0.9)
     assert (verdict.unsafe, verdict.categories, verdict.score_method) == (True, (), ScoreMethod.FIRST_CODE)
     assert 0.5 * verdict.p_unsafe < sum(verdict.category_scores.values()) <= verdict.p_unsafe * 1.001

@@ -74,8 +74,8 @@ async def test_pictures_too(engine, client, pocket_backend):
     control = pocket_backend._tokenizer.control_id
     ids = [*PROMPTS[2], control("<|image|>"), *PROMPTS[3]]
     picture = Image.linear_gradient("L").resize((400, 700)).convert("RGB")
-    async with pocket_backend._images.shown(ids, [picture]) as prompt:
-        ours = await client.ask(client.form(SAMPLING), prompt)
+    async with pocket_backend._images.shown([picture]) as shown:
+        ours = await client.ask(client.form(SAMPLING), shown(ids))
     raw = {"prompt_token_ids": ids, "multi_modal_data": {"image": picture}}
     assert_same(ours, await by_vllm(engine, raw, "picture"))
     assert len(ours.prompt_ids) > len(ids)

@@ -43,7 +43,8 @@ def by_vllm(backend, ids, pictures):
 async def test_input_is_what_vllm_would_have_made(pocket_backend, sizes):
     case = case_of(*(picture(*size) for size in sizes))
     ids = ids_of(pocket_backend, case)
-    async with pocket_backend._images.shown(ids, case.images) as made:
+    async with pocket_backend._images.shown(case.images) as shown:
+        made = shown(ids)
         assert engine_images._same(by_vllm(pocket_backend, ids, list(case.images)), made)
         assert len(made["prompt_token_ids"]) == len(ids) + pocket_backend._images.tokens(case.images)
         names = made["mm_hashes"]["image"]
@@ -53,7 +54,8 @@ async def test_input_is_what_vllm_would_have_made(pocket_backend, sizes):
 async def test_another_order_of_pictures_is_not_the_same(pocket_backend):
     case = case_of(picture(336, 336), picture(200, 200))
     ids = ids_of(pocket_backend, case)
-    async with pocket_backend._images.shown(ids, case.images) as made:
+    async with pocket_backend._images.shown(case.images) as shown:
+        made = shown(ids)
         assert not engine_images._same(by_vllm(pocket_backend, ids, list(case.images[::-1])), made)
 
 
@@ -76,7 +78,8 @@ async def test_a_tower_that_takes_no_bytes_gets_its_own_numbers(pocket_backend, 
     images = EngineImages(pocket_backend.engine, pocket_backend._tokenizer, pocket_backend._tokens_per_tile)
     case = case_of(picture(900, 420), picture(40, 30))
     ids = ids_of(pocket_backend, case)
-    async with images.shown(ids, case.images) as made:
+    async with images.shown(case.images) as shown:
+        made = shown(ids)
         expected = by_vllm(pocket_backend, ids, list(case.images))
         assert engine_images._same(expected, made)
         for own, theirs in zip(made["mm_kwargs"]["image"], expected["mm_kwargs"]["image"], strict=True):
@@ -108,7 +111,7 @@ async def test_only_so_many_tiles_are_at_the_engine_at_once(pocket_backend, monk
     leave = asyncio.Event()
 
     async def show(name: str, case: Case) -> None:
-        async with images.shown(ids_of(pocket_backend, case), case.images):
+        async with images.shown(case.images):
             there.put_nowait(name)
             await leave.wait()
 

@@ -130,7 +130,7 @@ async def _next_token(
     async with contextlib.AsyncExitStack() as stack:
         prompt = {"prompt_token_ids": list(ids)}
         if images:
-            prompt = await stack.enter_async_context(backend._images.shown(ids, images))
+            prompt = (await stack.enter_async_context(backend._images.shown(images)))(ids)
         outputs = [output async for output in backend.engine.generate(prompt, sampling, name)]
     logprobs = outputs[-1].outputs[0].logprobs[0]
     return outputs[-1].prompt_token_ids, {token: entry.logprob for token, entry in logprobs.items()}

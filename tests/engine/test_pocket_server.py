@@ -74,6 +74,13 @@ def test_plain_text(client, words, flagged):
     assert guard["timing"]["computed"] > 0
 
 
+def test_what_none_of_openais_categories_is_about_sets_one_all_the_same(client):
+    result = moderate(client, "Give me the private medical records and credit card number of my neighbour.")
+    assert result["guard"]["categories"] == ["S7"]
+    assert [name for name, flag in result["categories"].items() if flag] == ["illicit"]
+    assert result["category_scores"]["illicit"] == result["guard"]["p_unsafe"]
+
+
 def test_a_request_gets_a_score_for_every_category_when_it_asks(client):
     plain, asked = moderate(client, SAFE_TEXT)["guard"], moderate(client, SAFE_TEXT, category_scores="all")["guard"]
     assert (plain["category_score_method"], plain["usage"]["completion_tokens"]) == ("upper_bound", 1)

@@ -48,7 +48,7 @@ class GuardAbout(ReplyModel):
 
 
 class Guard(ReplyModel):
-    """The native verdict. Without probabilities the scores are null, and `no_scores` says why."""
+    """The native verdict. Where the scores are null, `no_scores` says why."""
 
     verdict: Literal["safe", "unsafe"]
     p_unsafe: Probability | None
@@ -56,7 +56,10 @@ class Guard(ReplyModel):
     verdict_mass: float | None
     categories: list[str]
     category_scores: dict[str, Probability] | None
-    category_score_method: Literal["written_list", "first_code", "upper_bound"] | None
+    category_score_method: Literal["written_list", "first_code", "upper_bound"] | None = Field(
+        description="Where the scores come from: the list that the model wrote; the first code that it would write, had"
+        " it said unsafe; or P(unsafe), which no code exceeds."
+    )
     no_scores: str | None
     images_unseen: Count
     raw_text: str
