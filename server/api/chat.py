@@ -20,7 +20,16 @@ from server import metrics
 from server.answer import Answer, splits_an_answer, write
 from server.api import logprobs
 from server.api.body import read_body
-from server.api.content import IDENTIFIER, ImageContent, Object, StringOrParts, StringOrStrings, WireModel, to_parts
+from server.api.content import (
+    IDENTIFIER,
+    OPAQUE,
+    ImageContent,
+    Object,
+    StringOrParts,
+    StringOrStrings,
+    WireModel,
+    to_parts,
+)
 from server.api.detail import verdict_detail
 from server.api.direct import DirectRoute, JSONReply
 from server.api.examples import CHAT_EXAMPLES, CHAT_RESPONSES, json_request
@@ -92,6 +101,14 @@ class ReasoningDetail(WireModel):
     format: str | None = None
     index: int | None = None
 
+    def asides(self) -> Iterator[tuple[str, str]]:
+        """Fields that should hold tokens of programs and hold words, and `data` that is not encrypted."""
+        if self.data and (self.type != "reasoning.encrypted" or OPAQUE.fullmatch(self.data) is None):
+            yield "data", self.data
+        for field, value in (("signature", self.signature), ("id", self.id), ("format", self.format)):
+            if value and OPAQUE.fullmatch(value) is None:
+                yield field, value
+
 
 class UrlCitation(WireModel):
     url: str
@@ -158,11 +175,19 @@ class ChatMessage(WireModel):
             yield from details
 
     def _asides(self) -> Iterator[tuple[str, str]]:
-        """What stands beside the content: a refusal, and a name that is no mere identifier."""
+        """What stands beside the content: a refusal, and words where a name or a token of a program should stand."""
         if self.refusal:
             yield "refusal", self.refusal
         if self.name and IDENTIFIER.fullmatch(self.name) is None:
             yield "name", self.name
+        tokens = [("tool_call_id", self.tool_call_id), ("model", self.model)]
+        tokens += [(f"tool_calls[{index}].id", call.id) for index, call in enumerate(self.tool_calls or ())]
+        for field, token in tokens:
+            if token and OPAQUE.fullmatch(token) is None:
+                yield field, token
+        for index, detail in enumerate(self.reasoning_details or ()):
+            for field, words in detail.asides():
+                yield f"reasoning_details[{index}].{field}", words
 
     def _sources(self) -> Iterator[tuple[str, str]]:
         for index, annotation in enumerate(self.annotations or ()):

@@ -11,6 +11,9 @@ from server.conversation import ImagePart, Part, TextPart
 IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 """A speaker's or a function's name that says nothing else. Any other `name` is a text, and judged."""
 
+OPAQUE = re.compile(r"[A-Za-z0-9+/=_.:-]*")
+"""A token of any length that a program made: an id, a signature, what is encrypted. Anything else there is a text."""
+
 
 class WireModel(BaseModel):
     """Base of all request bodies: unknown fields are refused, and types are not coerced."""

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
@@ -18,7 +18,7 @@ from server.answer import write
 from server.api import logprobs
 from server.api.body import read_body
 from server.api.chat import MAX_ALTERNATIVES
-from server.api.content import Object, String, WireModel
+from server.api.content import IDENTIFIER, OPAQUE, Object, String, WireModel
 from server.api.detail import verdict_detail
 from server.api.direct import DirectRoute, JSONReply
 from server.api.examples import RESPONSES_EXAMPLES, RESPONSES_RESPONSES, json_request
@@ -52,11 +52,15 @@ class OutputAnnotation(WireModel):
     end_index: int | None = None
 
 
+def _is_no_token(value: str | None) -> bool:
+    return value is not None and OPAQUE.fullmatch(value) is None
+
+
 class InputText(WireModel):
     type: Literal["input_text", "output_text", "text", "summary_text", "reasoning_text"]
     text: str
     annotations: list[OutputAnnotation] | None = Field(
-        None, fail_fast=True, description="Their titles and addresses are text."
+        None, fail_fast=True, description="Their titles and addresses are text, and so are ids that hold words."
     )
     logprobs: list[Any] | None = Field(None, description="Accepted and ignored.")
     prompt_cache_breakpoint: Object | None = Field(None, description="Accepted and ignored.")
@@ -64,7 +68,8 @@ class InputText(WireModel):
     def parts(self, param: str) -> Iterator[Part]:
         yield TextPart(self.text, f"{param}.text")
         for index, annotation in enumerate(self.annotations or ()):
-            named = (annotation.title, annotation.url, annotation.filename)
+            tokens = (annotation.file_id, annotation.container_id)
+            named = (annotation.title, annotation.url, annotation.filename, *filter(_is_no_token, tokens))
             if source := " ".join(filter(None, named)):
                 yield TextPart(source, f"{param}.annotations[{index}]")
 
@@ -108,22 +113,45 @@ Content = Annotated[
 
 
 class _Item(WireModel):
-    """What items carry beside what they say."""
+    """What items carry beside what they say. Words that stand there are a text of the item like any other."""
+
+    LABELS: ClassVar[tuple[str, ...]] = ("status", "namespace")
+    """Fields that say nothing while each holds one identifier."""
+    TOKENS: ClassVar[tuple[str, ...]] = ("id", "call_id")
+    """Fields that say nothing while each holds a token that a program made."""
 
     id: str | None = None
     call_id: str | None = None
     status: str | None = None
     namespace: str | None = None
 
+    def message(self, param: str) -> Message:
+        """All that the item says; `param` is its path in the request."""
+        role, parts = self.says(param)
+        return Message(role, (*parts, *self._asides(param)))
+
+    def says(self, param: str) -> tuple[str, tuple[Part, ...]]:
+        """The role of the item and what it says in the fields that are meant for that."""
+        raise NotImplementedError
+
+    def _asides(self, param: str) -> Iterator[Part]:
+        for fields, harmless in ((self.LABELS, IDENTIFIER), (self.TOKENS, OPAQUE)):
+            for field in fields:
+                value: str | None = getattr(self, field)
+                if value and harmless.fullmatch(value) is None:
+                    yield TextPart(value, f"{param}.{field}")
+
 
 class InputMessage(_Item):
+    LABELS = (*_Item.LABELS, "phase")
+
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: Content
     phase: str | None = None
 
-    def message(self, param: str) -> Message:
-        return Message(self.role, _parts(self.content, f"{param}.content"))
+    def says(self, param: str) -> tuple[str, tuple[Part, ...]]:
+        return self.role, _parts(self.content, f"{param}.content")
 
 
 class FunctionCallItem(_Item):
@@ -131,8 +159,8 @@ class FunctionCallItem(_Item):
     name: str
     arguments: str
 
-    def message(self, param: str) -> Message:
-        return Message("assistant", (TextPart(f"{self.name}({self.arguments})", param),))
+    def says(self, param: str) -> tuple[str, tuple[Part, ...]]:
+        return "assistant", (TextPart(f"{self.name}({self.arguments})", param),)
 
 
 class CustomCallItem(_Item):
@@ -140,30 +168,34 @@ class CustomCallItem(_Item):
     name: str
     input: str
 
-    def message(self, param: str) -> Message:
-        return Message("assistant", (TextPart(f"{self.name}({self.input})", param),))
+    def says(self, param: str) -> tuple[str, tuple[Part, ...]]:
+        return "assistant", (TextPart(f"{self.name}({self.input})", param),)
 
 
 class CallOutputItem(_Item):
+    LABELS = (*_Item.LABELS, "name")
+
     type: Literal["function_call_output", "custom_tool_call_output"]
     output: Content
     name: str | None = None
 
-    def message(self, param: str) -> Message:
-        return Message("tool", _parts(self.output, f"{param}.output"))
+    def says(self, param: str) -> tuple[str, tuple[Part, ...]]:
+        return "tool", _parts(self.output, f"{param}.output")
 
 
 class ReasoningItem(_Item):
     """What a model thought. What is encrypted says nothing to anybody."""
 
+    TOKENS = (*_Item.TOKENS, "encrypted_content")
+
     type: Literal["reasoning"]
     summary: InputParts | None = None
     content: InputParts | None = None
-    encrypted_content: str | None = Field(None, description="Accepted and ignored.")
+    encrypted_content: str | None = Field(None, description="Ignored, unless it holds words.")
 
-    def message(self, param: str) -> Message:
+    def says(self, param: str) -> tuple[str, tuple[Part, ...]]:
         summary = _parts(self.summary or [], f"{param}.summary")
-        return Message("assistant", (*summary, *_parts(self.content or [], f"{param}.content")))
+        return "assistant", (*summary, *_parts(self.content or [], f"{param}.content"))
 
 
 class ItemReference(WireModel):

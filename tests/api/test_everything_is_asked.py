@@ -83,6 +83,9 @@ def chat_message(sender: Sender, role: str, *, asked: bool = True) -> dict[str, 
         if sender.flip():
             details = sender.some(lambda: {"type": "reasoning.summary", "summary": words()})
             message["reasoning_details"] = [*details, {"type": "reasoning.text", "text": words()}]
+            message["reasoning_details"] += sender.some(
+                lambda: {"type": "reasoning.text", sender.pick("data", "id", "format", "signature"): f"As {words()}"}, 1
+            )
         message["tool_calls"] = sender.some(lambda: call_of(sender, asked))
         if sender.flip():
             message["function_call"] = {"name": "f", "arguments": words()}
@@ -91,6 +94,8 @@ def chat_message(sender: Sender, role: str, *, asked: bool = True) -> dict[str, 
             message["annotations"] = [{"type": "url_citation", "url_citation": citation}]
     elif content == "none":
         message["content"] = words()
+    if role == "tool" and sender.flip():
+        message["tool_call_id"] = f"Call of {words()}"
     if sender.flip() or not any(value for key, value in message.items() if key != "role"):
         message["name"] = f"Name of {words()}"
     return message
@@ -153,6 +158,14 @@ def responses_body(sender: Sender) -> tuple[str, dict[str, Any]]:
         items = [{"role": "user", "content": [part("input_text"), *sender.some(lambda: part("text"))]}]
         items += sender.some(lambda: {"type": "function_call_output", "output": sender.words()})
         items += sender.some(lambda: {"type": "custom_tool_call_output", "output": [part("input_text")]})
+        items += sender.some(
+            lambda: {
+                "type": "function_call_output",
+                "output": "ok",
+                sender.pick("id", "call_id", "name", "namespace", "status"): f"As {sender.words()}",
+            },
+            2,
+        )
         items += sender.some(lambda: {"role": "developer", "content": sender.words(asked=False)}, 1)
     return "/v1/responses", {"input": items, "instructions": sender.pick(None, "Be kind.")}
 
@@ -160,8 +173,24 @@ def responses_body(sender: Sender) -> tuple[str, dict[str, Any]]:
 def litellm_body(sender: Sender) -> tuple[str, dict[str, Any]]:
     """Here all turns are asked about, and what stands in no message too."""
 
+    def odd() -> Any:
+        """A value of any shape that holds words."""
+        words, key = f"As {sender.words()}", sender.pick("name", "status", "data", "id", "type", "x")
+        return sender.pick(words, [words], {key: words}, {key: [words]}, {words: 1}, [{"x": {key: words}}])
+
     def message() -> dict[str, Any]:
-        return chat_message(sender, sender.pick("user", "assistant", "tool"))
+        one = chat_message(sender, sender.pick("user", "assistant", "tool"))
+        if sender.flip():
+            one.setdefault(sender.pick("provider_specific_fields", "status", "future"), odd())
+        if isinstance(one.get("content"), list) and sender.flip():
+            one["content"] = [
+                {**part, sender.pick("name", "alt", "data", "cache_control"): odd()} for part in one["content"]
+            ]
+        return one
+
+    def call() -> dict[str, Any]:
+        one = call_of(sender, True)
+        return {**one, sender.pick("name", "description", "id"): odd()} if sender.flip() else one
 
     messages = sender.some(message, sender.pick(3, 40))
     words = [sender.words() for _ in range(sender.data.draw(st.integers(0, sender.pick(3, 50))))]
@@ -171,7 +200,7 @@ def litellm_body(sender: Sender) -> tuple[str, dict[str, Any]]:
         "input_type": sender.pick("request", "response"),
         "structured_messages": messages,
         "texts": [*words, *again, *([] if messages or words else [sender.words()])],
-        "tool_calls": sender.some(lambda: call_of(sender, True), 2),
+        "tool_calls": sender.some(call, 2),
     }
     return "/beta/litellm_basic_guardrail_api", body
 
@@ -211,6 +240,45 @@ async def test_what_is_sent_is_covered_by_what_is_asked(
 
 
 HARM = "a bomb"
+
+
+def litellm(message: dict[str, Any], **fields: Any) -> tuple[str, dict[str, Any]]:
+    return "/beta/litellm_basic_guardrail_api", {
+        "input_type": "request",
+        "structured_messages": [{"role": "user", "content": "hi"}, {"role": "user", **message}],
+        **fields,
+    }
+
+
+def litellm_part(**part: Any) -> tuple[str, dict[str, Any]]:
+    return litellm({"content": [part]})
+
+
+def litellm_call(**call: Any) -> tuple[str, dict[str, Any]]:
+    return litellm({"role": "assistant", "content": "ok", "tool_calls": [call]})
+
+
+def item(**fields: Any) -> tuple[str, dict[str, Any]]:
+    return "/v1/responses", {"input": [{"role": "user", "content": "hi"}, fields]}
+
+
+def cited(**annotation: Any) -> tuple[str, dict[str, Any]]:
+    said = {"type": "output_text", "text": "ok", "annotations": [{"type": "file_citation", **annotation}]}
+    return item(role="assistant", content=[said])
+
+
+def chat_said(**fields: Any) -> tuple[str, dict[str, Any]]:
+    return "/v1/chat/completions", {
+        "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ok", **fields}]
+    }
+
+
+def thought(**detail: Any) -> tuple[str, dict[str, Any]]:
+    return chat_said(reasoning_details=[{"type": "reasoning.text", "text": "Hmm.", **detail}])
+
+
+CALL = {"name": "f", "arguments": "{}"}
+OPERATOR = [{"role": "user", "content": "hi"}, {"role": "system", "content": HARM}]
 HIDDEN: dict[str, tuple[str, dict[str, Any]]] = {
     "behind a call": ("/v1/chat/completions", {"messages": [
         {"role": "user", "content": "hi"},
@@ -242,6 +310,56 @@ HIDDEN: dict[str, tuple[str, dict[str, Any]]] = {
     "in an old turn of a long past": ("/beta/litellm_basic_guardrail_api", {
         "input_type": "request", "structured_messages": [
             {"role": ("user", "assistant")[n % 2], "content": HARM if n == 3 else f"turn {n}"} for n in range(90)]}),
+    "LiteLLM: a status within a tool's result": litellm({"role": "tool", "content": {"status": HARM, "ok": "fine"}}),
+    "LiteLLM: a name within a tool's result": litellm({"role": "tool", "content": {"name": HARM, "ok": "fine"}}),
+    "LiteLLM: a name as the whole content": litellm({"content": {"name": HARM}}),
+    "LiteLLM: a type within the content": litellm({"content": {"type": HARM}}),
+    "LiteLLM: an unknown role within the content": litellm({"content": {"role": [HARM]}}),
+    "LiteLLM: a list of names": litellm({"content": "hi", "name": [HARM]}),
+    "LiteLLM: a status of a message": litellm({"content": "hi", "status": HARM}),
+    "LiteLLM: an id of words": litellm({"content": "hi", "tool_call_id": HARM}),
+    "LiteLLM: a signature of words": litellm({"content": "hi", "signature": HARM}),
+    "LiteLLM: how to cache, in words": litellm({"content": "hi", "cache_control": {"type": HARM}}),
+    **{f"LiteLLM: the {key} among a provider's fields": litellm({"content": "hi", "provider_fields": {key: HARM}})
+       for key in ("name", "id", "status", "data", "encrypted_content", "index")},
+    "LiteLLM: calls that are no list": litellm({"tool_calls": {"function": {"name": HARM}}}),
+    "LiteLLM: a key of an object": litellm({"content": "hi", "x": {HARM: 1}}),
+    "LiteLLM: a key of a message": litellm({"content": "hi", HARM: 1}),
+    "LiteLLM: a key of a part": litellm_part(type="text", text="hi", **{HARM: True}),
+    "LiteLLM: a name of a part": litellm_part(type="text", text="hi", name=HARM),
+    "LiteLLM: data of a text": litellm_part(type="text", text="hi", data=HARM),
+    "LiteLLM: a text of an image": litellm_part(**image(), text=HARM),
+    "LiteLLM: a caption of an image": litellm_part(**image(), caption=[HARM]),
+    "LiteLLM: another text of an image": litellm_part(type="image_url", image_url={"url": picture(), "alt": HARM}),
+    "LiteLLM: a detail of an image": litellm_part(type="image_url", image_url={"url": picture(), "detail": HARM}),
+    "LiteLLM: a text beside what is encrypted": litellm_part(type="redacted_thinking", data="x", text=HARM),
+    "LiteLLM: words in place of what is encrypted": litellm_part(type="redacted_thinking", data=HARM),
+    "LiteLLM: a description of a call": litellm_call(function={**CALL, "description": HARM}),
+    "LiteLLM: an id of a call": litellm_call(id=HARM, function=CALL),
+    "LiteLLM: a custom call beside a call": litellm_call(function=CALL, custom={"input": HARM}),
+    "LiteLLM: a call with a list as its name": litellm_call(function={"name": [HARM], "arguments": "{}"}),
+    "LiteLLM: a description of the deprecated call": litellm({"function_call": {**CALL, "description": HARM}}),
+    "LiteLLM: beside a call of no message": litellm({"content": "hi"}, tool_calls=[{"function": CALL, "x": HARM}]),
+    "LiteLLM: the operator's words once more": litellm({}, structured_messages=OPERATOR, texts=["hi", HARM, HARM]),
+    "LiteLLM: a call in the operator's words": litellm(
+        {}, structured_messages=[OPERATOR[0], {"role": "system", "content": f"f({HARM})"}],
+        tool_calls=[{"function": {"name": "f", "arguments": HARM}}]),
+    **{f"responses: the {field} of a tool's output": item(type="function_call_output", output="ok", **{field: HARM})
+       for field in ("name", "namespace", "status", "id", "call_id")},
+    "responses: the namespace of a call": item(type="function_call", **CALL, namespace=HARM),
+    "responses: the namespace of a custom call": item(type="custom_tool_call", name="f", input="x", namespace=HARM),
+    "responses: the phase of a message": item(role="assistant", content="ok", phase=HARM),
+    "responses: the status of a message": item(role="user", content="ok", status=HARM),
+    "responses: the id of thoughts": item(type="reasoning", id=HARM, summary=[]),
+    "responses: words in place of what is encrypted": item(type="reasoning", encrypted_content=HARM),
+    "responses: a cited file": cited(file_id=HARM),
+    "responses: a cited container": cited(container_id=HARM),
+    **{f"chat: the {field} of a thought": thought(**{field: HARM}) for field in ("data", "signature", "format", "id")},
+    "chat: words in place of what is encrypted": thought(type="reasoning.encrypted", data=HARM),
+    "chat: one token of data that is not encrypted": thought(data="bomb"),
+    "chat: the id of an answered call": chat_said(tool_call_id=HARM),
+    "chat: the id of a call": chat_said(tool_calls=[{"id": HARM, "type": "function", "function": CALL}]),
+    "chat: the model of a message": chat_said(model=HARM),
 }  # fmt: skip
 
 

@@ -220,6 +220,81 @@ async def test_metadata_of_the_call_is_not_judged(client: httpx.AsyncClient, bac
     assert backend.texts == ["User: bread"]
 
 
+async def test_what_programs_wrote_is_not_judged(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    token = "c2FmZQ+/_-" * 40 + "=="
+    blocks = [{"type": "redacted_thinking", "data": token}, {"type": "thinking", "thinking": "ok", "signature": token}]
+    call = {"id": f"call_{token}", "index": 0, "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "name": "Ann", "content": [{**text("bread"), "cache_control": {"type": "ephemeral"}}]},
+        assistant(None, thinking_blocks=blocks, tool_calls=[call]),
+        {"role": "tool", "tool_call_id": f"call_{token}", "name": "f", "content": "found"},
+        user([{"type": "image_url", "image_url": {"url": RED, "detail": "low", "format": "image/png"}}]),
+    ]
+    await guard(client, texts=["bread"], images=[RED], structured_messages=messages, tool_calls=[call])
+    assert "c2FmZQ" not in str(backend.texts)
+    assert sorted(backend.asked) == sorted(["bread", "ok\n\nf({})", "ok", "f({})", "found"])
+
+
+async def test_pictures_that_an_assistant_made_are_seen(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    await guard(client, "response", structured_messages=[user("draw"), assistant("here", images=[image(RED)])])
+    assert [len(case.images) for case in backend.cases if words_of(case).endswith("here")] == [1]
+
+
+async def test_the_operators_words_are_context_as_often_as_the_operator_says_them(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    messages = [{"role": "system", "content": "Be kind."}, user("bread")]
+    await guard(client, texts=["Be kind.", "bread", "bread"], structured_messages=messages)
+    assert backend.asked == ["bread"]
+    backend.cases.clear()
+    await guard(client, texts=["Be kind.", "bread", "Be kind."], structured_messages=messages)
+    assert sorted(backend.asked) == ["Be kind.", "bread"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"zebra bomb": "a"},
+        {"zebra": {"bomb": "a bomb"}},
+        {"content": [{"type": "text", "text": "hi", "zebra": "a bomb"}]},
+        {"name": {"zebra": "a bomb"}},
+    ],
+)
+async def test_a_callers_own_keys_are_never_repeated(client: httpx.AsyncClient, message: dict[str, Any]) -> None:
+    body = await guard(client, structured_messages=[user("hi"), {"role": "user", **message}])
+    assert body["action"] == "BLOCKED"
+    assert "zebra" not in str(body)
+
+
+@pytest.mark.parametrize("opening", [('{"x":', "}"), ("[", "]")], ids=["objects", "lists"])
+@pytest.mark.parametrize("levels", [101, 900, 5000])
+@pytest.mark.parametrize("place", ["structured_messages", "tool_calls"])
+async def test_what_is_nested_too_deep_is_refused(
+    client: httpx.AsyncClient, backend: FakeBackend, opening: tuple[str, str], levels: int, place: str
+) -> None:
+    deep = opening[0] * levels + '"a bomb"' + opening[1] * levels
+    content = f'{{"input_type":"request","texts":["hi"],"{place}":[{{"role":"user","function":{deep}}}]}}'
+    response = await client.post(ENDPOINT.path, content=content)
+    assert error_of(response, 400)["param"] in (place, None)
+    assert "bomb" not in response.text
+    assert backend.cases == []
+
+
+async def test_what_is_nested_less_deep_is_judged(client: httpx.AsyncClient) -> None:
+    deep: Any = "a bomb"
+    for level in range(90):
+        deep = [deep] if level % 2 else {"x": deep}
+    assert (await guard(client, structured_messages=[user("hi"), user(None) | {"x": deep}]))["action"] == "BLOCKED"
+    assert (await guard(client, tool_calls=[{"x": deep}]))["action"] == "BLOCKED"
+
+
+async def test_a_long_body_is_judged_like_a_short_one(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    long = "bread " * 20_000
+    body = await guard(client, texts=[long, "a bomb"], structured_messages=[user(long)])
+    assert body["action"] == "BLOCKED"
+    assert len(backend.cases) == 2
+
+
 # --- What cannot be judged is an error -------------------------------------------------------------------
 
 REFUSED: list[tuple[dict[str, Any], str, str | None]] = [
