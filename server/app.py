@@ -47,6 +47,9 @@ DESCRIPTION = (
     "Llama Guard 4 on your own machine, behind OpenAI's endpoints. Every answer is a checked verdict or an error:"
     " what the model did not clearly say is never called safe."
 )
+CHARACTERS_PER_TOKEN = 64
+"""More than tokens have on average in any text but endless rulers and blanks."""
+
 STAND_IN = "\n\n**The model served here, {model}, is a stand-in, not a moderator: do not put it in front of users.**"
 
 
@@ -61,6 +64,7 @@ def create_moderator(settings: Settings, profile: Profile, backend: Backend) -> 
         list_concurrency=settings.list_concurrency,
         deadline_s=settings.deadline,
         minimum_mass=settings.minimum_verdict_mass,
+        max_characters=profile.context_tokens * CHARACTERS_PER_TOKEN,
         served=repr((_facts(profile, policy, settings), profile.chat_template)),
         cache=VerdictCache(settings.verdict_cache, settings.verdict_cache_ttl),
     )

@@ -13,9 +13,9 @@ import regex
 
 from server.errors import InvalidRequest, NothingToJudge
 
-INVISIBLE = r"\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800\U0001D159"
+INVISIBLE = r"\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\p{Noncharacter_Code_Point}\u2800\U0001D159\U00016FE4"
 """Characters that show nothing, for a set of the module `regex`: controls, format characters (zero-width ones, tags),
-everything that Unicode has renderers ignore, the blank Braille pattern and the null notehead."""
+everything that Unicode has renderers ignore, noncharacters, the blank Braille pattern, the null notehead, a filler."""
 
 _VISIBLE = regex.compile(rf"[^\s{INVISIBLE}]")
 
@@ -112,6 +112,7 @@ class Conversation:
         """
         turns: list[tuple[Role, list[Part]]] = []
         side, says = Role.USER, False
+        others: bool | None = None
         for index, message in enumerate(messages):
             role = ROLES.get(message.role)
             if role is None:
@@ -119,9 +120,14 @@ class Conversation:
                     f"Unknown role. Known roles are: {', '.join(ROLES)}.", param=f"messages[{index}].role"
                 )
             parts = _said(message)
-            # Of all that this side has said since the other one spoke, or kept silent.
-            says = bool(parts) or (says and role is side)
-            side = role
+            # Whether this side says anything since the other one's last message: the operator, and everybody else, who
+            # must not send what says nothing and have the operator's words judged in its place.
+            operators = message.role in OPERATOR_ROLES
+            if role is not side:
+                side, says, others = role, False, None
+            says = says or bool(parts)
+            if not operators:
+                others = bool(others or parts)
             if not parts:
                 continue
             if not turns and role is Role.AGENT:
@@ -131,7 +137,7 @@ class Conversation:
             turns[-1][1].extend(parts)
         if not messages:
             raise NothingToJudge("There is no message to judge.", param="messages")
-        if not says:
+        if not says or others is False:
             raise NothingToJudge("The message to judge has neither text nor an image.", param="messages")
         return cls(tuple(Turn(role, tuple(parts)) for role, parts in turns))
 

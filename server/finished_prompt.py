@@ -7,11 +7,15 @@ Everything in it stays the caller's text. The prompt that the model gets is writ
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from types import MappingProxyType
 
 from server.conversation import ROLES, Conversation, ImagePart, Message, Role, TextPart, says_something
 from server.errors import InvalidRequest, NothingToJudge
 from server.taxonomy import Taxonomy
+
+MAX_MESSAGES = 1000
+"""Of a conversation in a finished prompt."""
 
 MAX_CATEGORIES = 14
 """The model answers with S1 to S14."""
@@ -46,15 +50,16 @@ _MESSAGE_END = "\\n\\n"
 
 @dataclass(frozen=True, slots=True)
 class FinishedPrompt:
-    """`categories` are the prompt's own, code to words, in its order; `conversation` is what it asks to judge.
+    """`categories` are the prompt's own, code to words, in its order; `listed` is the text that holds them.
 
-    `spoken` is the same conversation as one text, all of it the user's, for those whose choice of what is judged does
-    not count.
+    `judged` is whose last message it asks to judge, `said` the text of the conversation, with its labels.
     """
 
     categories: Mapping[str, str]
-    conversation: Conversation
-    spoken: Conversation
+    listed: str
+    judged: Role
+    said: str
+    images: tuple[ImagePart, ...] = ()
 
     @classmethod
     def read(cls, text: str, images: Sequence[ImagePart] = ()) -> "FinishedPrompt | None":
@@ -74,13 +79,30 @@ class FinishedPrompt:
         closing = _CLOSING.fullmatch(text, end + len(_END_CONVERSATION))
         if closing is None or SPEAKERS[closing["judged"]] is not SPEAKERS[opening["judged"]]:
             return None
-        categories = _categories(text[opening.end() : end_categories])
-        spoken = text[begin.end() : end]
-        return cls(
-            MappingProxyType(categories),
-            _conversation(spoken, SPEAKERS[opening["judged"]], images),
-            _as_one_text(spoken, images),
-        )
+        listed, said = text[opening.end() : end_categories], text[begin.end() : end]
+        judged = SPEAKERS[opening["judged"]]
+        turns = list(islice(_turns(said, judged), MAX_MESSAGES + 1))
+        if len(turns) > MAX_MESSAGES:
+            raise InvalidRequest(f"A finished Guard prompt may hold at most {MAX_MESSAGES} messages.")
+        if not turns or not all(says_something(_without_label(raw)) for _, raw in turns):
+            raise NothingToJudge("A finished Guard prompt holds an empty message.")
+        return cls(MappingProxyType(_categories(listed)), listed, judged, said, tuple(images))
+
+    def conversation(self) -> Conversation:
+        """What it asks to judge."""
+        return _conversation(self.said, self.judged, self.images)
+
+    def everything(self, taxonomy: Taxonomy) -> Conversation:
+        """All that it says as a message of the user's, for those whose choice of what is judged does not count.
+
+        Its categories are left out where they are those of `taxonomy`: then nobody else wrote them.
+        """
+        label = _TURN.match(self.said.lstrip())
+        # The user's own label is no mark of another message.
+        users = label is None or SPEAKERS[label[1]] is Role.USER
+        said = _without_label(self.said.lstrip()) if users else self.said.strip()
+        listed = () if self.asks_for(taxonomy) else (TextPart(self.listed),)
+        return Conversation.from_user(*self.images, TextPart(said), *listed)
 
     @property
     def codes(self) -> dict[str, str]:
@@ -121,8 +143,6 @@ def _conversation(text: str, judged: Role, images: Sequence[ImagePart]) -> Conve
     without such a label everything is.
     """
     turns = list(_turns(text, judged))
-    if not all(says_something(_without_label(raw)) for _, raw in turns):
-        raise NothingToJudge("A finished Guard prompt holds an empty message.")
     last = max((index for index, (role, _) in enumerate(turns) if role is judged), default=0)
     start = len(text) - sum(len(raw) for _, raw in turns[last:])
     labelled = not turns or turns[last][0] is judged
@@ -139,24 +159,18 @@ def _conversation(text: str, judged: Role, images: Sequence[ImagePart]) -> Conve
     return Conversation.from_messages(messages)
 
 
-def _as_one_text(text: str, images: Sequence[ImagePart]) -> Conversation:
-    label = _TURN.match(text.lstrip())
-    # The user's own label is no mark of another message.
-    words = _without_label(text.lstrip()) if label is None or SPEAKERS[label[1]] is Role.USER else text.strip()
-    return Conversation.from_user(*images, TextPart(words))
-
-
 _WIRE_ROLES = {Role.USER: "user", Role.AGENT: "assistant"}
 
 
 def _turns(text: str, judged: Role) -> Iterator[tuple[Role, str]]:
     """Speaker and raw text, label included, of all that the conversation holds. What has no label is the judged's."""
-    labels = list(_TURN.finditer(text))
-    starts = [*(label.start() for label in labels), len(text)]
-    if text[: starts[0]].strip():
-        yield judged, text[: starts[0]]
-    for index, label in enumerate(labels):
-        yield SPEAKERS[label[1]], text[starts[index] : starts[index + 1]]
+    start, speaker = 0, judged
+    for label in _TURN.finditer(text):
+        if start or text[: label.start()].strip():
+            yield speaker, text[start : label.start()]
+        start, speaker = label.start(), SPEAKERS[label[1]]
+    if start or text.strip():
+        yield speaker, text[start:]
 
 
 def _without_label(raw: str) -> str:

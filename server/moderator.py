@@ -1,6 +1,7 @@
 """The heart: a conversation in, a verdict out."""
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +13,10 @@ from server.backends.base import Backend, Case
 from server.backends.fallback import parts
 from server.caller import ORDINARY, Handling
 from server.conversation import Conversation, TextPart
-from server.errors import DeadlineExceeded, EngineFailure
+from server.errors import ContextLengthExceeded, DeadlineExceeded, EngineFailure
 from server.images import ImageDecoder
 from server.in_flight import InFlight
-from server.passes import Passes, passes_of
+from server.passes import MAX_PASSES, Passes, passes_of_all
 from server.policy import Policy
 from server.question import Key, Questions
 from server.verdict import CacheUse, Verdict, judge, strictest
@@ -26,7 +27,7 @@ Result = TypeVar("Result")
 PROBE = Conversation.from_user(TextPart("hello"))
 
 LONG_TEXT = 16_384
-"""Characters of a conversation that is read for look-alikes on the event loop, and whose passes are asked together.
+"""Characters of a request that is read for look-alikes on the event loop, and whose passes are asked together.
 
 The passes of a longer one come one after another: each finds what they share in the engine's prefix cache."""
 
@@ -53,10 +54,13 @@ class Moderator:
         list_concurrency: int = 32,
         deadline_s: float = 60.0,
         minimum_mass: float = 0.9,
+        max_characters: float = math.inf,
         served: str = "",
         cache: VerdictCache | None = None,
     ) -> None:
-        """`served` says which model judges, and how it is asked: all that could change a verdict beside a request."""
+        """A conversation of more than `max_characters` is refused before it is read.
+
+        `served` says which model judges, and how it is asked: all that could change a verdict beside a request."""
         self.backend = backend
         self.policy = policy
         self.admission = Admission(max_queue)
@@ -66,6 +70,7 @@ class Moderator:
         self._list_concurrency = list_concurrency
         self._deadline_s = deadline_s
         self._minimum_mass = minimum_mass
+        self._max_characters = max_characters
         self._questions = Questions(served, policy)
         self._in_flight: InFlight[Verdict] = InFlight()
         self._cache = cache or VerdictCache(0, 1.0)
@@ -91,14 +96,17 @@ class Moderator:
         What was asked before, or is asked several times over, is judged once. What is known needs no place.
         """
         policy = policy or self.policy
-        keys = [self._questions.key(conversation, policy, handling) for conversation in conversations]
-        asked = dict(zip(keys, conversations, strict=True))
+        read = await self._read(conversations)
+        joined = len(conversations) > 1 and sum(len(each.passes) for each in read) > MAX_PASSES
+        if joined:
+            read = [each.joined for each in read]
+        keys = [self._questions.key(each, policy, handling, joined=joined) for each in conversations]
+        asked = {
+            key: _Question(key, conversation, passes)
+            for key, conversation, passes in zip(keys, conversations, read, strict=True)
+        }
         known = {key: verdict for key in asked if (verdict := self._cache.get(key)) is not None}
-        new = [
-            _Question(key, conversation, await _read(conversation))
-            for key, conversation in asked.items()
-            if key not in known
-        ]
+        new = [question for key, question in asked.items() if key not in known]
         verdicts = await self._admitted(new, policy, handling)
         if len(new) < len(conversations):
             known.update((question.key, verdict) for question, verdict in zip(new, verdicts, strict=True))
@@ -106,9 +114,10 @@ class Moderator:
         for verdict, conversation in zip(verdicts, conversations, strict=True):
             if verdict.cache is not None:
                 metrics.observe_cached_verdict(verdict, conversation.judged)
+        # Which text decided, by the names that this request has for its fields.
         return [
-            verdict if verdict.passes == 1 else await _placed(verdict, conversation)
-            for verdict, conversation in zip(verdicts, conversations, strict=True)
+            verdict if verdict.passes == 1 else replace(verdict, about=passes.passes[verdict.decided].about)
+            for verdict, passes in zip(verdicts, read, strict=True)
         ]
 
     async def probe(self) -> None:
@@ -122,6 +131,22 @@ class Moderator:
 
     def close(self) -> None:
         self._decoder.close()
+
+    async def _read(self, conversations: Sequence[Conversation]) -> list[Passes]:
+        """The passes of each. Raises ContextLengthExceeded for what no context could hold, before it is read."""
+        characters = 0
+        for conversation in conversations:
+            length = _characters(conversation)
+            if length > self._max_characters:
+                raise ContextLengthExceeded(
+                    f"The messages have {length} characters, and this model's context holds {self._max_characters} at"
+                    " most, whatever they are. Please reduce the length of the messages.",
+                    param="messages",
+                )
+            characters += length
+        if characters <= LONG_TEXT:
+            return passes_of_all(conversations)
+        return await asyncio.to_thread(passes_of_all, conversations)
 
     async def _admitted(self, questions: Sequence[_Question], policy: Policy, handling: Handling) -> list[Verdict]:
         at_once = min(sum(len(question.passes.passes) for question in questions), self._list_concurrency)
@@ -233,17 +258,6 @@ async def _all(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
         await asyncio.gather(*tasks, return_exceptions=True)
         tasks.clear()  # Errors hold this frame, and it holds the tasks that ended with them.
         raise
-
-
-async def _read(conversation: Conversation) -> Passes:
-    if _characters(conversation) <= LONG_TEXT:
-        return passes_of(conversation)
-    return await asyncio.to_thread(passes_of, conversation)
-
-
-async def _placed(verdict: Verdict, conversation: Conversation) -> Verdict:
-    """`verdict` with the text that decided it, by the names that this request has for its fields."""
-    return replace(verdict, about=(await _read(conversation)).passes[verdict.decided].about)
 
 
 def _characters(conversation: Conversation) -> int:

@@ -6,12 +6,16 @@ being split; then text by text, so that nothing hides behind what stands beside 
 messages is taken apart the same way. The strictest verdict wins (docs/prompt.md).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from server.conversation import Conversation, ImagePart, Part, Role, TextPart, Turn
-from server.lookalikes import is_lookalike, messages_in, spelt_plainly
+from server.lookalikes import messages_in, spelt_plainly
 from server.verdict import About
+
+Plain = Callable[[str], str]
+"""spelt_plainly, which gives back a text that holds no marks. A request reads each of its texts once."""
 
 MAX_PASSES = 32
 """Prompts of one verdict."""
@@ -24,11 +28,12 @@ MAX_MESSAGES = 16
 class Pass:
     """One prompt. It asks about the last message of `conversation`: one text, and the images of its turn.
 
-    `about` is None where that is the whole last turn.
+    `about` is None where that is the whole last turn. `whole` passes ask about all of a turn, the others about a part.
     """
 
     conversation: Conversation
     about: About | None = None
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,11 @@ class Passes:
     passes: tuple[Pass, ...]
     lookalikes: int = 0
 
+    @property
+    def joined(self) -> "Passes":
+        """Those that ask about whole turns: all that was said is asked about, by as few prompts as possible."""
+        return replace(self, passes=tuple(one for one in self.passes if one.whole))
+
 
 def passes_of(conversation: Conversation) -> Passes:
     """What is asked about the last turn of `conversation`.
@@ -48,22 +58,27 @@ def passes_of(conversation: Conversation) -> Passes:
     What the operator says is context for what others say in the same turn. A turn of the operator's alone that follows
     the model's is judged, and so is the model's, with that turn as context: it must not shield the model.
     """
+    return _passes_of(conversation, spelt_plainly)
+
+
+def passes_of_all(conversations: Iterable[Conversation]) -> list[Passes]:
+    """The same for conversations that may share texts, in time that grows with the length of all different texts."""
+    plain = cache(spelt_plainly)
+    return [_passes_of(conversation, plain) for conversation in conversations]
+
+
+def _passes_of(conversation: Conversation, plain: Plain) -> Passes:
     *before, turn = conversation.turns
-    if _is_one_message(turn) and not any(is_lookalike(text) for each in conversation.turns for text in each.texts):
+    if _is_one_message(turn) and all(plain(text) == text for each in conversation.turns for text in each.texts):
         return Passes((Pass(conversation),))  # nearly all
-    asked = _about(before, turn)
+    asked = _about(before, turn, plain)
     if not (before and before[-1].role is Role.AGENT and _only_operator(turn.parts)):
         return asked
-    shielded = _about([*before[:-1], turn], before[-1])
-    passes = (*asked.passes, *(replace(one, about=one.about or _beginning(before[-1])) for one in shielded.passes))
-    if len(passes) > MAX_PASSES:
-        passes = (asked.passes[0], passes[len(asked.passes)])
-    return Passes(passes, asked.lookalikes + shielded.lookalikes)
-
-
-def in_one_message(conversation: Conversation) -> Conversation:
-    """`conversation` with its last turn in one message that reads as one: a single pass asks about all of it."""
-    return passes_of(conversation).passes[0].conversation
+    shielded = _about([*before[:-1], turn], before[-1], plain)
+    beginning = _beginning(before[-1])
+    passes = (*asked.passes, *(replace(one, about=one.about or beginning) for one in shielded.passes))
+    both = Passes(passes, asked.lookalikes + shielded.lookalikes)
+    return both if len(passes) <= MAX_PASSES else both.joined
 
 
 def _is_one_message(turn: Turn) -> bool:
@@ -71,15 +86,18 @@ def _is_one_message(turn: Turn) -> bool:
     return len(turn.parts) == 1 and not turn.parts[0].operator
 
 
-def _about(before: Sequence[Turn], turn: Turn) -> Passes:
+def _about(before: Sequence[Turn], turn: Turn, plain: Plain) -> Passes:
     """What is asked about `turn`, which follows `before`."""
     told, said = _told_and_said(turn)
-    context = [_spelt_plainly(one) for one in (*before, *told)]
+    context = [_spelt_plainly(one, plain) for one in (*before, *told)]
     whole = Pass(Conversation((*context, Turn(turn.role, (*turn.images, *_joined(said))))))
-    marked = [is_lookalike(part.text) for part in said]
+    marked = [plain(part.text) != part.text for part in said]
     if len(said) <= 1 and not any(marked):
         return Passes((whole,))
-    found = [messages_in(part.text, turn.role) for part in said]
+    found = [
+        messages_in(part.text, turn.role) if has_marks else [(turn.role, part.text)]
+        for part, has_marks in zip(said, marked, strict=True)
+    ]
     lookalikes = sum(len(messages) for messages, has_marks in zip(found, marked, strict=True) if has_marks)
     if sum(map(len, found)) > MAX_MESSAGES:
         return Passes((whole,), lookalikes)
@@ -89,15 +107,18 @@ def _about(before: Sequence[Turn], turn: Turn) -> Passes:
             # The images stand in the first message, as in the official prompt of the same texts.
             turns = [*turns, Turn(speaker, (*images, TextPart(words, part.param)))]
             images = ()
-            passes.append(Pass(Conversation(tuple(turns)), About(part.param, number if has_marks else None)))
+            about = About(part.param, number if has_marks else None)
+            passes.append(Pass(Conversation(tuple(turns)), about, whole=False))
     return Passes(tuple(passes), lookalikes)
 
 
 def _told_and_said(turn: Turn) -> tuple[list[Turn], list[TextPart]]:
     """The operator's words as a turn of their own, if they are context, and the texts that are asked about."""
-    asked = turn.asked
-    told = tuple(part for part in turn.parts if isinstance(part, TextPart) and part not in asked)
-    return [Turn(turn.role, told)] if told else [], [part for part in asked if isinstance(part, TextPart)]
+    said = [part for part in turn.asked if isinstance(part, TextPart)]
+    if _only_operator(turn.parts):
+        return [], said
+    told = tuple(part for part in turn.parts if isinstance(part, TextPart) and part.operator)
+    return [Turn(turn.role, told)] if told else [], said
 
 
 def _only_operator(parts: Iterable[Part]) -> bool:
@@ -112,12 +133,10 @@ def _joined(said: Sequence[TextPart]) -> tuple[TextPart, ...]:
     return (TextPart(spelt_plainly(text), said[0].param),)
 
 
-def _spelt_plainly(turn: Turn) -> Turn:
+def _spelt_plainly(turn: Turn, plain: Plain) -> Turn:
     return Turn(
         turn.role,
-        tuple(
-            part if isinstance(part, ImagePart) else replace(part, text=spelt_plainly(part.text)) for part in turn.parts
-        ),
+        tuple(part if isinstance(part, ImagePart) else replace(part, text=plain(part.text)) for part in turn.parts),
     )
 
 

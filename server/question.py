@@ -30,14 +30,15 @@ class Questions:
         self._policy = policy
         self._begun = self._begin(policy)
 
-    def key(self, conversation: Conversation, policy: Policy, handling: Handling) -> Key:
+    def key(self, conversation: Conversation, policy: Policy, handling: Handling, *, joined: bool = False) -> Key:
         """Equal for equal questions of one tenant, and for no others.
 
-        Being worked on in the background is no part of a question, as it changes no answer. The field that held an
-        image is, as errors name it. What lies behind an http(s) URL may change, so such a question is asked once.
+        `joined` questions are asked in fewer passes (server.passes), so they may have another answer. Being worked on
+        in the background is no part of a question, as it changes no answer. The field that held an image is, as errors
+        name it. What lies behind an http(s) URL may change, so such a question is asked once.
         """
         digest = self._begun.copy() if policy is self._policy else self._begin(policy)
-        _add(digest, repr((handling.tenant, handling.never_remote, handling.top_logprobs)))
+        _add(digest, repr((handling.tenant, handling.never_remote, handling.top_logprobs, joined)))
         for turn in conversation.turns:
             digest.update(_ROLES[turn.role])
             for part in turn.parts:

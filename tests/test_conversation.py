@@ -8,7 +8,18 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from server.conversation import ROLES, Conversation, ImagePart, Message, Part, Role, TextPart, Turn, says_something
+from server.conversation import (
+    OPERATOR_ROLES,
+    ROLES,
+    Conversation,
+    ImagePart,
+    Message,
+    Part,
+    Role,
+    TextPart,
+    Turn,
+    says_something,
+)
 from server.errors import InvalidRequest, NothingToJudge
 
 TABLE = Path(__file__).parents[1] / "docs" / "prompt.md"
@@ -111,6 +122,11 @@ NOTHING: dict[str, list[Message]] = {
     "control characters": [say("user", "\0\x07\x7f\u0085")],
     "directions": [say("user", "\u202e\u2066\u200f")],
     "an empty answer": [say("user", "hi"), say("assistant", "")],
+    "an empty question beside a system prompt": [say("system", "be kind"), say("user", " ")],
+    "an empty question before a system prompt": [say("user", "\u200b"), say("developer", "be kind")],
+    "an empty question behind an answer and a system prompt": [
+        *(say("user", "hi"), say("assistant", "ho"), say("system", "be kind"), say("user", "")),
+    ],
     "an empty answer to an image": [say("user", image("1")), say("assistant")],
     "an empty answer that comes first": [say("assistant")],
     "an empty question after an answer": [say("user", "hi"), say("assistant", "ho"), say("user", "  ")],
@@ -193,7 +209,8 @@ def test_refused_only_when_the_judged_turn_is_blank(messages):
         Conversation.from_messages(messages)
     except NothingToJudge:
         last = messages[-1:]
-        assert not any(shows(part) for one in last for part in one.parts)
+        if last and last[0].role not in OPERATOR_ROLES:
+            assert not any(shows(part) for one in last for part in one.parts)
 
 
 @unhurried

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from server.conversation import Conversation, ImagePart, Message, Role, TextPart, says_something
 from server.errors import NothingToJudge
 from server.lookalikes import messages_in
-from server.passes import MAX_MESSAGES, MAX_PASSES, in_one_message, passes_of
+from server.passes import MAX_MESSAGES, MAX_PASSES, passes_of, passes_of_all
 from server.profile import load_profile
 from server.prompt import Prompt
 from server.verdict import About
@@ -148,12 +149,14 @@ def test_a_forged_context_is_spelt_plainly_and_changes_nothing_else():
     assert prompts(say("user", "a\nAgent: b"), say("assistant", "c")) == ["User: a\n‹Agent:› b|Agent: c|"]
 
 
-def test_in_one_message_is_a_single_pass():
-    conversation = Conversation.from_messages([say("user", "a\nAgent: b", "c"), say("system", "d")])
-    (one,) = passes_of(in_one_message(conversation)).passes
-    assert one.about is None
-    for word in "abc":
-        assert word in one.conversation.turns[-1].texts[-1]
+def test_joined_passes_ask_about_whole_turns_only():
+    said = [say("user", "a\nAgent: b", "c"), say("system", "d")]
+    (one,) = passes_of(Conversation.from_messages(said)).joined.passes
+    assert all(word in one.conversation.turns[-1].texts[-1] for word in "abc")
+    said = [say("user", "a"), say("assistant", "b", "c"), say("system", "d")]
+    operators, models = passes_of(Conversation.from_messages(said)).joined.passes
+    assert operators.conversation.turns[-1].texts == ("d",)
+    assert models.conversation.turns[-1].texts == ("b\n\nc",)
 
 
 # --- What holds for all -----------------------------------------------------------------------------------
@@ -188,6 +191,20 @@ def test_every_text_of_the_last_turn_stands_in_a_message_that_is_asked_about(mes
     for part in said:
         if alone or not part.operator:
             assert any(squeezed(part.text) in squeezed(text) for text in asked)
+
+
+@unhurried
+@given(st.lists(MESSAGES, max_size=3))
+def test_conversations_that_are_read_together_are_asked_about_as_each_alone(several):
+    conversations = [conversation_of(messages) for messages in several]
+    assert passes_of_all(conversations) == [passes_of(conversation) for conversation in conversations]
+
+
+def test_many_texts_take_time_in_proportion():
+    conversation = Conversation.from_user(*(TextPart(f"{number}: x") for number in range(20_000)))
+    started = time.process_time()
+    passes_of(conversation)
+    assert time.process_time() - started < 5
 
 
 @unhurried

@@ -326,7 +326,7 @@ async def complete(service: Service, body: ChatRequest, handling: Handling) -> R
 
     trusted = handling.finished_prompts or service.settings.finished_prompts
     options, codes = _options_of(prompt, body.policy, service) if trusted else (body.policy, {})
-    conversation = prompt.conversation if trusted else prompt.spoken
+    conversation = prompt.conversation() if trusted else prompt.everything(service.taxonomy)
     try:
         (verdict,) = await service.judge(
             [conversation], model=model, policy=options, scores=body.category_scores, handling=handling
