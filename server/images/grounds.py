@@ -31,7 +31,7 @@ BAND_ROWS = 64
 
 def on_grounds(picture: Image.Image) -> list[Image.Image]:
     """A picture with alpha (RGBA) on white, and on black too where one of the two loses what the other shows."""
-    if picture.getextrema()[3] == (255, 255):
+    if picture.getchannel("A").getextrema() == (255, 255):
         return [picture.convert("RGB")]
     if not _differ(picture):
         return [_on(WHITE, picture)]

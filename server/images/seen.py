@@ -10,7 +10,7 @@ from server.images.colours import Colours
 from server.images.grounds import on_grounds
 from server.images.sizes import MIN_SIDE
 
-BAND_ROWS, BAND_PIXELS = 64, 1_000_000
+BAND_ROWS, BAND_PIXELS = 64, 400_000
 """Rows of the result that are resized at once, and about how many pixels these are made of."""
 
 UPRIGHT = {
