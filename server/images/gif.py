@@ -97,7 +97,8 @@ def read_gif(data: bytes) -> Picture:
     width = max(width, layers[0].left + layers[0].width)
     height = max(height, layers[0].top + layers[0].height)
     # Canvas, frame with and without palette, and what a frame hides until it is undone.
-    return Picture("GIF", width, height, 16 if len(layers) > 1 else 13, tuple(layers), len(layers), loops)
+    alone = len(layers) == 1 and (layers[0].width, layers[0].height) == (width, height)
+    return Picture("GIF", width, height, 4 if alone else 16, tuple(layers), len(layers), loops)
 
 
 def _control(blocks: list[memoryview]) -> _Control:

@@ -199,7 +199,7 @@ def read_png(data: bytes) -> Picture:
         "PNG",
         reader.still.width,
         reader.still.height,
-        20 if animated else 16 if key else 4,
+        16 if animated or key else 4,
         tuple(frames) or (still,),
         len(frames) or 1,
         plays == 0,
