@@ -443,7 +443,7 @@ async def test_all_work_is_done_off_the_event_loop(monkeypatch):
 
         return call
 
-    for module, name in ((decoder, "read_data_url"), (decoder, "read"), (seen, "resized"), (decoder, "as_seen")):
+    for module, name in ((decoder, "read_data_url"), (decoder, "read"), (decoder, "resized"), (decoder, "rendered")):
         monkeypatch.setattr(module, name, recorded(getattr(module, name)))
     await ImageDecoder(LIMITS).decode([part(encoded(noise(2000, 1500), "JPEG"))] * 4)
     assert threads <= {"image-decoder_0", "image-decoder_1", "image-decoder-quick_0"}
@@ -875,7 +875,7 @@ def frames_of(count: int, size: tuple[int, int], **options) -> Picture:
 def test_sampling_is_bounded_by_frames_and_pixels_that_stand_on_each_other():
     assert sampling.sampled(frames_of(5000, (4, 4)), 3) == [0, 438, 937]
     assert sampling.sampled(frames_of(300, (1000, 500)), 3) == [0, 88, 187]
-    assert sampling.sampled(frames_of(300, (40_000, 40_000)), 3) == [0]
+    assert sampling.sampled(frames_of(300, (9000, 9000)), 3) == [0]
     assert sampling.sampled(frames_of(300, (1000, 500), opaque=True), 3) == [0, 131, 281]
     assert sampling.sampled(frames_of(2, (10, 10)), 3) == [0, 1]
     assert sampling.sampled(frames_of(7, (10, 10)), 1) == [0]
@@ -949,7 +949,8 @@ def test_bands_have_no_seams(mode, size):
     image = image.convert(mode)
     target = sizes.fit_canvas(*size)
     whole = seen.in_eight_bits(image).resize(target, Image.Resampling.BILINEAR)
-    banded = seen.resized(image, target, Colours((), image.mode))
+    whole = whole if mode == "RGBA" else whole.convert("RGB")
+    banded = seen.resized(image, Colours((), image.mode), target)
     assert (banded.mode, banded.size) == (whole.mode, whole.size)
     if mode == "RGBA":  # Colours that are hardly visible are hardly defined.
         whole, banded = whole.convert("RGBa"), banded.convert("RGBa")

@@ -31,6 +31,10 @@ class Colours:
             if not profile or self._use(profile):
                 return
 
+    @property
+    def changes(self) -> bool:
+        return self._transform is not None
+
     def in_srgb(self, picture: Image.Image) -> Image.Image:
         if self._transform is not None:
             source = picture if picture.mode == self._mode else picture.convert(self._mode)

@@ -29,12 +29,12 @@ from server.images.drawing import composed, decoded, too_slow
 from server.images.formats import read
 from server.images.picture import Picture, not_an_image
 from server.images.sampling import sampled
-from server.images.seen import as_seen
+from server.images.seen import as_seen, rendered, resized
 from server.images.sizes import draft_size, shown_size
 from server.images.turns import Turns, WorkingMemory
 from server.images.url import read_data_url, scheme_of, too_many_bytes
 
-WORKING_BYTES = 192 * 2**20
+WORKING_BYTES = 208 * 2**20
 """Memory of all decoding of large images at once. One image that needs more is refused."""
 
 QUICK_BYTES = 64 * 2**20
@@ -278,8 +278,8 @@ def _shown(picture: Picture, wanted: Sequence[int], deadline: float) -> Iterable
         for canvas in composed(picture, wanted, deadline):
             yield from as_seen(canvas, size, picture.orientation, colours)
     for still in stills:
-        image, colours = decoded(still, picture, draft_size(size))
-        yield from as_seen(image, size, picture.orientation, colours)
+        # The decoded picture is forgotten before its renderings are made.
+        yield from rendered(resized(*decoded(still, picture, draft_size(size)), size), picture.orientation)
 
 
 def _memory_of(picture: Picture) -> int:

@@ -14,6 +14,7 @@ from server.images.sampling import starts
 from server.images.seen import in_eight_bits
 
 TRANSPARENT = (0, 0, 0, 0)
+BAND_ROWS = 64
 GREY = ("1", "L", "LA", "I;16")
 
 
@@ -116,16 +117,22 @@ def _mend_transparent_colour(image: Image.Image, bit_depth: int) -> None:
 
 def _with_key(image: Image.Image, layer: Layer, picture: Picture) -> Image.Image:
     """A PNG of 16 bits a sample with its transparent colour, of which all 16 bits count: of Pillow's pixels, 8 do."""
-    if image.mode == "I;16":
-        samples = np.asarray(image)
-        opaque, result = samples != picture.key, Image.fromarray((samples >> 8).astype(np.uint8)).convert("RGBA")
-    else:
+    key = np.array(picture.key)
+    lower = None
+    if image.mode != "I;16":
         lower = _opened(layer, picture)
         (tile,) = lower.tile
         lower.tile = [tile._replace(args="RGB;16L")]
         lower.load()
-        key = np.array(picture.key)
-        opaque = (np.asarray(image) != key >> 8).any(axis=-1) | (np.asarray(lower) != key & 255).any(axis=-1)
-        result = image.convert("RGBA")
-    result.putalpha(Image.fromarray(opaque.astype(np.uint8) * 255))
+    alpha = Image.new("L", image.size)
+    for top in range(0, image.height, BAND_ROWS):
+        box = (0, top, image.width, min(top + BAND_ROWS, image.height))
+        samples = np.asarray(image.crop(box))
+        if lower is None:
+            opaque = samples != key
+        else:
+            opaque = ((samples != key >> 8) | (np.asarray(lower.crop(box)) != key & 255)).any(axis=-1)
+        alpha.paste(Image.fromarray(opaque.astype(np.uint8) * 255), box)
+    result = in_eight_bits(image)
+    result.putalpha(alpha)
     return result

@@ -41,17 +41,29 @@ class _Reader:
         """The colour table that `flags` announce, filled up with black: browsers show other indices so."""
         return bytes(self.take(3 << ((flags & 7) + 1))).ljust(PALETTE_BYTES, b"\0") if flags & 0x80 else None
 
-    def sub_blocks(self) -> Iterator[memoryview]:
-        while size := self.byte():
-            self._blocks += 1
-            if self._blocks > MAX_SEGMENTS:
+    def sub_blocks(self) -> memoryview:
+        """Sub-blocks up to and with the empty one that ends them."""
+        data, start = self._data, self.at
+        at, blocks = start, self._blocks
+        while size := data[at]:  # The one loop that runs for each 255 bytes of a file.
+            at += size + 1
+            blocks += 1
+            if blocks > MAX_SEGMENTS:
                 raise too_slow_to_decode()
-            yield self.take(size)
+        self.at, self._blocks = at + 1, blocks
+        return data[start : at + 1]
 
     def count(self) -> None:
         self._blocks += 1
         if self._blocks > MAX_SEGMENTS:
             raise too_slow_to_decode()
+
+
+def _split(sub_blocks: memoryview) -> Iterator[memoryview]:
+    at = 0
+    while size := sub_blocks[at]:
+        yield sub_blocks[at + 1 : at + 1 + size]
+        at += size + 1
 
 
 def read_gif(data: bytes) -> Picture:
@@ -69,11 +81,11 @@ def read_gif(data: bytes) -> Picture:
         match reader.byte():
             case 0x21:
                 label = reader.byte()
-                blocks = list(reader.sub_blocks())
+                blocks = reader.sub_blocks()
                 if label == GRAPHIC_CONTROL:
-                    control = _control(blocks)
-                elif label == APPLICATION and blocks and bytes(blocks[0]) in LOOPING:
-                    loops = loops or _loops(blocks[1:])
+                    control = _control(list(_split(blocks)))
+                elif label == APPLICATION and bytes(blocks[1:12]) in LOOPING and blocks[0] == 11:
+                    loops = loops or _loops(list(_split(blocks))[1:])
             case 0x2C:
                 layer = _image(reader, common, control)
                 layers.append(layer)
@@ -85,7 +97,8 @@ def read_gif(data: bytes) -> Picture:
     width = max(width, layers[0].left + layers[0].width)
     height = max(height, layers[0].top + layers[0].height)
     # Canvas, frame with and without palette, and what a frame hides until it is undone.
-    return Picture("GIF", width, height, 16 if len(layers) > 1 else 13, tuple(layers), len(layers), loops)
+    alone = len(layers) == 1 and (layers[0].width, layers[0].height) == (width, height)
+    return Picture("GIF", width, height, 4 if alone else 16, tuple(layers), len(layers), loops)
 
 
 def _control(blocks: list[memoryview]) -> _Control:
@@ -105,11 +118,7 @@ def _loops(blocks: list[memoryview]) -> bool:
 def _image(reader: _Reader, common: bytes | None, control: _Control) -> Layer:
     left, top, width, height, flags = struct.unpack("<HHHHB", reader.take(9))
     colours = reader.colours(flags) or common or bytes(PALETTE_BYTES)
-    start = reader.at
-    reader.byte()
-    for _ in reader.sub_blocks():
-        pass
-    pixels = reader._data[start : reader.at]
+    code_size = reader.take(1)
     transparent = control.transparent
     extension = b"" if transparent is None else bytes([EXTENSION, GRAPHIC_CONTROL, 4, 1, 0, 0, transparent, 0])
     head = b"GIF89a" + struct.pack("<HHBBB", width, height, 0xF7, 0, 0) + colours + extension
@@ -119,7 +128,7 @@ def _image(reader: _Reader, common: bytes | None, control: _Control) -> Layer:
         top,
         width,
         height,
-        (head, descriptor, pixels, bytes([TRAILER])),
+        (head, descriptor, code_size, reader.sub_blocks(), bytes([TRAILER])),
         control.delay_ms,
         control.disposal,
         opaque=transparent is None,

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from server.images.sizes import halved_size
+
 WHITE, BLACK = 255, 0
 
 SEEN = 24
@@ -24,28 +26,33 @@ PAIRS = 16
 """So many pairs make content: less than a letter has."""
 REDUCTIONS = (1, 4, 16, 64)
 """By how much the picture is shrunk to compare pixels: what is blurred or made of dots shows in the smaller ones."""
-BAND_ROWS = 128
+BAND_ROWS = 64
 
 
-def on_grounds(picture: Image.Image, alpha: Image.Image) -> list[Image.Image]:
-    """The picture (RGB) on white, and on black too where one of the two loses what the other shows."""
-    on_white, on_black = _on(WHITE, picture, alpha), _on(BLACK, picture, alpha)
-    return [on_white, on_black] if _differ(on_white, on_black, alpha) else [on_white]
+def on_grounds(picture: Image.Image) -> list[Image.Image]:
+    """A picture with alpha (RGBA) on white, and on black too where one of the two loses what the other shows."""
+    if picture.getchannel("A").getextrema() == (255, 255):
+        return [picture.convert("RGB")]
+    if not _differ(picture):
+        return [_on(WHITE, picture)]
+    half = halved_size(*picture.size)
+    if picture.size != half:
+        picture = picture.resize(half, Image.Resampling.BILINEAR)
+    return [_on(WHITE, picture), _on(BLACK, picture)]
 
 
-def _on(ground: int, picture: Image.Image, alpha: Image.Image) -> Image.Image:
+def _on(ground: int, picture: Image.Image) -> Image.Image:
     result = Image.new("RGB", picture.size, (ground, ground, ground))
-    result.paste(picture, mask=alpha)
+    result.paste(picture, mask=picture)
     return result
 
 
-def _differ(on_white: Image.Image, on_black: Image.Image, alpha: Image.Image) -> bool:
+def _differ(picture: Image.Image) -> bool:
     for reduction in REDUCTIONS:
-        if reduction > 1 and min(alpha.size) < 2 * reduction:
+        if reduction > 1 and min(picture.size) < 2 * reduction:
             break
-        small = [image if reduction == 1 else image.reduce(reduction) for image in (on_white, on_black, alpha)]
         lost_on_white = lost_on_black = 0
-        for white, black in _contrasts(*small):
+        for white, black in _contrasts(picture if reduction == 1 else picture.reduce(reduction)):
             bright_white, bright_black = np.abs(white @ LUMA), np.abs(black @ LUMA)
             lost_on_white += int(np.count_nonzero((bright_black >= SEEN) & (bright_white * LOST <= bright_black)))
             most_white, most_black = np.abs(white).max(axis=-1), np.abs(black).max(axis=-1)
@@ -55,20 +62,15 @@ def _differ(on_white: Image.Image, on_black: Image.Image, alpha: Image.Image) ->
     return False
 
 
-def _contrasts(
-    on_white: Image.Image, on_black: Image.Image, alpha: Image.Image
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """By how much neighbours of different opacity differ on white and on black, [pairs, 3]."""
-    width, height = alpha.size
-    for top in range(0, height, BAND_ROWS):
-        box = (0, top, width, min(top + BAND_ROWS + 1, height))
-        opacity = np.asarray(alpha.crop(box), dtype=np.int16)
-        white, black = (np.asarray(image.crop(box)) for image in (on_white, on_black))
+def _contrasts(picture: Image.Image) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """By how much neighbours of different opacity differ on white and on black, each [pairs, 3] of float32."""
+    for top in range(0, picture.height, BAND_ROWS):
+        band = np.asarray(picture.crop((0, top, picture.width, min(top + BAND_ROWS + 1, picture.height))))
+        opacity = band[..., 3].astype(np.int16)
         for one, other in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
             # By less than this, no difference that is seen on one ground can be lost on the other.
             apart = np.abs(opacity[one] - opacity[other]) >= SEEN * (LOST - 1) // LOST
             if apart.any():
-                yield (
-                    white[one][apart].astype(np.int16) - white[other][apart],
-                    black[one][apart].astype(np.int16) - black[other][apart],
-                )
+                first, second = (band[side][apart].astype(np.float32) for side in (one, other))
+                black = first[:, :3] * (first[:, 3:] / 255) - second[:, :3] * (second[:, 3:] / 255)
+                yield black - (first[:, 3:] - second[:, 3:]), black

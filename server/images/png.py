@@ -104,15 +104,16 @@ class _Reader:
         return self._at + 12 + length > len(self._data) and self._data[self._at + 4 : self._at + 8] not in PIXELS
 
     def _next(self) -> tuple[bytes, memoryview, bool]:
-        """Name and content of the next chunk, and whether its checksum is right."""
+        """Name and content of the next chunk, and whether its checksum is right. That of pixels is not looked at."""
         length, kind = struct.unpack_from(">I4s", self._data, self._at)
         start, end = self._at + 8, self._at + 8 + length
         (checksum,) = struct.unpack_from(">I", self._data, end)
         self._at = end + 4
-        return kind, self._data[start:end], zlib.crc32(self._data[start - 4 : end]) == checksum
+        intact = kind in PIXELS or zlib.crc32(self._data[start - 4 : end]) == checksum
+        return kind, self._data[start:end], intact
 
     def _is_needed(self, kind: bytes) -> bool:
-        return not kind[0] & ANCILLARY or (kind in (b"fcTL", b"fdAT") and bool(self.declared) and not self._complete)
+        return not kind[0] & ANCILLARY or (kind == b"fcTL" and bool(self.declared) and not self._complete)
 
     def _is_valid(self, kind: bytes, content: memoryview) -> bool:
         length = len(content)
@@ -198,7 +199,7 @@ def read_png(data: bytes) -> Picture:
         "PNG",
         reader.still.width,
         reader.still.height,
-        20 if animated else 16 if key else 4,
+        16 if animated or key else 4,
         tuple(frames) or (still,),
         len(frames) or 1,
         plays == 0,

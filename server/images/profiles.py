@@ -12,6 +12,7 @@ Profile = Callable[[], bytes]
 """Makes the profile when it is needed. No bytes stand for sRGB, which leaves the samples as they are."""
 
 MAX_PROFILE_BYTES = 16 * 2**20
+HEADER_BYTES = 128
 CURVE_POINTS = 4096
 
 SRGB_PRIMARIES = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
@@ -36,15 +37,18 @@ Chromaticity = tuple[float, float]
 
 
 def inflated(compressed: memoryview) -> bytes:
-    """An embedded profile. One that cannot be decompressed is no profile, which viewers ignore."""
+    """An embedded profile, as far as its own header says. One that cannot be read is ignored, as viewers do."""
     inflate = zlib.decompressobj()
     try:
-        profile = inflate.decompress(compressed, MAX_PROFILE_BYTES)
+        head = inflate.decompress(compressed, HEADER_BYTES)
+        size = int.from_bytes(head[:4], "big")
+        if head[36:40] != b"acsp":
+            return b"broken"
+        if size > MAX_PROFILE_BYTES:
+            raise ImageTooLarge(f"A colour profile may have at most {MAX_PROFILE_BYTES} bytes.")
+        return head + inflate.decompress(inflate.unconsumed_tail, max(1, size - len(head)))
     except zlib.error:
         return b"broken"
-    if inflate.unconsumed_tail:
-        raise ImageTooLarge(f"A colour profile may have at most {MAX_PROFILE_BYTES} bytes.")
-    return profile
 
 
 def of_gamma(gamma: bytes, chromaticities: bytes | None) -> bytes:

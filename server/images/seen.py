@@ -8,10 +8,10 @@ from PIL import Image
 from server.errors import InvalidImage
 from server.images.colours import Colours
 from server.images.grounds import on_grounds
-from server.images.sizes import MIN_SIDE, halved_size
+from server.images.sizes import MIN_SIDE
 
-BAND_ROWS = 64
-"""Rows of the result that are resized at once."""
+BAND_ROWS, BAND_PIXELS = 64, 400_000
+"""Rows of the result that are resized at once, and about how many pixels these are made of."""
 
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -30,18 +30,12 @@ def as_seen(image: Image.Image, size: tuple[int, int], orientation: int, colours
 
     It is `image` itself, without what else was in the file, where nothing was to be done.
     """
-    frame = resized(image, size, colours)
-    alpha = frame.getchannel("A") if frame.mode == "RGBA" else None
-    if colours.gentle or image.size == size:
-        frame = colours.in_srgb(frame)
-    elif frame.mode != "RGB":
-        frame = frame.convert("RGB")
-    if alpha is None or alpha.getextrema() == (255, 255):
-        return [_upright(frame, orientation)]
-    shown = on_grounds(frame, alpha)
-    if len(shown) > 1:
-        half = halved_size(*frame.size)
-        shown = [one if one.size == half else one.resize(half, Image.Resampling.BILINEAR) for one in shown]
+    return rendered(resized(image, colours, size), orientation)
+
+
+def rendered(frame: Image.Image, orientation: int) -> list[Image.Image]:
+    """What `as_seen` makes of a frame that was `resized`."""
+    shown = [frame] if frame.mode == "RGB" else on_grounds(frame)
     return [_upright(one, orientation) for one in shown]
 
 
@@ -55,36 +49,41 @@ def _upright(picture: Image.Image, orientation: int) -> Image.Image:
     return picture
 
 
-def resized(image: Image.Image, size: tuple[int, int], colours: Colours) -> Image.Image:
-    """The image at `size` in L, RGB, RGBA or CMYK of 8 bits; in sRGB already where the colours are not gentle.
+def resized(image: Image.Image, colours: Colours, size: tuple[int, int]) -> Image.Image:
+    """The image at `size` in RGB or RGBA of 8 bits, in sRGB.
 
     The filter is the processor's, so that its own resize has nothing left to do. Band by band: a second picture
     of the full size would double the memory.
     """
     if image.size == size:
-        return in_eight_bits(image)
+        return _in_srgb(in_eight_bits(image), colours)
     width, height = size
     scale = image.height / height
-    bands = []
-    for top in range(0, height, BAND_ROWS):
-        bottom = min(top + BAND_ROWS, height)
+    rows = max(1, min(BAND_ROWS, int(BAND_PIXELS / scale / image.width)))
+    result = None
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
         # The filter reaches one row of the result beyond the band.
         first = max(0, math.floor((top - 1) * scale))
         last = min(image.height, math.ceil((bottom + 1) * scale))
         band = in_eight_bits(image.crop((0, first, image.width, last)))
         if not colours.gentle:
-            band = _with_alpha_of(colours.in_srgb(band), band)
+            band = _in_srgb(band, colours)
         box = (0, top * scale - first, image.width, min(bottom * scale - first, band.height))
-        bands.append(band.resize((width, bottom - top), Image.Resampling.BILINEAR, box=box))
-    result = Image.new(bands[0].mode, size)
-    for index, band in enumerate(bands):
-        result.paste(band, (0, index * BAND_ROWS))
-    return result
+        band = band.resize((width, bottom - top), Image.Resampling.BILINEAR, box=box)
+        result = result or Image.new(band.mode, size)
+        result.paste(band, (0, top))
+    assert result is not None
+    return _in_srgb(result, colours) if colours.gentle else result
 
 
-def _with_alpha_of(picture: Image.Image, other: Image.Image) -> Image.Image:
-    if other.mode == "RGBA":
-        picture.putalpha(other.getchannel("A"))
+def _in_srgb(picture: Image.Image, colours: Colours) -> Image.Image:
+    if picture.mode != "RGBA":
+        return colours.in_srgb(picture)
+    if colours.changes:
+        alpha = picture.getchannel("A")
+        picture = colours.in_srgb(picture)
+        picture.putalpha(alpha)
     return picture
 
 
@@ -95,10 +94,10 @@ def in_eight_bits(image: Image.Image) -> Image.Image:
         grey = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         grey.info = image.info
         image = grey
-    if image.mode in ("LA", "RGBA") or "transparency" in image.info:
+    if image.mode == "LA" or "transparency" in image.info:
         return image.convert("RGBA")
     match image.mode:
-        case "L" | "RGB" | "CMYK":
+        case "L" | "RGB" | "RGBA" | "CMYK":
             return image
         case "1":
             return image.convert("L")

@@ -36,8 +36,8 @@ def shown_size(width: int, height: int) -> tuple[int, int]:
 
 
 def halved_size(width: int, height: int) -> tuple[int, int]:
-    """The size at which two renderings of a picture leave, which together take no more memory than one picture."""
-    scale = math.sqrt(UNSHRUNK_PIXELS / 2 / (width * height))
+    """The size at which two renderings of a picture leave: together they take the memory of the largest canvas."""
+    scale = math.sqrt(16 * TILE * TILE / 2 / (width * height))
     return (width, height) if scale >= 1 else (max(1, int(width * scale)), max(1, int(height * scale)))
 
 

@@ -67,6 +67,8 @@ class Turns:
             future.set_result(job())
         except BaseException as error:
             future.set_exception(error)
+        finally:
+            del future, job  # The error holds this frame, which would hold the error.
 
 
 class WorkingMemory:

@@ -53,7 +53,7 @@ def _extended(flags: int, width: int, height: int, chunks: list[Chunk]) -> Pictu
         "WEBP",
         width,
         height,
-        BYTES_PER_PIXEL + 8 * (len(layers) > 1),
+        BYTES_PER_PIXEL + 4 * bool(flags & ANIMATION),
         tuple(layers),
         len(layers),
         loops,
