@@ -15,6 +15,7 @@ from server.backends.fallback import FallbackBackend
 from server.caller import ORDINARY, Handling
 from server.conversation import Conversation, ImagePart, Message, TextPart
 from server.errors import (
+    ContextLengthExceeded,
     DeadlineExceeded,
     EngineFailure,
     EngineUnavailable,
@@ -616,6 +617,26 @@ async def test_items_of_a_list_with_several_passes_keep_to_its_places(
     verdicts = await moderator.moderate_all([turn(f"a{n}", f"b{n}") for n in range(8)])
     assert [verdict.passes for verdict in verdicts] == [3] * 8
     assert backend.most_running == 4
+
+
+async def test_a_list_that_would_take_too_many_passes_asks_about_each_item_whole(
+    moderator: Moderator, backend: FakeBackend
+) -> None:
+    chats = [turn("\n".join(f"User: {word} {number}" for word in ("a", "b", "a bomb"))) for number in range(20)]
+    verdicts = await moderator.moderate_all(chats)
+    assert len(backend.cases) == len(chats)
+    assert {(verdict.unsafe, verdict.passes, verdict.lookalikes) for verdict in verdicts} == {(True, 1, 3)}
+    # Alone it is asked about message by message, and is another question.
+    assert (await moderator.moderate(chats[0])).passes == 4
+
+
+@pytest.mark.parametrize("moderator", [{"max_characters": 1000}], indirect=True)
+async def test_what_no_context_could_hold_is_not_even_read(moderator: Moderator, backend: FakeBackend) -> None:
+    for words in (("a" * 1001,), ("a" * 500, "b" * 501)):
+        with pytest.raises(ContextLengthExceeded):
+            await moderator.moderate(turn(*words))
+    assert backend.cases == []
+    assert (await moderator.moderate(turn("a" * 1000))).passes == 1
 
 
 @pytest.mark.parametrize("script", [always("Sure!"), failing(EngineFailure("The engine failed."))])

@@ -236,7 +236,7 @@ async def test_what_is_sent_is_covered_by_what_is_asked(
         asked = " ".join(asked_about(Prompt.render(case.conversation, case.policy.taxonomy)) for case in backend.cases)
         missing = [words for words in sent if words not in asked]
         assert missing == [], json.dumps(body)
-        assert len(backend.cases) <= MAX_PASSES * max(1, len(response.json().get("results", [])))
+        assert len(backend.cases) <= max(MAX_PASSES, len(response.json().get("results", [])))
 
 
 HARM = "a bomb"
