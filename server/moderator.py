@@ -60,7 +60,8 @@ class Moderator:
     ) -> None:
         """A conversation of more than `max_characters` is refused before it is read.
 
-        `served` says which model judges, and how it is asked: all that could change a verdict beside a request."""
+        `served` says which model judges, and how it is asked: all that could change a verdict beside a request.
+        """
         self.backend = backend
         self.policy = policy
         self.admission = Admission(max_queue)
@@ -97,10 +98,13 @@ class Moderator:
         """
         policy = policy or self.policy
         read = await self._read(conversations)
-        joined = len(conversations) > 1 and sum(len(each.passes) for each in read) > MAX_PASSES
-        if joined:
-            read = [each.joined for each in read]
-        keys = [self._questions.key(each, policy, handling, joined=joined) for each in conversations]
+        too_many = len(read) > 1 and sum(len(each.passes) for each in read) > MAX_PASSES
+        joined = [too_many and not all(one.whole for one in each.passes) for each in read]
+        read = [each.joined if is_joined else each for each, is_joined in zip(read, joined, strict=True)]
+        keys = [
+            self._questions.key(conversation, policy, handling, joined=is_joined)
+            for conversation, is_joined in zip(conversations, joined, strict=True)
+        ]
         asked = {
             key: _Question(key, conversation, passes)
             for key, conversation, passes in zip(keys, conversations, read, strict=True)

@@ -630,6 +630,15 @@ async def test_a_list_that_would_take_too_many_passes_asks_about_each_item_whole
     assert (await moderator.moderate(chats[0])).passes == 4
 
 
+@pytest.mark.parametrize("moderator", [{"cache": VerdictCache(99, 60.0)}], indirect=True)
+async def test_an_item_of_one_pass_is_the_same_question_in_any_list(moderator: Moderator) -> None:
+    await moderator.moderate_all(says("bread"))
+    chats = [turn(f"User: a\nAgent: {number}") for number in range(20)]
+    *others, bread = await moderator.moderate_all([*chats, *says("bread")])
+    assert {verdict.passes for verdict in others} == {1}
+    assert bread.cache is CacheUse.HIT
+
+
 @pytest.mark.parametrize("moderator", [{"max_characters": 1000}], indirect=True)
 async def test_what_no_context_could_hold_is_not_even_read(moderator: Moderator, backend: FakeBackend) -> None:
     for words in (("a" * 1001,), ("a" * 500, "b" * 501)):
