@@ -184,7 +184,12 @@ def _conversations(body: GuardrailRequest, most: int) -> list[Conversation]:
     # What an assistant answers is judged as an answer to what was asked.
     context = turns if body.input_type == "response" else ()
     conversations = [Conversation.from_messages([message]) for message in joined]
-    conversations += [Conversation(turns[: end + 1]) for end in range(first, len(turns)) if turns[end].parts]
+    # Each turn is judged itself, so an operator's that follows the model's need not have that one judged once more.
+    conversations += [
+        Conversation((*turns[:end], Turn(turns[end].role, _asked_about(turns[end]))))
+        for end in range(first, len(turns))
+        if turns[end].parts
+    ]
     conversations += [_answer(context, message) for message in others]
     return conversations
 
