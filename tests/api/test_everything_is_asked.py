@@ -179,7 +179,10 @@ def litellm_body(sender: Sender) -> tuple[str, dict[str, Any]]:
         return sender.pick(words, [words], {key: words}, {key: [words]}, {words: 1}, [{"x": {key: words}}])
 
     def message() -> dict[str, Any]:
-        one = chat_message(sender, sender.pick("user", "assistant", "tool"))
+        role = sender.pick("user", "assistant", "tool", "system")
+        if role == "system":
+            return {"role": role, "content": sender.words(asked=False)}
+        one = chat_message(sender, role)
         if sender.flip():
             one.setdefault(sender.pick("provider_specific_fields", "status", "future"), odd())
         if isinstance(one.get("content"), list) and sender.flip():
