@@ -105,7 +105,8 @@ def _about(before: Sequence[Turn], turn: Turn, plain: Plain) -> Passes:
     for part, has_marks, messages in zip(said, marked, found, strict=True):
         for number, (speaker, words) in enumerate(messages, 1):
             # The images stand in the first message, as in the official prompt of the same texts.
-            turns = [*turns, Turn(speaker, (*images, TextPart(words, part.param)))]
+            # Without its marks a message may begin with what is one at the start of a text.
+            turns = [*turns, Turn(speaker, (*images, TextPart(plain(words), part.param)))]
             images = ()
             about = About(part.param, number if has_marks else None)
             passes.append(Pass(Conversation(tuple(turns)), about, whole=False))

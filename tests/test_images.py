@@ -443,7 +443,7 @@ async def test_all_work_is_done_off_the_event_loop(monkeypatch):
 
         return call
 
-    for module, name in ((decoder, "read_data_url"), (decoder, "read"), (decoder, "resized"), (decoder, "rendered")):
+    for module, name in ((decoder, "read_data_url"), (decoder, "read"), (decoder, "readings"), (decoder, "rendered")):
         monkeypatch.setattr(module, name, recorded(getattr(module, name)))
     await ImageDecoder(LIMITS).decode([part(encoded(noise(2000, 1500), "JPEG"))] * 4)
     assert threads <= {"image-decoder_0", "image-decoder_1", "image-decoder-quick_0"}

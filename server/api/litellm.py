@@ -373,4 +373,4 @@ def _url(image: str) -> str:
 
 
 def _payload(url: str) -> str:
-    return url.rpartition(";base64,")[2]
+    return url.rpartition(";base64,")[2] if url[:5].lower() == "data:" else url

@@ -485,8 +485,8 @@ class VllmBackend:
             **arguments,
             "model": str(self._folder),
             "max_model_len": self._profile.context_tokens,
-            # A picture with transparency may be shown on two grounds.
-            "limit_mm_per_prompt": {"image": 2 * self._profile.image_limit},
+            # A picture may be shown on two grounds, and with and without its colour profile.
+            "limit_mm_per_prompt": {"image": 4 * self._profile.image_limit},
             # vLLM's two image caches drift apart when a request is rejected or cancelled after its images were
             # processed; the next request with that image then ends empty.
             "mm_processor_cache_gb": 0,

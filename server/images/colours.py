@@ -1,15 +1,22 @@
 """From the samples of a picture to sRGB, by the first of its profiles that can be used."""
 
 import io
+import struct
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageCms
 
-from server.images.profiles import Profile
+from server.images.profiles import HEADER_BYTES, Profile, of_code_points, of_gamma
 
 GENTLE = 8
 """Levels by which neighbouring levels of a gentle profile may lie apart in sRGB."""
+
+FAR = 96
+"""Levels by which an honest profile moves no grey, and a spread of greys that it keeps."""
+
+UNCERTAIN_TAGS = frozenset({b"cicp", b"A2B0", b"A2B1", b"A2B2", b"D2B0", b"D2B1", b"D2B2", b"D2B3"})
+"""Tags beside a matrix that one viewer obeys and another does not."""
 
 EXPECTED = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 """ICC's name of the colours that a profile is for to Pillow's."""
@@ -20,15 +27,18 @@ class Colours:
 
     `gentle` says that shrinking a picture before or after makes no visible difference. A steep profile can turn
     what looks like a flat grey into words, but only where it is applied to the samples of the file themselves.
+    Where viewers may differ about a profile, `readings` has the picture without it too: it must not hide anything.
     """
 
     def __init__(self, profiles: Sequence[Profile], mode: str) -> None:
         self._transform: ImageCms.ImageCmsTransform | None = None
         self._mode = mode if mode in ("L", "CMYK") else "RGB"
         self.gentle = True
+        self.readings: tuple[Colours, ...] = (self,)
         for make in profiles:
             profile = make()
-            if not profile or self._use(profile):
+            embedded = getattr(make, "func", None) not in (of_gamma, of_code_points)
+            if not profile or self._use(profile, embedded=embedded):
                 return
 
     @property
@@ -43,22 +53,37 @@ class Colours:
                 return converted
         return picture if picture.mode == "RGB" else picture.convert("RGB")  # or it would be copied
 
-    def _use(self, profile: bytes) -> bool:
+    def _use(self, profile: bytes, *, embedded: bool) -> bool:
         """Whether the profile can be used. One that is broken, or for other colours, is ignored as viewers do."""
         try:
-            embedded = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            expected = EXPECTED.get(embedded.profile.xcolor_space)
+            opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            expected = EXPECTED.get(opened.profile.xcolor_space)
             if expected == "RGB" and self._mode == "L":
                 self._mode = "RGB"
             if self._mode != expected:
                 return False
-            self._transform = ImageCms.buildTransform(embedded, ImageCms.createProfile("sRGB"), expected, "RGB")
+            self._transform = ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), expected, "RGB")
             shown = np.asarray(ImageCms.applyTransform(_ramps(expected), self._transform), dtype=np.int16)
-        except (OSError, ImageCms.PyCMSError):
+        except (OSError, ValueError, ImageCms.PyCMSError):
             self._transform = None
             return False
+        if embedded and _is_doubtful(profile, shown, expected):
+            self.readings = (self, Colours((), self._mode))
         self.gentle = bool(np.abs(np.diff(shown, axis=1)).max() <= GENTLE)
         return True
+
+
+def _is_doubtful(profile: bytes, shown: np.ndarray, mode: str) -> bool:
+    """Whether viewers may differ about a profile by which the ramps are `shown`, or it leaves little of the greys."""
+    greys = shown[-1]
+    if np.ptp(greys, axis=0).min() < FAR:
+        return True
+    if mode == "CMYK":  # Such a profile is a table, and has nothing else.
+        return False
+    (count,) = struct.unpack_from(">I", profile, HEADER_BYTES)
+    index = profile[HEADER_BYTES + 4 : HEADER_BYTES + 4 + 12 * min(count, 1000)]
+    tags = {index[at : at + 4] for at in range(0, len(index), 12)}
+    return bool(tags & UNCERTAIN_TAGS) or int(np.abs(greys - np.arange(256)[:, None]).max()) > FAR
 
 
 def _ramps(mode: str) -> Image.Image:

@@ -30,7 +30,7 @@ from server.images.drawing import composed, decoded, too_slow
 from server.images.formats import read
 from server.images.picture import Picture, not_an_image
 from server.images.sampling import sampled
-from server.images.seen import as_seen, rendered, resized
+from server.images.seen import as_seen, readings, rendered
 from server.images.sizes import draft_size, shown_size
 from server.images.turns import Turns, WorkingMemory
 from server.images.url import read_data_url, scheme_of, too_many_bytes
@@ -282,7 +282,7 @@ def _shown(picture: Picture, wanted: Sequence[int], deadline: float) -> Iterable
             yield from as_seen(canvas, size, picture.orientation, colours)
     for still in stills:
         # The decoded picture is forgotten before its renderings are made.
-        yield from rendered(resized(*decoded(still, picture, draft_size(size)), size), picture.orientation)
+        yield from rendered(readings(*decoded(still, picture, draft_size(size)), size), picture.orientation)
 
 
 def _give_back_memory() -> None:

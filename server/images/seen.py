@@ -8,7 +8,7 @@ from PIL import Image
 from server.errors import InvalidImage
 from server.images.colours import Colours
 from server.images.grounds import on_grounds
-from server.images.sizes import MIN_SIDE
+from server.images.sizes import MIN_SIDE, halved_size
 
 BAND_ROWS, BAND_PIXELS = 64, 400_000
 """Rows of the result that are resized at once, and about how many pixels these are made of."""
@@ -26,17 +26,27 @@ UPRIGHT = {
 
 
 def as_seen(image: Image.Image, size: tuple[int, int], orientation: int, colours: Colours) -> list[Image.Image]:
-    """One rendering of a decoded frame, or two, at `size` (width and height, before it is turned): RGB and opaque.
+    """One rendering of a decoded frame, or several, at `size` (width and height, before it is turned): RGB and opaque.
 
     It is `image` itself, without what else was in the file, where nothing was to be done.
     """
-    return rendered(resized(image, colours, size), orientation)
+    return rendered(readings(image, colours, size), orientation)
 
 
-def rendered(frame: Image.Image, orientation: int) -> list[Image.Image]:
-    """What `as_seen` makes of a frame that was `resized`."""
-    shown = [frame] if frame.mode == "RGB" else on_grounds(frame)
+def rendered(frames: list[Image.Image], orientation: int) -> list[Image.Image]:
+    """What `as_seen` makes of the `readings` of a frame, which it takes out of the list."""
+    shown = list[Image.Image]()
+    while frames:
+        frame = frames.pop(0)
+        shown += [frame] if frame.mode == "RGB" else on_grounds(frame)
     return [_upright(one, orientation) for one in shown]
+
+
+def readings(image: Image.Image, colours: Colours, size: tuple[int, int]) -> list[Image.Image]:
+    """The image `resized`, by each reading of its colours; smaller where there are two."""
+    if len(colours.readings) > 1:
+        size = halved_size(*size)
+    return [resized(image, reading, size) for reading in colours.readings]
 
 
 def _upright(picture: Image.Image, orientation: int) -> Image.Image:
