@@ -514,7 +514,7 @@ def test_memory_of_40_photographs_at_once(size):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
-    "arguments", [("PNG", 8160, 6120, "RGB"), ("PNG", 7000, 7000, "RGBA"), ("WEBP", 4800, 3800, "RGBA")]
+    "arguments", [("PNG", 8160, 6120, "RGB"), ("PNG", 7000, 7000, "RGBA"), ("WEBP", 4000, 3200, "RGBA")]
 )
 def test_memory_of_40_images_of_the_largest_size(arguments):
     # 40 pictures of up to 7 MB that the callers hold, and 300 MB of decoding.
