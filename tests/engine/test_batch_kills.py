@@ -76,14 +76,17 @@ def check(client: httpx.Client, batch: dict[str, Any]) -> None:
     assert batch["usage"]["output_tokens"] > 0
 
 
-def killed_many_times(url: str, kills: int, seed: int) -> list[str]:
-    """Statuses in which a batch was when its server was killed. It must be complete and right in the end."""
+def killed_many_times(url: str, kills: int, seed: int, seconds: float = 0.004) -> list[str]:
+    """Statuses in which a batch was when its server was killed. It must be complete and right in the end.
+
+    A verdict takes so many `seconds`: enough that the last kill comes before the last line on a fast machine too.
+    """
     chance = random.Random(seed)
     statuses: list[str] = []
     batch_id = ""
     while len(statuses) < kills:
         # The first few die early, so that some are killed while the file is still being checked.
-        with fake_server(url) as server, server.client() as client:
+        with fake_server(url, seconds) as server, server.client() as client:
             batch_id = batch_id or submit(client)
             time.sleep(chance.uniform(0, 0.6 if len(statuses) < 3 else 12 / kills))
             status = client.get(f"/v1/batches/{batch_id}").json()["status"]
@@ -118,7 +121,7 @@ def test_a_batch_on_postgresql_survives_its_servers_being_killed(postgresql: Pos
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_fifty_kills(tmp_path: Path) -> None:
-    assert len(killed_many_times(f"sqlite:///{tmp_path}/guard.db", kills=50, seed=2)) == 50
+    assert len(killed_many_times(f"sqlite:///{tmp_path}/guard.db", kills=50, seed=2, seconds=0.012)) == 50
 
 
 def counts(client: httpx.Client, batch_id: str) -> dict[str, int]:
