@@ -181,15 +181,14 @@ def _labels(text: str, start: int, end: int) -> Iterator[_Mark]:
     if text.find(":", start, end) < 0:
         return
     for line in text[start:end].splitlines(keepends=True):
-        at, label = 0, ""
+        at = 0
         while (colon := line.find(":", at)) >= 0:
-            label = line[at:colon]
-            speaker = _speaker(label)
-            at = colon + 1
-            if speaker is not None:
+            label, at = line[at:colon], colon + 1
+            if (speaker := _speaker(label)) is not None:
                 emphasis = len(line) - at - len(line[at:].lstrip("*_”’»"))
                 yield _Mark(start, start + at + emphasis, speaker)
-            if speaker is not None or not _is_carrier(label):
+                break
+            if not _is_carrier(label):
                 break
         start += len(line)
 
@@ -201,8 +200,7 @@ def _speaker(label: str) -> Role | None:
         return None
     if len(words) == 1 and "#" in label and words[0] in HEADINGS:
         return HEADINGS[words[0]]
-    speaker = SPEAKERS.get(words[0]) or SPEAKERS.get(_FILLING.sub("", "".join(words)))
-    return speaker if all(word in QUALIFIERS for word in words[1:]) or len(words) == 1 else None
+    return SPEAKERS.get(words[0]) if all(word in QUALIFIERS for word in words[1:]) else None
 
 
 def _is_carrier(label: str) -> bool:
