@@ -26,9 +26,9 @@ from vllm.sampling_params import RequestOutputKind
 from benchmarks.contenders import FLOOR_LOAD
 from benchmarks.model import prompt_around_text
 from benchmarks.traffic import LOADS, Load
-from server.backends.engine_client import EngineClient
-from server.backends.engine_process import arguments_here, threads_on_their_cores
-from server.connection import Connection
+from server.api.http.connection import Connection
+from server.backends.vllm.client import EngineClient
+from server.backends.vllm.process import arguments_here, threads_on_their_cores
 
 PROMPTS = 1000
 NUMBERS = 4096

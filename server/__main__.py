@@ -18,12 +18,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="guard: %(message)s", stream=sys.stderr)
     logging.getLogger("server").setLevel(logging.INFO)
-    from server.profile import ProfileError
+    from server.domain.errors import OperatorError
 
     try:
         status: int = options.run(options)
         return status
-    except ProfileError as error:
+    except OperatorError as error:
         print(f"guard: {error}", file=sys.stderr)  # noqa: T201
     except Exception as error:
         # Any other status than 2 would be read as a verdict. What the exception of a check says may be what was judged.
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from server.serve import serve
+    from server.commands.serve import serve
 
     # Until uvicorn takes over: the first process of a container ignores a signal that it does not handle.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -44,26 +44,26 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from server.check import check
+    from server.commands.check import check
 
     return check(_settings(profile=options.profile), options)
 
 
 def _batch(options: argparse.Namespace) -> int:
-    from server import batch
+    from server.commands import batch
 
     options.action = getattr(batch, options.action)
     return batch.run(options)
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from server import doctor
+    from server.commands import doctor
 
     return doctor.run(options.profile, options.gpu_memory, as_json=options.json, settings=_settings())
 
 
 def _keys(options: argparse.Namespace) -> int:
-    from server import keys
+    from server.commands import keys
 
     return keys.run(_settings(), options)
 
@@ -72,7 +72,7 @@ def _settings(**flags: Any) -> Any:
     """Settings from the environment, overridden by the flags that were given."""
     from pydantic import ValidationError
 
-    from server.profile import ProfileError
+    from server.domain.errors import OperatorError
     from server.settings import Settings
 
     try:
@@ -82,7 +82,7 @@ def _settings(**flags: Any) -> Any:
             f"{'GUARD_' + '.'.join(map(str, fault['loc'])).upper() if fault['loc'] else 'settings'}: {fault['msg']}"
             for fault in error.errors(include_url=False, include_input=False)
         )
-        raise ProfileError(f"settings are refused: {faults}") from None
+        raise OperatorError(f"settings are refused: {faults}") from None
 
 
 def _parser() -> argparse.ArgumentParser:

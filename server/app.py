@@ -11,37 +11,41 @@ from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
-from server import __version__, metrics
-from server.api import batches, chat, errors, examples, files, litellm, models, moderations, operations, responses
-from server.api.access import Access
-from server.api.body import BodyBudget
-from server.api.direct import direct_apps
-from server.api.limits import Limits
-from server.api.middleware import RequestContext
+from server import __version__
+from server.api import examples, moderations, operations
+from server.api.http import errors
+from server.api.http.access import Access
+from server.api.http.body import BodyBudget
+from server.api.http.direct import direct_apps
+from server.api.http.limits import Limits
+from server.api.http.middleware import RequestContext
+from server.api.http.paths import ClientPaths
+from server.api.litellm import guardrail as litellm
+from server.api.openai import batches, chat, files, models, responses
 from server.api.openrouter import account as openrouter_account
 from server.api.openrouter import chat as openrouter_chat
 from server.api.openrouter import generations as openrouter_generations
 from server.api.openrouter import models as openrouter_models
 from server.api.openrouter.naming import slug_of
-from server.api.paths import ClientPaths
 from server.api.service import Service
 from server.backends.base import Backend
 from server.backends.fallback import parts
-from server.batch_runner import BatchRunner
+from server.batches.runner import BatchRunner
+from server.checkpoints.profile import Profile
+from server.domain.policy import Policy
 from server.images import ImageDecoder
-from server.judges import judges_of, sight_of
 from server.loading import operator_policy
-from server.moderator import Moderator
-from server.policy import Policy
-from server.profile import Profile
-from server.readiness import Readiness
+from server.moderation.judges import judges_of, sight_of
+from server.moderation.moderator import Moderator
+from server.moderation.readiness import Readiness
+from server.moderation.verdict_cache import VerdictCache
+from server.observation import metrics
 from server.settings import Settings
 from server.store.batches import Batches
 from server.store.database import Database
 from server.store.files import Files
 from server.store.keys import Keyring
 from server.store.pepper import pepper_of
-from server.verdict_cache import VerdictCache
 
 DESCRIPTION = (
     "Llama Guard 4 on your own machine, behind OpenAI's endpoints. Every answer is a checked verdict or an error:"

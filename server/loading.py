@@ -3,18 +3,19 @@
 import logging
 from collections.abc import Sequence
 
-from server import memory
 from server.backends.base import Backend
 from server.backends.fallback import FallbackBackend
 from server.backends.openrouter.backend import OpenRouterBackend
-from server.backends.vllm import VllmBackend
-from server.checkpoint import locate, read_facts, verify
-from server.policy import Policy
-from server.profile import DEFAULT_PROFILE, Network, Profile, ProfileError, load_profile
-from server.prompt import CONTROL_TOKENS, stands_apart
+from server.backends.vllm.backend import VllmBackend
+from server.checkpoints import memory
+from server.checkpoints.checkpoint import locate, read_facts, verify
+from server.checkpoints.profile import DEFAULT_PROFILE, Network, Profile, load_profile
+from server.domain.errors import OperatorError
+from server.domain.policy import Policy
+from server.families.llama_guard.prompt import CONTROL_TOKENS, stands_apart
+from server.families.llama_guard.template_check import differences
+from server.families.tokenizer import PromptTokenizer
 from server.settings import Settings
-from server.template_check import differences
-from server.tokenizer import PromptTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 def load_backend(settings: Settings, profile: Profile) -> Backend:
     """What judges by `profile`: the local engine, OpenRouter, or one behind the other; not yet started.
 
-    Raises ProfileError with a message for the operator, and InvalidRequest like `operator_policy`.
+    Raises OperatorError with a message for the operator, and InvalidRequest like `operator_policy`.
     """
     if settings.backend == "openrouter":
         return _remote(settings, profile)
@@ -47,7 +48,7 @@ def operator_policy(settings: Settings, profile: Profile) -> Policy:
 def _remote(settings: Settings, profile: Profile) -> OpenRouterBackend:
     official = load_profile(DEFAULT_PROFILE).taxonomy
     if profile.taxonomy != official:
-        raise ProfileError(
+        raise OperatorError(
             f"{profile.name} has other categories than {DEFAULT_PROFILE}, and OpenRouter asks about those only."
         )
     return OpenRouterBackend(settings, official)
@@ -63,13 +64,13 @@ def _local(settings: Settings, profile: Profile) -> VllmBackend:
     try:
         tokenizer = PromptTokenizer.from_folder(folder)
     except Exception as error:  # tokenizers raises nothing more specific
-        raise ProfileError(f"{folder}: its tokenizer cannot be used: {error}") from error
+        raise OperatorError(f"{folder}: its tokenizer cannot be used: {error}") from error
     verify(profile, facts, tokenizer.single_id)
     missing = [token for token in CONTROL_TOKENS if tokenizer.control_id(token) is None]
     if missing:
-        raise ProfileError(f"{folder}: its tokenizer lacks {', '.join(missing)}, of which the prompt is made.")
+        raise OperatorError(f"{folder}: its tokenizer lacks {', '.join(missing)}, of which the prompt is made.")
     if not stands_apart(tokenizer, profile.taxonomy):
-        raise ProfileError(f"{folder}: its tokenizer joins the words of the prompt with those of a message.")
+        raise OperatorError(f"{folder}: its tokenizer joins the words of the prompt with those of a message.")
     _check_fits(profile, facts.network, gpus)
     _compare_templates(profile, facts.chat_template)
     return VllmBackend(
@@ -83,10 +84,10 @@ def _local(settings: Settings, profile: Profile) -> VllmBackend:
 
 
 def _gpus_for(profile: Profile) -> tuple[memory.Gpu, ...]:
-    """The cards of this machine, none for a profile that needs none. Raises ProfileError when there is none to use."""
+    """The cards of this machine, none for a profile that needs none. Raises OperatorError when there is none to use."""
     gpus = () if profile.runs_on_cpu else memory.find_gpus()
     if not gpus and not profile.runs_on_cpu:
-        raise ProfileError(
+        raise OperatorError(
             f"{profile.name} needs a CUDA GPU, and nvidia-smi finds none. The profile pocket needs none."
         )
     return gpus

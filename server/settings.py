@@ -10,9 +10,10 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, StringConstraints, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from server.checkpoints.profile import DEFAULT_PROFILE
+from server.domain.policy import CODE
+from server.domain.taxonomy import OPENAI_CATEGORIES
 from server.images import ImageLimits
-from server.policy import CODE
-from server.profile import DEFAULT_PROFILE, OPENAI_CATEGORIES
 
 PREFIX = "GUARD_"
 

@@ -2,7 +2,7 @@
 
 import re
 
-from server.prompt import Prompt
+from server.families.llama_guard.prompt import Prompt
 
 _SPEAKERS = "user|agent|human|assistant|system|developer|tool|function|ipython|ai|bot|chatbot|model"
 _LABEL = re.compile(

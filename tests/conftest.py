@@ -23,11 +23,11 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from server.backends.vllm import VllmBackend
-from server.checkpoint import read_facts
-from server.policy import Policy
-from server.profile import AnswerTokens, Profile, load_profile
-from server.tokenizer import PromptTokenizer
+from server.backends.vllm.backend import VllmBackend
+from server.checkpoints.checkpoint import read_facts
+from server.checkpoints.profile import AnswerTokens, Profile, load_profile
+from server.domain.policy import Policy
+from server.families.tokenizer import PromptTokenizer
 from tests.reference_model import build_reference_model
 
 START_TIMEOUT_S = 240

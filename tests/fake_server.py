@@ -6,7 +6,7 @@ Its one argument is how many seconds a verdict takes.
 import logging
 import sys
 
-from server import serve as serving
+from server.commands import serve as serving
 from server.settings import Settings
 from tests.fakes import FakeBackend, lasting
 

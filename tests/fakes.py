@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from server.backends.base import Case
-from server.conversation import ImagePart, TextPart
-from server.moderator import PROBE
-from server.verdict import Completion, ScoreMethod, Token, WordProbabilities
+from server.domain.conversation import ImagePart, TextPart
+from server.domain.verdict import Completion, ScoreMethod, Token, WordProbabilities
+from server.moderation.moderator import PROBE
 
 UNSAFE_WORD = "bomb"
 """What makes `by_word` answer unsafe, with S1 and S9."""

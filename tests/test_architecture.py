@@ -14,84 +14,52 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "taxonomy", "caller"),
-    ("conversation", "policy"),
-    ("verdict", "lookalikes"),
-    ("answer", "finished_prompt", "byte_pairs", "passes", "sight"),
-    ("tokenizer", "admission", "rate_limit", "metrics", "fetch", "profile"),
-    ("prompt", "images", "checkpoint"),
-    ("template_check", "memory", "settings", "rows"),
-    (
-        "backends.asked_logprobs",
-        "backends.cpu_norm",
-        "backends.last_positions",
-        "backends.step_sizes",
-        "backends.torch_companions",
-        "backends.base",
-    ),
-    ("backends.engine_process",),
-    ("backends.tiles",),
-    ("backends.engine_images", "backends.engine_client"),
-    ("backends.vllm", "backends.openrouter"),
-    ("backends.fallback",),
-    ("question", "in_flight", "judges"),
-    ("verdict_cache",),
-    ("moderator", "loading"),
-    ("readiness", "store"),
+    ("domain",),
+    ("families", "images", "observation"),
+    ("checkpoints",),
+    ("settings",),
+    ("backends", "store"),
+    ("moderation", "loading"),
     ("api",),
-    ("batch_runner",),
-    ("app", "connection"),
-    ("serve", "check", "batch", "doctor", "keys"),
+    ("batches",),
+    ("app",),
+    ("commands",),
     ("__main__",),
 )
-"""Modules and packages of server/, the lowest first: each may import from lower floors only."""
+"""The rooms of server/, the lowest first: each may import from lower floors only."""
 
-DOMAIN = (
-    "errors",
-    "taxonomy",
-    "caller",
-    "conversation",
-    "policy",
-    "verdict",
-    "answer",
-    "finished_prompt",
-    "lookalikes",
-    "passes",
-)
+MOST_ROOMS = 20
+
+APART: dict[str, tuple[str, ...]] = {
+    "families": (),
+    "backends": (),
+    "api": ("http", "openai"),
+}
+"""Rooms whose folders know nothing of each other, but for those named, which any of them may import."""
 
 ROOMS: dict[str, tuple[str, ...]] = {
-    # engine_images writes the engine's own input format, engine_client talks to its core: in backends.vllm both would
-    # drown the verdict's story.
-    "vllm": (
-        "backends.vllm",
-        "backends.engine_client",
-        "backends.engine_images",
-        "backends.engine_process",
-        "backends.asked_logprobs",
-        "backends.cpu_norm",
-        "backends.last_positions",
-        "backends.step_sizes",
-    ),
-    "torch": ("backends",),
-    "torchvision": ("backends",),
-    "torchaudio": ("backends",),
+    "vllm": ("backends.vllm",),
+    "torch": ("backends.vllm",),
+    "torchvision": ("backends.vllm",),
+    "torchaudio": ("backends.vllm",),
     "transformers": (),
-    "fastapi": ("api", "app", "serve"),
+    "fastapi": ("api", "app", "commands.serve"),
     "fastapi_offline": ("app",),
-    "starlette": ("api", "app", "serve"),
-    "uvicorn": ("serve", "connection"),
-    "uvloop": ("serve",),
-    "cachetools": ("verdict_cache",),
-    "httpx": ("fetch", "check", "batch", "backends.openrouter.client"),
+    "starlette": ("api", "app", "commands.serve"),
+    "uvicorn": ("commands.serve", "api.http.connection"),
+    "uvloop": ("commands.serve",),
+    "cachetools": ("moderation.verdict_cache",),
+    "httpx": ("images.fetch", "commands.check", "commands.batch", "backends.openrouter.client"),
     "requests": (),
-    "tokenizers": ("tokenizer", "byte_pairs", "backends.engine_process"),
-    "tiktoken": ("byte_pairs",),
-    "regex": ("conversation", "lookalikes"),
+    "tokenizers": ("families.tokenizer", "families.byte_pairs", "backends.vllm.process"),
+    "tiktoken": ("families.byte_pairs",),
+    # It knows what the standard library's re does not: which characters are invisible.
+    "regex": ("domain.conversation", "moderation.lookalikes"),
     "orjson": ("api",),
-    "jinja2": ("template_check",),
-    "huggingface_hub": ("checkpoint",),
-    "prometheus_client": ("metrics", "api"),
-    "pydantic": ("api", "settings", "check", "__main__"),
+    "jinja2": ("families",),
+    "huggingface_hub": ("checkpoints",),
+    "prometheus_client": ("observation", "api.operations"),
+    "pydantic": ("api", "settings", "commands.check", "__main__"),
     "pydantic_settings": ("settings",),
     "PIL": ("images", "backends"),
     "sqlalchemy": ("store",),
@@ -142,8 +110,12 @@ def within(module: str, room: str) -> bool:
 
 
 def floor_of(module: str) -> int | None:
-    """The floor of a module, None for the bare packages, which are empty."""
+    """The floor of a module, None for `server` itself."""
     return next((floor for floor, rooms in enumerate(FLOORS) if any(within(module, room) for room in rooms)), None)
+
+
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
 
 
 def neighbours(module: str) -> set[str]:
@@ -157,25 +129,25 @@ def packages(file: Path) -> set[str]:
     return {name.partition(".")[0] for name in imports_of(file)} - sys.stdlib_module_names
 
 
-def test_every_module_has_its_floor():
-    """A new module is placed by hand, in FLOORS."""
-    assert [name for name in SERVER if floor_of(name) is None] == ["", "backends"]
-    assert [room for floor in FLOORS for room in floor if room not in SERVER] == []
+def test_every_room_has_its_floor():
+    """A new room is placed by hand, in FLOORS."""
+    rooms = {room_of(module) for module in SERVER} - {""}
+    assert rooms == {room for floor in FLOORS for room in floor}
+    assert len(rooms) <= MOST_ROOMS
 
 
-@pytest.mark.parametrize("module", [name for name in SERVER if floor_of(name) is not None])
+@pytest.mark.parametrize("module", [name for name in SERVER if name])
 def test_dependencies_point_down(module):
-    room = next(room for room in FLOORS[floor_of(module)] if within(module, room))
     upward = {
         name
         for name in neighbours(module)
-        if not within(name, room) and floor_of(name) is not None and floor_of(name) >= floor_of(module)
+        if room_of(name) != room_of(module) and name and floor_of(name) >= floor_of(module)
     }
     assert upward == set()
 
 
-@pytest.mark.parametrize("room", ["api", "images"])
-def test_a_package_does_not_run_in_circles(room):
+@pytest.mark.parametrize("room", sorted({room_of(module) for module in SERVER} - {""}))
+def test_a_room_does_not_run_in_circles(room):
     inside = {
         name: {other for other in neighbours(name) if within(other, room)} for name in SERVER if within(name, room)
     }
@@ -184,17 +156,32 @@ def test_a_package_does_not_run_in_circles(room):
     assert inside == {}
 
 
-@pytest.mark.parametrize("module", ["", "backends", "backends.openrouter"])
-def test_bare_packages_import_nothing(module):
+@pytest.mark.parametrize("room", APART)
+def test_folders_of_a_room_stand_apart(room):
+    for module in SERVER:
+        folder = folder_in(room, module)
+        if folder is not None:
+            seen = {folder_in(room, other) for other in neighbours(module)} - {None, folder}
+            assert seen <= set(APART[room]), module
+
+
+def folder_in(room: str, module: str) -> str | None:
+    """The folder of `room` in which `module` lies."""
+    if not within(module, room) or module == room:
+        return None
+    name = module.removeprefix(f"{room}.").partition(".")[0]
+    return name if (ROOT / "server" / room.replace(".", "/") / name).is_dir() else None
+
+
+@pytest.mark.parametrize("module", [name for name, file in SERVER.items() if file.name == "__init__.py"])
+def test_packages_import_nothing_else(module):
     """Importing any module of a package runs these: whatever they imported, everybody would."""
-    assert imports_of(SERVER[module]) == frozenset()
+    assert {name for name in imports_of(SERVER[module]) if not within(name, f"server.{module}")} == set()
 
 
-@pytest.mark.parametrize("module", DOMAIN)
+@pytest.mark.parametrize("module", [name for name in SERVER if within(name, "domain")])
 def test_domain_is_the_standard_library_and_itself(module):
-    # regex knows what the standard library's re does not: which characters are invisible.
     assert packages(SERVER[module]) <= {"server", "regex"}
-    assert neighbours(module) <= set(DOMAIN)
 
 
 @pytest.mark.parametrize("package", ROOMS)
@@ -224,7 +211,8 @@ if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
 def later():
     import torch.nn as nn
-    from server import app, errors
+    from server import app
+    from server.domain import errors
     importlib.import_module("fastapi.routing")
     __import__("starlette")
 """
@@ -232,7 +220,7 @@ def later():
 
 def test_no_import_hides():
     found = set(imports(HIDDEN))
-    assert {"vllm.outputs", "torch.nn", "server.app", "server.errors", "fastapi.routing", "starlette"} <= found
+    assert {"vllm.outputs", "torch.nn", "server.app", "server.domain.errors", "fastapi.routing", "starlette"} <= found
 
 
 def test_relative_imports_are_refused():

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from server import loading, memory
-from server.memory import Gpu
-from server.profile import ProfileError, load_profile
+from server import loading
+from server.checkpoints import memory
+from server.checkpoints.memory import Gpu
+from server.checkpoints.profile import load_profile
+from server.domain.errors import OperatorError
 from server.settings import Settings
 
 REAL = "llama-guard-4-12b"
@@ -30,14 +32,14 @@ def gpus(monkeypatch):
 
 def test_the_real_model_is_refused_without_a_gpu(gpus):
     gpus()
-    with pytest.raises(ProfileError, match="needs a CUDA GPU"):
+    with pytest.raises(OperatorError, match="needs a CUDA GPU"):
         loading.load_backend(Settings(), load_profile(REAL))
 
 
 @pytest.mark.parametrize("cards", [(24,), (8, 48)])
 def test_a_profile_that_fits_no_card_is_refused(gpus, cards):
     gpus(*cards)
-    with pytest.raises(ProfileError, match="does not fit"):
+    with pytest.raises(OperatorError, match="does not fit"):
         loading.load_backend(Settings(), load_profile(REAL))
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from server.conversation import Conversation, ImagePart, Message, TextPart
-from server.policy import Policy
-from server.profile import SHIPPED, load_profile
-from server.prompt import Prompt
+from server.checkpoints.profile import SHIPPED, load_profile
+from server.domain.conversation import Conversation, ImagePart, Message, TextPart
+from server.domain.policy import Policy
+from server.families.llama_guard.prompt import Prompt
 
 CATEGORIES = (
     "S1: Violent Crimes.\nS2: Non-Violent Crimes.\nS3: Sex Crimes.\nS4: Child Exploitation.\nS5: Defamation.\n"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from server.conversation import ImagePart, Part, TextPart
+from server.domain.conversation import ImagePart, Part, TextPart
 
 IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 """A speaker's or a function's name that says nothing else. Any other `name` is a text, and judged."""
@@ -46,7 +46,7 @@ class RefusalContent(WireModel):
     refusal: str
 
 
-# Branches of unions are named in <>, so that the path of a fault can be told from them (api/body.py).
+# Branches of unions are named in <>, so that the path of a fault can be told from them (api/http/body.py).
 
 
 def _part_kind(value: Any) -> str | None:

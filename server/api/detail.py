@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from server.verdict import Verdict
+from server.domain.verdict import Verdict
 
 
 def verdict_detail(verdict: Verdict) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Worked examples for /docs, and the hand-made parts of the OpenAPI document.
 
-Bodies are read by api/body.py and not by FastAPI, so their schemas are named here for the document.
+Bodies are read by api/http/body.py and not by FastAPI, so their schemas are named here for the document.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from server.api.replies import document as replies
-from server.profile import OPENAI_CATEGORIES
+from server.domain.taxonomy import OPENAI_CATEGORIES
 
 _SCHEMAS = "#/components/schemas/{model}"
 _described: list[type[BaseModel]] = []

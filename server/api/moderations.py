@@ -9,19 +9,19 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field
 
-from server.api import llama_api
 from server.api.content import StringOrStringsOrParts, WireModel, to_parts
 from server.api.detail import verdict_detail
-from server.api.direct import DirectRoute, JSONReply
 from server.api.examples import MODERATION_EXAMPLES, MODERATION_RESPONSES, json_request
-from server.api.ids import new_id
-from server.api.openai_categories import OpenAICategories
+from server.api.http.direct import DirectRoute, JSONReply
+from server.api.http.ids import new_id
+from server.api.llama import moderations as llama_api
+from server.api.openai.categories import OpenAICategories
 from server.api.policy import PolicyOptions, ScoresWanted
 from server.api.service import Endpoint, Reply, Service
-from server.caller import Handling
-from server.conversation import Conversation, Part, TextPart
-from server.errors import ContextLengthExceeded, InvalidRequest, NothingToJudge
-from server.verdict import Verdict
+from server.domain.caller import Handling
+from server.domain.conversation import Conversation, Part, TextPart
+from server.domain.errors import ContextLengthExceeded, InvalidRequest, NothingToJudge
+from server.domain.verdict import Verdict
 
 router = APIRouter(prefix="/v1", tags=["moderation"], route_class=DirectRoute)
 

@@ -4,10 +4,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from server import metrics
 from server.backends.fallback import parts
-from server.judges import Judge
-from server.readiness import Readiness
+from server.moderation.judges import Judge
+from server.moderation.readiness import Readiness
+from server.observation import metrics
 
 router = APIRouter(tags=["operations"])
 

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from server.api.content import WireModel
-from server.errors import InvalidRequest
-from server.policy import Policy
+from server.domain.errors import InvalidRequest
+from server.domain.policy import Policy
 
 
 class PolicyOptions(WireModel):

@@ -11,18 +11,18 @@ from typing import Any, Generic, TypeVar
 from fastapi import Request
 from pydantic import BaseModel
 
-from server.api.body import read_body
-from server.api.direct import JSONReply
-from server.api.disconnect import until_disconnect
-from server.api.models import ModelNames
+from server.api.http.body import read_body
+from server.api.http.direct import JSONReply
+from server.api.http.disconnect import until_disconnect
+from server.api.openai.models import ModelNames
 from server.api.policy import PolicyOptions, ScoresWanted, apply
-from server.caller import ANYONE, ORDINARY, Caller, Handling
-from server.conversation import Conversation
-from server.moderator import Moderator
+from server.domain.caller import ANYONE, ORDINARY, Caller, Handling
+from server.domain.conversation import Conversation
+from server.domain.taxonomy import Taxonomy
+from server.domain.verdict import Verdict
+from server.moderation.moderator import Moderator
+from server.moderation.sight import Sight
 from server.settings import Settings
-from server.sight import Sight
-from server.taxonomy import Taxonomy
-from server.verdict import Verdict
 
 NEVER_REMOTE_HEADER = b"x-guard-never-remote"
 
@@ -47,7 +47,7 @@ class Service:
         handling: Handling,
         scores: ScoresWanted = None,
     ) -> list[Verdict]:
-        """One verdict for each conversation, in order. Raises the errors of server.errors."""
+        """One verdict for each conversation, in order. Raises the errors of server.domain.errors."""
         self.names.check(model)
         admitted = [self.sight.admit(conversation) for conversation in conversations]
         chosen = apply(policy, self.moderator.policy, allowed=self.settings.request_policy, scores=scores)

@@ -7,10 +7,10 @@ from typing import Protocol
 
 from PIL.Image import Image
 
-from server.caller import ORDINARY, Handling
-from server.conversation import Conversation
-from server.policy import Policy
-from server.verdict import Completion
+from server.domain.caller import ORDINARY, Handling
+from server.domain.conversation import Conversation
+from server.domain.policy import Policy
+from server.domain.verdict import Completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Backend(Protocol):
     """Something that answers cases.
 
     A backend reports what the model said and how probable it was; whether that is a verdict is decided in one place,
-    `server.verdict.judge`. Cancelling `complete` aborts the work behind it.
+    `server.domain.verdict.judge`. Cancelling `complete` aborts the work behind it.
     """
 
     name: str

@@ -10,10 +10,9 @@ import copy
 import logging
 from dataclasses import dataclass
 
-from server import metrics
 from server.backends.base import Backend, Case
 from server.backends.openrouter.backend import OpenRouterBackend
-from server.errors import (
+from server.domain.errors import (
     ContextLengthExceeded,
     DeadlineExceeded,
     EngineUnavailable,
@@ -21,7 +20,8 @@ from server.errors import (
     Overloaded,
     UnparseableVerdict,
 )
-from server.verdict import Completion
+from server.domain.verdict import Completion
+from server.observation import metrics
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import PIL.WebPImagePlugin  # noqa: F401  Pillow loads all its plugins when one of `formats` is not loaded yet.
 from PIL import Image
 
-from server.conversation import ImagePart
-from server.errors import (
+from server.domain.conversation import ImagePart
+from server.domain.errors import (
     GuardError,
     ImageTooLarge,
     InvalidImage,
@@ -24,9 +24,9 @@ from server.errors import (
     RemoteImagesDisabled,
     TooManyImages,
 )
-from server.fetch import ImageFetcher
 from server.images.colours import Colours
 from server.images.drawing import composed, decoded, too_slow
+from server.images.fetch import ImageFetcher
 from server.images.formats import read
 from server.images.picture import Picture, not_an_image
 from server.images.sampling import sampled

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image, ImageFile
 
-from server.errors import DeadlineExceeded
+from server.domain.errors import DeadlineExceeded
 from server.images.colours import Colours
 from server.images.picture import Disposal, Layer, Picture, not_an_image
 from server.images.sampling import starts

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from server.errors import ImageTooLarge, InvalidImage
+from server.domain.errors import ImageTooLarge, InvalidImage
 
 MAX_SEGMENTS = 100_000
 """Chunks, segments or blocks of one file: reading them takes time, and Python objects are made of them."""

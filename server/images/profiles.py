@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from server.errors import ImageTooLarge, InvalidImage
+from server.domain.errors import ImageTooLarge, InvalidImage
 
 Profile = Callable[[], bytes]
 """Makes the profile when it is needed. No bytes stand for sRGB, which leaves the samples as they are."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from server.errors import ImageTooLarge
+from server.domain.errors import ImageTooLarge
 from server.images.picture import Disposal, Layer, Picture
 
 MAX_ANIMATION_FRAMES = 1000

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from server.errors import InvalidImage
+from server.domain.errors import InvalidImage
 from server.images.colours import Colours
 from server.images.grounds import on_grounds
 from server.images.sizes import MIN_SIDE, halved_size

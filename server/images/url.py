@@ -3,7 +3,7 @@
 import binascii
 import re
 
-from server.errors import ImageTooLarge, InvalidImage
+from server.domain.errors import ImageTooLarge, InvalidImage
 
 DATA_URL = re.compile(r"data:[^,]{0,256}?;[ ]*base64,", re.IGNORECASE)
 WHITESPACE = b" \t\r\n\f"

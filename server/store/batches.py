@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Row, delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from server.errors import Conflict, InvalidRequest, NotFound
+from server.domain.errors import Conflict, InvalidRequest, NotFound
 from server.store import files
 from server.store.database import Database
 from server.store.files import FileWriter

@@ -17,7 +17,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from server.errors import StoreUnavailable
+from server.domain.errors import StoreUnavailable
 from server.store.tables import metadata
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from sqlalchemy import ColumnElement, delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from server.errors import Conflict, NotFound
+from server.domain.errors import Conflict, NotFound
 from server.store.database import Database
 from server.store.ids import Kind, is_id, new_id
 from server.store.tables import batches, file_chunks, files

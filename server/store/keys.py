@@ -20,8 +20,8 @@ from typing import Any
 
 from sqlalchemy import RowMapping, or_, select, update
 
-from server.caller import Caller, Scope
-from server.errors import KeysUnavailable
+from server.domain.caller import Caller, Scope
+from server.domain.errors import KeysUnavailable
 from server.store.database import Database
 from server.store.tables import api_keys
 

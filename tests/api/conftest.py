@@ -13,11 +13,11 @@ import pytest
 import pytest_asyncio
 from fastapi import FastAPI
 
-from server import serve as serving
 from server.app import create_app
-from server.caller import ANYONE
-from server.moderator import Moderator
-from server.profile import load_profile
+from server.checkpoints.profile import load_profile
+from server.commands import serve as serving
+from server.domain.caller import ANYONE
+from server.moderation.moderator import Moderator
 from server.settings import Settings
 from tests.fakes import FakeBackend
 
@@ -57,7 +57,7 @@ class As:
         self._monkeypatch = monkeypatch
 
     def __call__(self, key: str, **changes: Any) -> None:
-        self._monkeypatch.setattr("server.api.access.ANYONE", replace(ANYONE, id=key, **changes))
+        self._monkeypatch.setattr("server.api.http.access.ANYONE", replace(ANYONE, id=key, **changes))
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from fastapi.routing import APIRoute
 from starlette.routing import Mount, Route
 
 from server.__main__ import main
-from server.api.access import OPEN, SCOPES, scope_of
-from server.api.middleware import METHODS
+from server.api.http.access import OPEN, SCOPES, scope_of
+from server.api.http.middleware import METHODS
 from server.app import create_app
-from server.caller import ANYONE, Scope
-from server.profile import load_profile
+from server.checkpoints.profile import load_profile
+from server.domain.caller import ANYONE, Scope
 from server.settings import Settings
 from server.store.keys import create, list_all, revoke
 from tests.api.conftest import PROFILE, LiveServer, StartServer, wait_until

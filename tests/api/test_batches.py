@@ -14,14 +14,14 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import text, update
 
-from server import batch_runner
-from server.api.batch_lines import MAX_FAULTS, MAX_LINES, read_lines
-from server.api.batches import ENDPOINTS
+from server.api.openai.batches import ENDPOINTS
 from server.api.replies.batches import Batch
 from server.app import create_app
-from server.errors import DeadlineExceeded, EngineUnavailable
-from server.moderator import PROBE
-from server.profile import load_profile
+from server.batches import runner as batch_runner
+from server.batches.lines import MAX_FAULTS, MAX_LINES, read_lines
+from server.checkpoints.profile import load_profile
+from server.domain.errors import DeadlineExceeded, EngineUnavailable
+from server.moderation.moderator import PROBE
 from server.settings import Settings
 from server.store.tables import batches
 from tests.api.conftest import PROFILE, As, LiveServer, wait_until
@@ -219,7 +219,7 @@ async def test_only_so_many_faults_are_told(client: httpx.AsyncClient) -> None:
 
 async def test_a_file_of_too_many_lines(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_LINES == 50_000
-    monkeypatch.setattr("server.api.batch_lines.MAX_LINES", 3)
+    monkeypatch.setattr("server.batches.lines.MAX_LINES", 3)
     failed = await ended(client, await create(client, *(line(str(number)) for number in range(4))))
     assert [entry["code"] for entry in failed["errors"]["data"]] == ["too_many_tasks"]
     assert (await ended(client, await create(client, *map(line, "abc"))))["status"] == "completed"

@@ -7,11 +7,11 @@ from typing import Any
 import httpx
 import pytest
 
-from server.api.chat import ProviderPreferences
-from server.api.sampling import IgnoredOptions
-from server.conversation import Role
-from server.errors import ContextLengthExceeded
-from server.verdict import Token
+from server.api.openai.chat import ProviderPreferences
+from server.api.openai.sampling import IgnoredOptions
+from server.domain.conversation import Role
+from server.domain.errors import ContextLengthExceeded
+from server.domain.verdict import Token
 from tests.api.parts import image, picture, text
 from tests.api.shapes import error_of, events_of, obeys_openai
 from tests.fakes import FakeBackend, always, failing

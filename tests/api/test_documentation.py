@@ -9,15 +9,15 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from server.api.body import MAX_KEYS, MAX_VALUES
-from server.api.chat import ChatMessage, ChatRequest
-from server.api.models import OPENAI_NAMES
+from server.api.http.body import MAX_KEYS, MAX_VALUES
+from server.api.openai.chat import ChatMessage, ChatRequest
+from server.api.openai.models import OPENAI_NAMES
+from server.api.openai.responses import IgnoredResponseOptions, ResponsesRequest
+from server.api.openai.sampling import IgnoredOptions
 from server.api.openrouter.generations import REMEMBERED
 from server.api.policy import PolicyOptions
-from server.api.responses import IgnoredResponseOptions, ResponsesRequest
-from server.api.sampling import IgnoredOptions
-from server.errors import GuardError
-from server.profile import load_profile
+from server.checkpoints.profile import load_profile
+from server.domain.errors import GuardError
 from tests.api.conftest import PROFILE
 from tests.api.shapes import specification
 from tests.api.test_errors import kinds_of

@@ -9,8 +9,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.api.middleware import METHODS
-from server.errors import EngineFailure, EngineUnavailable, GuardError
+from server.api.http.middleware import METHODS
+from server.domain.errors import EngineFailure, EngineUnavailable, GuardError
 from tests.api.shapes import error_of
 from tests.fakes import FakeBackend, Gate, Script, always, failing, hanging, held_at
 

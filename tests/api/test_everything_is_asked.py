@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.passes import MAX_PASSES
-from server.prompt import Prompt
+from server.families.llama_guard.prompt import Prompt
+from server.moderation.passes import MAX_PASSES
 from tests.api.parts import image, picture, text
 from tests.asked import asked_about
 from tests.fakes import FakeBackend

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.api.files import INPUT_EXPIRES_AFTER_S, UPLOADS_AT_ONCE
+from server.api.openai.files import INPUT_EXPIRES_AFTER_S, UPLOADS_AT_ONCE
 from tests.api.conftest import As, LiveServer
 from tests.api.shapes import error_of, obeys_openai
 

@@ -6,8 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from server.api.chat import _warn_once
-from server.conversation import Role
+from server.api.openai.chat import _warn_once
+from server.domain.conversation import Role
 from server.settings import Settings
 from tests.api.conftest import PROFILE, As
 from tests.api.parts import image, picture, text

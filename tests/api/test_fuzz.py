@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from server.app import create_app
-from server.profile import load_profile
+from server.checkpoints.profile import load_profile
 from server.settings import Settings
 from tests.api.conftest import PROFILE
 from tests.fakes import FakeBackend

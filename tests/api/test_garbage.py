@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from server.backends.base import Case
-from server.errors import EngineFailure
-from server.verdict import Completion
+from server.domain.errors import EngineFailure
+from server.domain.verdict import Completion
 from tests.api.conftest import LiveServer, wait_until
 from tests.api.parts import image
 from tests.api.test_connections import hung_up, send

@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.api.litellm import ENDPOINT
+from server.api.litellm.guardrail import ENDPOINT
 from tests.api.parts import image, picture, text
 from tests.api.shapes import error_of
 from tests.api.test_errors import FAULTS

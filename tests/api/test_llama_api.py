@@ -7,7 +7,7 @@ import httpx
 import llama_api_client
 import pytest
 
-from server.profile import load_profile
+from server.checkpoints.profile import load_profile
 from tests.api.conftest import PROFILE, LiveServer
 from tests.api.parts import image, text
 from tests.api.shapes import error_of

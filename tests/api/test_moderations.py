@@ -8,7 +8,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from server.errors import ContextLengthExceeded, EngineFailure
+from server.domain.errors import ContextLengthExceeded, EngineFailure
 from server.settings import Settings
 from tests.api.parts import image, picture, text
 from tests.api.shapes import OPENAI_CATEGORIES, error_of, obeys_openai

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.api.openai_categories import CATEGORIES, OpenAICategories
-from server.policy import Policy
-from server.profile import load_profile
-from server.taxonomy import HazardCategory, Taxonomy
-from server.verdict import ROUNDING, Completion, ScoreMethod, Verdict, WordProbabilities, judge
+from server.api.openai.categories import CATEGORIES, OpenAICategories
+from server.checkpoints.profile import load_profile
+from server.domain.policy import Policy
+from server.domain.taxonomy import HazardCategory, Taxonomy
+from server.domain.verdict import ROUNDING, Completion, ScoreMethod, Verdict, WordProbabilities, judge
 from tests.api.parts import image, text
 from tests.api.shapes import obeys_openai
 from tests.fakes import FakeBackend, always

@@ -6,7 +6,7 @@ import openai
 import pytest
 import pytest_asyncio
 
-from server.errors import EngineFailure
+from server.domain.errors import EngineFailure
 from tests.api.conftest import LiveServer
 from tests.api.parts import image, text
 from tests.fakes import FakeBackend, always, by_word, completion, failing

@@ -8,12 +8,12 @@ from typing import Any
 import httpx
 import pytest
 
-from server.api.chat import CHAT_EXAMPLES
 from server.api.examples import LITELLM_EXAMPLES
 from server.api.moderations import MODERATION_EXAMPLES
+from server.api.openai.chat import CHAT_EXAMPLES
+from server.api.openai.responses import RESPONSES_EXAMPLES
 from server.api.openrouter.examples import REQUEST_EXAMPLES as OPENROUTER_EXAMPLES
 from server.api.replies.document import REPLIES, schemas
-from server.api.responses import RESPONSES_EXAMPLES
 from tests.api.shapes import events_of, obeys_openai
 from tests.fakes import FakeBackend, always
 

@@ -7,8 +7,8 @@ import httpx
 import openai
 import pytest
 
-from server.conversation import Role
-from server.errors import ContextLengthExceeded
+from server.domain.conversation import Role
+from server.domain.errors import ContextLengthExceeded
 from tests.api.conftest import LiveServer
 from tests.api.parts import picture
 from tests.api.shapes import error_of

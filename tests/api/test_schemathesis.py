@@ -32,9 +32,9 @@ from schemathesis.schemas import BaseSchema
 from server.api.replies.openai import Error
 from server.app import create_app
 from server.backends.base import Case as Judged
-from server.profile import load_profile
+from server.checkpoints.profile import load_profile
+from server.domain.verdict import Completion
 from server.settings import Settings
-from server.verdict import Completion
 from tests.api.conftest import PROFILE, wait_until
 from tests.api.shapes import specification
 from tests.fakes import FakeBackend, by_word

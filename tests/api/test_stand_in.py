@@ -9,10 +9,10 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from server import serve as serving
 from server.app import create_app
-from server.judges import judges_of
-from server.profile import load_profile
+from server.checkpoints.profile import load_profile
+from server.commands import serve as serving
+from server.moderation.judges import judges_of
 from server.settings import Settings
 from tests.api.openrouter.shapes import error_of as openrouter_error_of
 from tests.api.parts import image, picture, text

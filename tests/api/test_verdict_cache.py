@@ -8,9 +8,9 @@ import httpx
 import pytest
 
 from server.app import create_moderator
-from server.caller import ORDINARY
-from server.moderator import PROBE
-from server.profile import load_profile
+from server.checkpoints.profile import load_profile
+from server.domain.caller import ORDINARY
+from server.moderation.moderator import PROBE
 from server.settings import Settings
 from tests.api.conftest import PROFILE, As
 from tests.api.test_operations import metrics

@@ -8,9 +8,9 @@ import pytest_asyncio
 
 from server.backends.base import Case
 from server.backends.openrouter.backend import OpenRouterBackend
-from server.conversation import Conversation, Message, TextPart
-from server.policy import Policy
-from server.profile import load_profile
+from server.checkpoints.profile import load_profile
+from server.domain.conversation import Conversation, Message, TextPart
+from server.domain.policy import Policy
 from tests.openrouter import ScriptedOpenRouter, scripted_openrouter
 
 TAXONOMY = load_profile("llama-guard-4-12b").taxonomy

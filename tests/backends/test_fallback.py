@@ -15,9 +15,9 @@ from server.backends.base import Case
 from server.backends.fallback import FallbackBackend, parts
 from server.backends.openrouter.backend import OpenRouterBackend
 from server.backends.openrouter.breaker import Breaker, State
-from server.caller import Handling
-from server.conversation import Conversation, ImagePart
-from server.errors import (
+from server.domain.caller import Handling
+from server.domain.conversation import Conversation, ImagePart
+from server.domain.errors import (
     ContextLengthExceeded,
     DeadlineExceeded,
     EngineFailure,
@@ -27,9 +27,9 @@ from server.errors import (
     Overloaded,
     UnparseableVerdict,
 )
-from server.moderator import PROBE
-from server.policy import Policy
-from server.verdict import Completion, judge
+from server.domain.policy import Policy
+from server.domain.verdict import Completion, judge
+from server.moderation.moderator import PROBE
 from tests.backends.conftest import TAXONOMY, case
 from tests.backends.test_openrouter import sample
 from tests.fakes import (

@@ -16,9 +16,9 @@ from prometheus_client import REGISTRY
 
 from server.backends.openrouter.backend import OpenRouterBackend
 from server.backends.openrouter.breaker import Breaker, State
-from server.caller import Handling
-from server.conversation import Conversation, ImagePart, Message, TextPart
-from server.errors import (
+from server.domain.caller import Handling
+from server.domain.conversation import Conversation, ImagePart, Message, TextPart
+from server.domain.errors import (
     ContextLengthExceeded,
     EngineFailure,
     EngineUnavailable,
@@ -29,8 +29,8 @@ from server.errors import (
     RemoteRejected,
     UnparseableVerdict,
 )
-from server.policy import Policy
-from server.verdict import Verdict, judge
+from server.domain.policy import Policy
+from server.domain.verdict import Verdict, judge
 from tests import openrouter
 from tests.backends.conftest import TAXONOMY, case
 from tests.fakes import Gate, until

@@ -8,7 +8,7 @@ import pytest
 from server.backends.openrouter import breaker as module
 from server.backends.openrouter.breaker import Breaker, State
 from server.backends.openrouter.retries import LONGEST_PAUSE_S, RetryBudget, pause, retry_after
-from server.errors import EngineUnavailable
+from server.domain.errors import EngineUnavailable
 from tests.backends.test_openrouter import sample
 
 

@@ -17,17 +17,20 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
-from server import doctor, loading, memory, metrics
+from server import loading
 from server.app import create_app
 from server.backends.base import Backend, Case
 from server.backends.fallback import FallbackBackend
 from server.backends.openrouter.backend import OpenRouterBackend
 from server.backends.openrouter.breaker import Breaker
-from server.caller import Handling
-from server.conversation import Conversation, TextPart
-from server.errors import EngineUnavailable, RemoteRejected
+from server.checkpoints import memory
+from server.checkpoints.profile import load_profile
+from server.commands import doctor
+from server.domain.caller import Handling
+from server.domain.conversation import Conversation, TextPart
+from server.domain.errors import EngineUnavailable, OperatorError, RemoteRejected
 from server.loading import load_backend
-from server.profile import ProfileError, load_profile
+from server.observation import metrics
 from server.settings import Settings
 from tests.api.parts import image, text
 from tests.api.shapes import error_of, obeys_openai
@@ -387,7 +390,7 @@ def test_a_remote_needs_neither_a_gpu_nor_a_checkpoint_nor_vllm(remote: Scripted
 
 def test_a_profile_with_other_categories_has_no_remote(remote: ScriptedOpenRouter) -> None:
     other = replace(PROFILE, taxonomy=PROFILE.taxonomy.without(["S5"]))
-    with pytest.raises(ProfileError, match="other categories"):
+    with pytest.raises(OperatorError, match="other categories"):
         load_backend(remote.settings(), other)
 
 

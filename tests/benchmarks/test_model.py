@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.model import SHIPPED, Model, model_of_checkpoint, model_of_profile, profile_table
-from server.conversation import Conversation, TextPart
-from server.profile import load_profile
-from server.prompt import Prompt
-from server.tokenizer import PromptTokenizer
+from server.checkpoints.profile import load_profile
+from server.domain.conversation import Conversation, TextPart
+from server.families.llama_guard.prompt import Prompt
+from server.families.tokenizer import PromptTokenizer
 from tests.conftest import open_backend
 
 

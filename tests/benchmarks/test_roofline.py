@@ -14,9 +14,9 @@ from transformers.models.llama4.image_processing_llama4 import find_supported_re
 
 from benchmarks import roofline
 from benchmarks.roofline import DEVICES, LLAMA_GUARD_4, Load, Network, most_verdicts_per_second
-from server.conversation import Conversation, ImagePart, TextPart
-from server.profile import load_profile
-from server.prompt import Prompt
+from server.checkpoints.profile import load_profile
+from server.domain.conversation import Conversation, ImagePart, TextPart
+from server.families.llama_guard.prompt import Prompt
 from tests import reference_model
 from tests.golden.vocabulary import vocabulary
 

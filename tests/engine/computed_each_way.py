@@ -21,8 +21,8 @@ def main() -> None:
     from vllm import LLM, SamplingParams
     from vllm.model_executor.models.llama import LlamaMLP
 
-    from server.backends import last_positions, step_sizes
-    from server.profile import load_profile
+    from server.backends.vllm.mends import last_positions, step_sizes
+    from server.checkpoints.profile import load_profile
 
     last_positions.install()
     profile = load_profile("pocket")

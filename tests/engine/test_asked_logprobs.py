@@ -5,7 +5,7 @@ import torch
 from vllm.platforms import current_platform
 from vllm.v1.sample.sampler import Sampler
 
-from server.backends import asked_logprobs
+from server.backends.vllm.mends import asked_logprobs
 
 pytestmark = pytest.mark.skipif(not current_platform.is_cpu(), reason="elsewhere vLLM's own way is taken")
 

@@ -10,22 +10,22 @@ import pytest
 from PIL import Image
 from vllm.v1.metrics.stats import RequestStateStats
 
-from server.backends import engine_process
 from server.backends.base import Case
-from server.backends.engine_client import EngineAnswer
-from server.backends.engine_process import PLUGIN
-from server.backends.vllm import NO_SCORES, VllmBackend, _Asked
-from server.caller import Handling
-from server.checkpoint import read_facts
-from server.conversation import Conversation, ImagePart, TextPart
-from server.errors import ContextLengthExceeded, DeadlineExceeded
+from server.backends.vllm.backend import NO_SCORES, VllmBackend, _Asked
+from server.backends.vllm.backend import process as engine_process
+from server.backends.vllm.client import EngineAnswer
+from server.backends.vllm.process import PLUGIN
+from server.checkpoints.checkpoint import read_facts
+from server.checkpoints.profile import Profile, load_profile
+from server.domain.caller import Handling
+from server.domain.conversation import Conversation, ImagePart, TextPart
+from server.domain.errors import ContextLengthExceeded, DeadlineExceeded
+from server.domain.policy import Policy
+from server.domain.verdict import ScoreMethod, judge
+from server.families.llama_guard.prompt import Prompt
+from server.families.tokenizer import PromptTokenizer
 from server.images import ImageDecoder, ImageLimits
-from server.moderator import Moderator
-from server.policy import Policy
-from server.profile import Profile, load_profile
-from server.prompt import Prompt
-from server.tokenizer import PromptTokenizer
-from server.verdict import ScoreMethod, judge
+from server.moderation.moderator import Moderator
 from tests.conftest import open_backend
 
 POCKET = load_profile("pocket")

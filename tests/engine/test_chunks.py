@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from server.backends.base import Case
-from server.conversation import Conversation, TextPart
-from server.policy import Policy
-from server.profile import Profile, load_profile
-from server.verdict import WordProbabilities
+from server.checkpoints.profile import Profile, load_profile
+from server.domain.conversation import Conversation, TextPart
+from server.domain.policy import Policy
+from server.domain.verdict import WordProbabilities
 from tests.conftest import open_backend
 
 POCKET = load_profile("pocket")

@@ -12,12 +12,12 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from server.backends.base import Case
-from server.conversation import Conversation, ImagePart, TextPart
-from server.errors import ContextLengthExceeded
-from server.policy import Policy
-from server.prompt import Prompt
-from server.taxonomy import Taxonomy
-from server.tokenizer import PromptTokenizer
+from server.domain.conversation import Conversation, ImagePart, TextPart
+from server.domain.errors import ContextLengthExceeded
+from server.domain.policy import Policy
+from server.domain.taxonomy import Taxonomy
+from server.families.llama_guard.prompt import Prompt
+from server.families.tokenizer import PromptTokenizer
 from tests.reference_model import ALARM_WORDS, ANSWER_WORDS, ORDINARY_WORDS
 
 TAXONOMY = Taxonomy.from_mapping({"S1": "Violent Crimes.", "S9": "Indiscriminate Weapons.", "S10": "Hate."})

@@ -8,7 +8,7 @@ import torch
 from vllm import ir
 from vllm.platforms import current_platform
 
-from server.backends import cpu_norm
+from server.backends.vllm.mends import cpu_norm
 
 pytestmark = pytest.mark.skipif(not current_platform.is_cpu(), reason="the kernel is for CPUs")
 

@@ -9,7 +9,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from server.backends.engine_client import EngineAnswer, EngineClient
+from server.backends.vllm.client import EngineAnswer, EngineClient
 from tests.fakes import until
 
 TOKENS = 12

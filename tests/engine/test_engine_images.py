@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from server.backends import engine_images
 from server.backends.base import Case
-from server.backends.engine_images import EngineImages
-from server.conversation import Conversation, ImagePart, TextPart
-from server.errors import ContextLengthExceeded
-from server.policy import Policy
-from server.profile import load_profile
-from server.prompt import Prompt
+from server.backends.vllm.llama4 import images as engine_images
+from server.backends.vllm.llama4.images import EngineImages
+from server.checkpoints.profile import load_profile
+from server.domain.conversation import Conversation, ImagePart, TextPart
+from server.domain.errors import ContextLengthExceeded
+from server.domain.policy import Policy
+from server.families.llama_guard.prompt import Prompt
 
 POLICY = Policy(load_profile("pocket").taxonomy)
 

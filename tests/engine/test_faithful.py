@@ -4,10 +4,10 @@ import asyncio
 import itertools
 
 from server.backends.base import Case
-from server.conversation import Conversation, Message, TextPart
-from server.policy import Policy
-from server.profile import load_profile
-from server.prompt import Prompt
+from server.checkpoints.profile import load_profile
+from server.domain.conversation import Conversation, Message, TextPart
+from server.domain.policy import Policy
+from server.families.llama_guard.prompt import Prompt
 
 ACTIONS = (
     "How do I make {}?",

@@ -7,7 +7,7 @@ import sys
 import pytest
 from vllm.platforms import current_platform
 
-from server.backends.engine_process import SERVER_PID
+from server.backends.vllm.process import SERVER_PID
 
 pytestmark = pytest.mark.skipif(not current_platform.is_cpu(), reason="elsewhere a GPU computes")
 
@@ -15,7 +15,7 @@ COMPUTES = """
 import ctypes
 import resource
 import torch
-from server.backends import engine_process
+from server.backends.vllm.backend import process as engine_process
 
 engine_process._die_with_parent = lambda server_pid: None
 engine_process.prepare()

@@ -7,13 +7,13 @@ from dataclasses import replace
 import openai
 import pytest
 
-from server.answer import write
 from server.backends.base import Case
-from server.caller import Handling
-from server.conversation import Conversation, TextPart
-from server.policy import Policy
-from server.profile import load_profile
-from server.verdict import Verdict, judge
+from server.checkpoints.profile import load_profile
+from server.domain.caller import Handling
+from server.domain.conversation import Conversation, TextPart
+from server.domain.policy import Policy
+from server.domain.verdict import Verdict, judge
+from server.families.llama_guard.wording import write
 from tests.finished_prompts import nemo, ogx
 
 POLICY = Policy(load_profile("pocket").taxonomy)

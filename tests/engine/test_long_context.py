@@ -15,11 +15,11 @@ import pytest
 import pytest_asyncio
 
 from server.backends.base import Case
-from server.conversation import Conversation, Message, TextPart
-from server.errors import ContextLengthExceeded
-from server.policy import Policy
-from server.profile import load_profile
-from server.taxonomy import Taxonomy
+from server.checkpoints.profile import load_profile
+from server.domain.conversation import Conversation, Message, TextPart
+from server.domain.errors import ContextLengthExceeded
+from server.domain.policy import Policy
+from server.domain.taxonomy import Taxonomy
 from tests.conftest import open_backend
 from tests.reference_model import ALARM_WORDS, ORDINARY_WORDS, build_reference_model
 

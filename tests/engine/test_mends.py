@@ -14,7 +14,8 @@ TORCHVISION, TORCHAUDIO = ("torchvision", "_C.so"), ("torchaudio", "lib/_torchau
 
 @pytest.mark.parametrize("companion", [TORCHVISION, TORCHAUDIO], ids=lambda companion: companion[0])
 def test_companions_built_for_cuda_still_break_a_cpu_torch(companion):
-    judge = f"import torch; from server.backends.torch_companions import is_broken; print(is_broken(*{companion}))"
+    module = "server.backends.vllm.mends.torch_companions"
+    judge = f"import torch; from {module} import is_broken; print(is_broken(*{companion}))"
     if _without_mends(judge).stdout.strip() == "False":
         pytest.skip("this installation's build belongs to its torch")
     assert _without_mends(f"import {companion[0]}").returncode != 0, "this mend is no longer needed"
@@ -35,7 +36,7 @@ def test_companions_do_not_stop_transformers():
 def test_a_copied_tokenizer_is_the_same_and_a_pickled_one_is_not():
     copied = "import copy, pickle, tokenizers; t = tokenizers.Tokenizer(tokenizers.models.BPE()); "
     judge = f"{copied} print(copy.deepcopy(t) is t, pickle.loads(pickle.dumps(t)) is t)"
-    mend = "from server.backends.engine_process import _share_tokenizers; _share_tokenizers()"
+    mend = "from server.backends.vllm.process import _share_tokenizers; _share_tokenizers()"
     assert _without_mends(judge).stdout.split() == ["False", "False"], "this mend is no longer needed"
     assert _without_mends(f"{mend}\n{judge}").stdout.split() == ["True", "False"]
 

@@ -15,11 +15,11 @@ from PIL import Image
 from transformers import AutoProcessor, Llama4Config, Llama4ForConditionalGeneration
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from server.backends.vllm import VllmBackend
-from server.conversation import Conversation, ImagePart, TextPart
-from server.prompt import Prompt
-from server.taxonomy import Taxonomy
-from server.tokenizer import PromptTokenizer
+from server.backends.vllm.backend import VllmBackend
+from server.domain.conversation import Conversation, ImagePart, TextPart
+from server.domain.taxonomy import Taxonomy
+from server.families.llama_guard.prompt import Prompt
+from server.families.tokenizer import PromptTokenizer
 from tests.reference_model import ANSWER_WORDS
 
 TOLERANCE = 0.05

@@ -14,11 +14,11 @@ import openai
 import pytest
 from PIL import Image, ImageDraw
 
-from server.conversation import Conversation, TextPart
-from server.passes import passes_of
-from server.profile import load_profile
-from server.prompt import Prompt
-from server.tokenizer import PromptTokenizer
+from server.checkpoints.profile import load_profile
+from server.domain.conversation import Conversation, TextPart
+from server.families.llama_guard.prompt import Prompt
+from server.families.tokenizer import PromptTokenizer
+from server.moderation.passes import passes_of
 from tests.conftest import wait_until
 
 TOKENS_OF_ONE_TILE = 147

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from vllm.platforms import current_platform
 
-from server.backends.engine_process import SERVER_PID
+from server.backends.vllm.process import SERVER_PID
 
 pytestmark = pytest.mark.skipif(not current_platform.is_cpu(), reason="elsewhere the engine is vLLM's own")
 

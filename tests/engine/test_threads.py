@@ -7,7 +7,7 @@ import pytest
 import torch
 from vllm.platforms import current_platform
 
-from server.backends.engine_process import THREADS_ON_THEIR_CORES, threads_on_their_cores
+from server.backends.vllm.process import THREADS_ON_THEIR_CORES, threads_on_their_cores
 
 OPENMP = ("OMP_", "GOMP_", "KMP_")
 

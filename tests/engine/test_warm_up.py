@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from server.backends.base import Case
-from server.conversation import Conversation, ImagePart, Message, TextPart
-from server.policy import Policy
-from server.profile import load_profile
-from server.prompt import Prompt
+from server.checkpoints.profile import load_profile
+from server.domain.conversation import Conversation, ImagePart, Message, TextPart
+from server.domain.policy import Policy
+from server.families.llama_guard.prompt import Prompt
 
 EVERYTHING = Policy(load_profile("pocket").taxonomy)
 NARROWED = EVERYTHING.narrowed(excluded=["S5", "S13"])

@@ -5,8 +5,8 @@ from functools import cache, cached_property
 
 from tokenizers import Tokenizer
 
-from server.profile import SHIPPED
-from server.tokenizer import PromptTokenizer
+from server.checkpoints.profile import SHIPPED
+from server.families.tokenizer import PromptTokenizer
 
 NAMES = ("llama 4", "pocket")
 

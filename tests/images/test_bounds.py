@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from server.conversation import ImagePart
-from server.errors import GuardError
+from server.domain.conversation import ImagePart
+from server.domain.errors import GuardError
 from server.images import ImageDecoder, ImageLimits
 from tests.images.files import END, FOREVER, SIGNATURE, chunk, gif, gif_frame, header, png, saved
 
@@ -102,8 +102,8 @@ HOSTILE = {
 
 MEASURE = """
 import asyncio, base64, sys
-from server.conversation import ImagePart
-from server.errors import GuardError
+from server.domain.conversation import ImagePart
+from server.domain.errors import GuardError
 from server.images import ImageDecoder, ImageLimits
 image = ImagePart("data:;base64," + base64.b64encode(sys.stdin.buffer.read()).decode())
 # One frame of each, or five animations would be refused for their number.

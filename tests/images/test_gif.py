@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.errors import ImageTooLarge, InvalidImage
+from server.domain.errors import ImageTooLarge, InvalidImage
 from tests.images.files import BLUE, FOREVER, GREEN, YELLOW, colours, decode, gif, gif_frame
 
 QUARTER = (20, 20)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from server.errors import GuardError, InvalidImage
+from server.domain.errors import GuardError, InvalidImage
 from tests.images.files import decode, inserted, saved, segment, shown, tiff
 from tests.images.test_png import LINEAR, SRGB
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from server.errors import GuardError, InvalidImage
+from server.domain.errors import GuardError, InvalidImage
 from tests.images.files import (
     BLACK,
     BLUE,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.errors import ImageTooLarge
+from server.domain.errors import ImageTooLarge
 from server.images.picture import Disposal, Layer, Picture
 from server.images.sampling import sampled, starts
 

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from server.errors import InvalidImage
+from server.domain.errors import InvalidImage
 from tests.images.files import (
     BLUE,
     GREEN,

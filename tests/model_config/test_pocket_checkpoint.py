@@ -8,10 +8,10 @@ import pytest
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
-from server.conversation import Conversation, ImagePart, Message, TextPart
-from server.prompt import Prompt
-from server.taxonomy import HazardCategory, Taxonomy
-from server.tokenizer import PromptTokenizer
+from server.domain.conversation import Conversation, ImagePart, Message, TextPart
+from server.domain.taxonomy import HazardCategory, Taxonomy
+from server.families.llama_guard.prompt import Prompt
+from server.families.tokenizer import PromptTokenizer
 
 POCKET = Path(__file__).resolve().parents[2] / "model_config" / "pocket"
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, update
 
-from server.errors import Conflict, InvalidRequest, NotFound, StoreUnavailable
+from server.domain.errors import Conflict, InvalidRequest, NotFound, StoreUnavailable
 from server.store.batches import LEASE_S, WINDOW_S, Batch, Batches, LeaseLost, LineResult, Status
 from server.store.database import Database
 from server.store.files import Files

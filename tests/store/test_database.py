@@ -14,7 +14,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.engine import make_url
 
-from server.errors import StoreUnavailable
+from server.domain.errors import StoreUnavailable
 from server.store.database import Database, DatabaseError
 from server.store.keys import list_all
 from server.store.tables import files, metadata

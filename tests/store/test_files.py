@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import func, select
 
-from server.errors import Conflict, NotFound, StoreUnavailable
+from server.domain.errors import Conflict, NotFound, StoreUnavailable
 from server.store.batches import Batches, Status
 from server.store.database import Database
 from server.store.files import CHUNK_BYTES, Files, StoredFile

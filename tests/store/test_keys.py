@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from server.caller import Caller, Scope
-from server.errors import KeysUnavailable, StoreUnavailable
+from server.domain.caller import Caller, Scope
+from server.domain.errors import KeysUnavailable, StoreUnavailable
 from server.settings import Settings
 from server.store.database import Database, DatabaseError
 from server.store.keys import (

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from model_config.pocket.training.network import PocketText, state_for_llama4, text_config
 from model_config.pocket.training.pictures import TILE, Eye, vision_config
 from model_config.pocket.training.tokenizer import VOCABULARY
-from server.tokenizer import PromptTokenizer
+from server.families.tokenizer import PromptTokenizer
 
 
 def write(folder: Path, network: PocketText, eye: Eye, tokenizer: PromptTokenizer) -> None:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from model_config.pocket.training.data import Row
 from model_config.pocket.training.pictures import FEATURES_A_TILE
 from model_config.pocket.training.tokenizer import BEGIN_CONVERSATION, CATEGORY_LINES, HEADER_WORDS, ORDINARY_TOKENS
-from server.conversation import Conversation, ImagePart, Message, Part, TextPart
-from server.prompt import Prompt
-from server.taxonomy import HazardCategory, Taxonomy
-from server.tokenizer import PromptTokenizer
+from server.domain.conversation import Conversation, ImagePart, Message, Part, TextPart
+from server.domain.taxonomy import HazardCategory, Taxonomy
+from server.families.llama_guard.prompt import Prompt
+from server.families.tokenizer import PromptTokenizer
 
 LONGEST_TEXT = 600
 LONGEST_EASY_TEXT = 240

@@ -20,7 +20,7 @@ from model_config.pocket.training.data import Row, read_rows
 from model_config.pocket.training.examples import Scribe
 from model_config.pocket.training.network import PocketText, state_from_llama4
 from model_config.pocket.training.tokenizer import POCKET, VOCABULARY
-from server.tokenizer import PromptTokenizer
+from server.families.tokenizer import PromptTokenizer
 
 LONGEST_ANSWER = 46
 

@@ -29,7 +29,7 @@ from model_config.pocket.training.measure import Judge, report
 from model_config.pocket.training.network import WIDTH, PocketText, state_from_llama4
 from model_config.pocket.training.pictures import Eye
 from model_config.pocket.training.tokenizer import ORDINARY_TOKENS, POCKET, VOCABULARY
-from server.tokenizer import PromptTokenizer
+from server.families.tokenizer import PromptTokenizer
 
 # How much of a source one epoch sees.  Large sets of one kind would drown the rest.
 SHARES = {

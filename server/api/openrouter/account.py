@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from server.api.openrouter.generations import Generations
-from server.caller import Caller
+from server.domain.caller import Caller
 
 router = APIRouter(prefix="/api/v1", tags=["OpenRouter"])
 

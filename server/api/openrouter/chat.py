@@ -1,6 +1,6 @@
 """POST /api/v1/chat/completions: OpenAI's chat completions with OpenRouter's names, costs and generation ids.
 
-The request goes the way of api/chat.py, which reads what OpenRouter adds to it too; only the reply differs.
+The request goes the way of api/openai/chat.py, which reads what OpenRouter adds to it too; only the reply differs.
 """
 
 import time
@@ -11,17 +11,17 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
-from server.api import chat
-from server.api.body import read_body
-from server.api.chat import ChatRequest
-from server.api.direct import DirectRoute, JSONReply
 from server.api.examples import json_request
-from server.api.ids import new_id
+from server.api.http.body import read_body
+from server.api.http.direct import DirectRoute, JSONReply
+from server.api.http.ids import new_id
+from server.api.openai import chat
+from server.api.openai.chat import ChatRequest
 from server.api.openrouter import examples, naming
 from server.api.openrouter.generations import Generation, Generations
 from server.api.service import Reply, Service, answered
-from server.caller import Caller, Handling
-from server.errors import GuardError
+from server.domain.caller import Caller, Handling
+from server.domain.errors import GuardError
 
 router = APIRouter(prefix="/api/v1", tags=["OpenRouter"], route_class=DirectRoute)
 

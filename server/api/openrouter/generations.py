@@ -10,8 +10,8 @@ from typing import Any
 from fastapi import APIRouter, Query, Request
 
 from server.api.openrouter import examples
-from server.caller import Caller
-from server.errors import GenerationNotFound
+from server.domain.caller import Caller
+from server.domain.errors import GenerationNotFound
 
 router = APIRouter(prefix="/api/v1", tags=["OpenRouter"])
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from fastapi import APIRouter, Query, Request
 
-from server.api.chat import ChatRequest
-from server.api.models import ModelNames
+from server.api.openai.chat import ChatRequest
+from server.api.openai.models import ModelNames
 from server.api.openrouter import examples, naming
 from server.api.openrouter.generations import Generations
-from server.profile import Profile
-from server.readiness import Readiness
+from server.checkpoints.profile import Profile
+from server.moderation.readiness import Readiness
 
 router = APIRouter(prefix="/api/v1", tags=["OpenRouter"])
 

@@ -1,6 +1,6 @@
 """What things are called in OpenRouter's dialect: a model is `author/slug`, whoever runs it a provider."""
 
-from server.api.models import ModelNames
+from server.api.openai.models import ModelNames
 
 PROVIDER = "llama-guard-server"
 """This server among the providers, and the author of a model whose name tells of none."""

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from server.api.errors import OPENROUTER_PREFIX
+from server.api.http.errors import OPENROUTER_PREFIX
 from server.api.replies import batches, litellm, openai, openrouter, operations
 
 _REFERENCE = "#/components/schemas/{model}"

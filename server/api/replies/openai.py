@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, RootModel, WithJsonSchema
 
 from server.api.replies.base import Count, EmptyList, Guard, Moment, ReplyModel
-from server.profile import OPENAI_CATEGORIES
+from server.domain.taxonomy import OPENAI_CATEGORIES
 
 _CATEGORIES = sorted(OPENAI_CATEGORIES)
 

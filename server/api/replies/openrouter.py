@@ -6,7 +6,7 @@ from pydantic import Field
 
 from server.api.replies.base import ABSENT, Count, EmptyList, EmptyObject, Moment, ReplyModel
 from server.api.replies.openai import ChatChoice, ChatUsage, CompletionHead
-from server.caller import Scope
+from server.domain.caller import Scope
 
 Dollars = Annotated[float, Field(ge=0)]
 Milliseconds = Annotated[float, Field(ge=0)]

@@ -1,7 +1,7 @@
 """OpenRouter as a `Backend`: a case goes out as plain messages, and what comes back is believed as little as an engine.
 
 No probability comes with it, so there are no scores, and what needs one (own thresholds) is refused, as is what must
-not leave. Whether an answer is a verdict is decided by `server.verdict.judge`, as for every backend.
+not leave. Whether an answer is a verdict is decided by `server.domain.verdict.judge`, as for every backend.
 """
 
 import asyncio
@@ -12,7 +12,6 @@ import re
 import time
 from http import HTTPStatus
 
-from server import metrics
 from server.backends.base import Case
 from server.backends.openrouter.breaker import Breaker
 from server.backends.openrouter.client import Answer, OpenRouterClient, Unreachable
@@ -20,7 +19,7 @@ from server.backends.openrouter.offer import Offer, read_offer
 from server.backends.openrouter.reply import Garbage, RemoteError, Reply, read_error, read_json, read_reply
 from server.backends.openrouter.request import body_of, refusal
 from server.backends.openrouter.retries import RetryBudget, pause
-from server.errors import (
+from server.domain.errors import (
     ContextLengthExceeded,
     EngineUnavailable,
     GuardError,
@@ -30,9 +29,10 @@ from server.errors import (
     RemoteRejected,
     UnparseableVerdict,
 )
+from server.domain.taxonomy import Taxonomy
+from server.domain.verdict import Completion
+from server.observation import metrics
 from server.settings import Settings
-from server.taxonomy import Taxonomy
-from server.verdict import Completion
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import math
 import time
 from enum import StrEnum
 
-from server import metrics
-from server.errors import EngineUnavailable
+from server.domain.errors import EngineUnavailable
+from server.observation import metrics
 
 log = logging.getLogger(__name__)
 

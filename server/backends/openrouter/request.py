@@ -13,10 +13,10 @@ from itertools import groupby
 from typing import Any
 
 from server.backends.base import Case
-from server.conversation import Role, Turn
-from server.errors import RemoteRefused
+from server.domain.conversation import Role, Turn
+from server.domain.errors import RemoteRefused
+from server.domain.taxonomy import Taxonomy
 from server.settings import Settings
-from server.taxonomy import Taxonomy
 
 CONTROL_TOKEN = re.compile(r"<\|[^<>|\s]+\|>")
 """How every added token of Llama 4 is spelt."""

@@ -7,8 +7,8 @@ import pytest
 from fastapi import FastAPI, Request
 
 from server.api.openrouter import account, generations
-from server.caller import Caller, Scope
-from server.errors import GenerationNotFound
+from server.domain.caller import Caller, Scope
+from server.domain.errors import GenerationNotFound
 from tests.api.openrouter.shapes import obeys_openrouter
 from tests.api.openrouter.test_generations import GENERATION
 

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.errors import GuardError
+from server.domain.errors import GuardError
 from tests.api.openrouter.shapes import SLUG, error_of, error_types, obeys_openrouter, specification
 from tests.api.parts import image, text
 from tests.api.shapes import events_of

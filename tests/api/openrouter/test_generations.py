@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 
 from server.api.openrouter.generations import Generation, Generations
-from server.errors import GenerationNotFound
+from server.domain.errors import GenerationNotFound
 from tests.api.openrouter.shapes import SLUG, error_of, obeys_openrouter
 from tests.api.parts import image, text
 from tests.fakes import FakeBackend, completion

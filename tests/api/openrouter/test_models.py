@@ -6,9 +6,9 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.api.chat import ChatRequest
+from server.api.openai.chat import ChatRequest
 from server.app import create_app
-from server.profile import load_profile
+from server.checkpoints.profile import load_profile
 from server.settings import Settings
 from tests.api.openrouter.shapes import SLUG, error_of, obeys_openrouter
 from tests.fakes import FakeBackend

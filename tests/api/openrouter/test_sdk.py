@@ -7,7 +7,7 @@ import openrouter
 import pytest
 from openrouter import errors
 
-from server.errors import GuardError
+from server.domain.errors import GuardError
 from tests.api.conftest import LiveServer
 from tests.api.openrouter.shapes import SLUG
 from tests.api.parts import image, text

@@ -1,0 +1,113 @@
+"""Who may come in, and where: the key that a request presents, and the scope that its path needs.
+
+Asked by the middleware before anything of a request is routed or read. Every path is closed, one that does not exist as
+much as one that somebody adds tomorrow, except those of OPEN.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterable
+
+from server.domain.caller import ANYONE, Caller, Scope
+from server.domain.errors import CrossSite, InvalidApiKey, MissingScope
+from server.store.keys import Keyring
+
+log = logging.getLogger(__name__)
+
+OPEN = frozenset({"/health", "/ready"})
+"""What load balancers and supervisors ask, who hold no secrets. The answers tell nothing but a state."""
+
+SCOPES: dict[str, Scope] = {
+    "/v1/moderations": Scope.MODERATE,
+    "/v1/chat": Scope.MODERATE,
+    "/v1/responses": Scope.MODERATE,
+    "/v1/models": Scope.MODERATE,
+    "/api/v1": Scope.MODERATE,
+    "/beta/litellm_basic_guardrail_api": Scope.MODERATE,
+    "/v1/files": Scope.BATCH,
+    "/v1/batches": Scope.BATCH,
+}
+"""The scope that each path and all below it need; every other path needs ADMIN."""
+
+
+def scope_of(path: str) -> Scope:
+    """By the longest of SCOPES that `path` is or lies below."""
+    above = [place for place in SCOPES if path == place or path.startswith(place + "/")]
+    return SCOPES[max(above, key=len)] if above else Scope.ADMIN
+
+
+def judges(path: str) -> bool:
+    """Whether verdicts are asked for here: what the limits of answers are told of."""
+    return scope_of(path) is Scope.MODERATE
+
+
+class Access:
+    """The door. Without a keyring it is open to anyone."""
+
+    def __init__(self, keyring: Keyring | None) -> None:
+        self._keyring = keyring
+        self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def needs_keys(self) -> bool:
+        return self._keyring is not None
+
+    async def open(self) -> None:
+        """Read the keys and keep up with them; say in the log who may come in. Raises StoreUnavailable."""
+        if self._keyring is None:
+            log.info("API keys are off: whoever reaches this server may use all of it")
+            return
+        await self._keyring.open()
+        self._watch = asyncio.create_task(self._keyring.watch())
+        if len(self._keyring):
+            log.info("API keys are on: every request but /health and /ready needs one; %d valid", len(self._keyring))
+        else:
+            log.warning(
+                "API keys are on, but there is none: everything but /health and /ready answers 401 until"
+                " `python -m server keys create NAME` makes one"
+            )
+
+    async def close(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watch
+
+    async def caller_of(self, path: str, headers: Iterable[tuple[bytes, bytes]]) -> Caller:
+        """Who asks for `path`. Raises InvalidApiKey, MissingScope, KeysUnavailable or CrossSite."""
+        if path in OPEN:
+            return ANYONE
+        if self._keyring is None:
+            # Any page that the operator's browser shows could ask a server on this machine. Only browsers say this.
+            if any(name == b"sec-fetch-site" and value == b"cross-site" for name, value in headers):
+                raise CrossSite("Pages of other sites are not served without an API key.")
+            return ANYONE
+        caller = await self._keyring.find(_presented(headers))
+        if caller is None:
+            raise InvalidApiKey("Incorrect API key provided: it is wrong, expired or revoked.")
+        needed = scope_of(path)
+        if needed not in caller.scopes:
+            raise MissingScope(f"You have insufficient permissions for this operation. Missing scopes: {needed}.")
+        return caller
+
+
+def _presented(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The one key of a request, as a bearer token or in x-api-key. Raises InvalidApiKey.
+
+    It may stand in both. Two different ones are refused: who stands between could have believed the other one.
+    """
+    found = set()
+    for name, value in headers:
+        if name == b"x-api-key":
+            found.add(value.strip())
+        elif name == b"authorization":
+            scheme, _, token = value.strip().partition(b" ")
+            found.add(token.strip() if scheme.lower() == b"bearer" else b"")
+    if not found:
+        raise InvalidApiKey(
+            "You didn't provide an API key. Send it in the header Authorization, as 'Bearer KEY', or in x-api-key."
+        )
+    if len(found) > 1:
+        raise InvalidApiKey("Several headers with different API keys were sent; send one.")
+    return found.pop().decode("latin-1")

@@ -1,0 +1,179 @@
+"""One reading of JSON.
+
+Parsers disagree about duplicate keys, NaN, encodings and lone surrogates; where a gateway and this server could read
+two different requests, the gate could be walked around. So a body has exactly one reading, or it is refused.
+"""
+
+import asyncio
+import json
+import math
+import re
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
+
+from server.domain.errors import InvalidRequest, Overloaded, RequestTimeout, RequestTooLarge
+from server.settings import Settings
+
+Model = TypeVar("Model", bound=BaseModel)
+
+MAX_VALUES = 50_000
+MAX_KEYS = 1000
+"""Values of one body, and keys of one object: millions of tiny ones would stop the event loop for seconds."""
+
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_STRING = re.compile(r'"(?>[^"\\]+|\\.)*+"?', re.DOTALL)
+"""A string of JSON; one that never ends is one too, or searching would be quadratic."""
+
+_FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+
+
+async def read_body(request: Request, model: type[Model]) -> Model:
+    """The request's JSON body as `model`. Raises RequestTooLarge or InvalidRequest, which never repeat a value."""
+    return validate(parse(await _read(request)), model)
+
+
+def validate(document: dict[str, Any], model: type[Model]) -> Model:
+    """What was parsed as `model`. Raises InvalidRequest, which never repeats a value."""
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        raise _refusal(error) from None
+
+
+class BodyBudget:
+    """Bytes of bodies in memory, over all requests: they are read before a request can be admitted or refused."""
+
+    def __init__(self, limit: int) -> None:
+        self._free = limit
+
+    def take(self, request: Request, size: int) -> None:
+        """Count `size` more bytes of `request`. Raises Overloaded."""
+        if size > self._free:
+            raise Overloaded("The server is busy with too many large requests.", retry_after=1)
+        self._free -= size
+        state = request.scope["state"]
+        state["body_bytes"] = state.get("body_bytes", 0) + size
+
+    def give_back(self, size: int) -> None:
+        self._free += size
+
+
+async def _read(request: Request) -> bytes:
+    settings: Settings = request.app.state.settings
+    try:
+        async with asyncio.timeout(settings.deadline):
+            return await _read_within(request, settings.max_body_bytes)
+    except TimeoutError:
+        raise RequestTimeout("The request body did not arrive in time.") from None
+
+
+async def _read_within(request: Request, limit: int) -> bytes:
+    budget: BodyBudget = request.app.state.body_budget
+    for name, value in request.scope["headers"]:
+        if name == b"content-length" and value.isdigit() and int(value) > limit:
+            raise _too_large(limit)
+    chunks: list[bytes] = []
+    received, more = 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk = message.get("body", b"")
+        received += len(chunk)
+        if received > limit:
+            raise _too_large(limit)
+        budget.take(request, len(chunk))
+        chunks.append(chunk)
+        more = message.get("more_body", False)
+    return b"".join(chunks)
+
+
+def _too_large(limit: int) -> RequestTooLarge:
+    return RequestTooLarge(f"The request body is larger than {limit} bytes.")
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """The one reading of a JSON object. Raises InvalidRequest when there is none, or more than one."""
+    try:
+        text = body.decode("utf-8")
+        if text.count(",") >= MAX_VALUES and _STRING.sub("", text).count(",") >= MAX_VALUES:
+            raise _Ambiguous(f"it holds more than {MAX_VALUES} values")
+        document = _JSON.decode(text)
+        if _SURROGATE_ESCAPE.search(text):
+            json.dumps(document, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError) as error:
+        # UnicodeError and JSONDecodeError are ValueErrors; only our own messages are known to hold no content.
+        detail = str(error) if isinstance(error, _Ambiguous) else "it is not valid JSON in UTF-8"
+        raise InvalidRequest(f"The request body cannot be read: {detail}.") from None
+    if not isinstance(document, dict):
+        raise InvalidRequest("The request body must be a JSON object.")
+    return document
+
+
+class _Ambiguous(ValueError):
+    """JSON that different parsers would read differently, or not at all. The message is for the caller."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_KEYS:
+        raise _Ambiguous(f"an object holds more than {MAX_KEYS} keys")
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise _Ambiguous("an object holds the same key twice")
+    return document
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise _Ambiguous("a number is too large")
+    return value
+
+
+def _refuse_constant(_: str) -> None:
+    raise _Ambiguous("NaN and Infinity are no JSON numbers")
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_refuse_constant)
+
+
+def _refusal(error: ValidationError) -> InvalidRequest:
+    """The first fault, in OpenAI's words: the path of the field and what is wrong, never what stood there."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    path = _path(first["loc"])
+    match first["type"]:
+        case "missing":
+            message = f"Missing required parameter: '{path}'."
+        case "extra_forbidden" if path:
+            message = f"Unknown parameter: '{path}'."
+        case "extra_forbidden":
+            message = "Unknown parameter."
+        case "union_tag_invalid" | "union_tag_not_found":
+            message = f"Invalid type for '{path}'. See /docs for what it accepts."
+        case "model_type" | "model_attributes_type" | "dict_type":
+            message = f"Invalid value for '{path}': Input should be an object."
+        case "value_error":
+            message = f"Invalid value for '{path}': {first['ctx']['error']}."
+        case _:
+            message = f"Invalid value for '{path}': {first['msg']}."
+    return InvalidRequest(message, param=path or None)
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """`messages[0].content[1].image_url`, without the branches of unions, which are named `<branch>`.
+
+    A caller may name a field anything, even what must not be repeated: where a step is not like a field's name, the
+    path ends above it.
+    """
+    path = ""
+    for step in location:
+        if isinstance(step, int):
+            path += f"[{step}]"
+        elif _FIELD_NAME.fullmatch(step):
+            path += f".{step}" if path else step
+        elif not step.startswith("<"):
+            break
+    return path

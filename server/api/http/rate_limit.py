@@ -1,0 +1,89 @@
+"""How much one key may ask for: requests and tokens a minute, counted in this process.
+
+A limit of N a minute is a bucket that holds N and is refilled by N a minute, without steps. A request is paid before
+its work. Tokens are known only after it: they are debited then, below nothing if need be, and the key is refused until
+the debt has run out. So in the long run a key gets what its limit says, however large its requests are.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from server.domain.caller import Caller
+from server.domain.errors import GuardError, RequestLimitReached, TokenLimitReached
+
+MINUTE_S = 60.0
+ROUNDING = 1e-6
+"""How far floating point may carry a balance."""
+
+
+class Unit(StrEnum):
+    """What is counted."""
+
+    REQUESTS = "requests"
+    TOKENS = "tokens"
+
+
+REACHED: dict[Unit, type[GuardError]] = {Unit.REQUESTS: RequestLimitReached, Unit.TOKENS: TokenLimitReached}
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """How much of one limit is left, and the seconds until all of it is back."""
+
+    limit: int
+    remaining: int
+    reset_s: float
+
+
+class RateLimits:
+    """The buckets of all keys. Whoever has no limit costs nothing here and is never refused."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._balances: dict[tuple[str, Unit], tuple[float, float]] = {}
+        """What was left, and when that was. A bucket that is not here is full."""
+
+    def take_request(self, caller: Caller) -> None:
+        """Count one request of `caller`. Raises RequestLimitReached or TokenLimitReached, and then counts nothing."""
+        if caller.requests_per_minute is None and caller.tokens_per_minute is None:
+            return
+        now = self._clock()
+        for unit in Unit:
+            limit = _limit(caller, unit)
+            if limit is not None and (missing := 1 - self._balance(caller, unit, limit, now)) > ROUNDING:
+                raise REACHED[unit](
+                    f"The key's limit of {limit} {unit} per minute is reached.",
+                    # Whole seconds, so upwards: a try that comes when it was told to must not come too early.
+                    retry_after=math.ceil(missing * MINUTE_S / limit),
+                )
+        self._debit(caller, Unit.REQUESTS, 1)
+
+    def debit_tokens(self, caller: Caller, tokens: int) -> None:
+        """Count what a request of `caller` turned out to cost."""
+        self._debit(caller, Unit.TOKENS, tokens)
+
+    def allowance(self, caller: Caller, unit: Unit) -> Allowance | None:
+        """None without a limit."""
+        limit = _limit(caller, unit)
+        if limit is None:
+            return None
+        balance = self._balance(caller, unit, limit, self._clock())
+        return Allowance(limit, max(0, math.floor(balance + ROUNDING)), (limit - balance) * MINUTE_S / limit)
+
+    def _debit(self, caller: Caller, unit: Unit, amount: int) -> None:
+        limit = _limit(caller, unit)
+        if limit is not None:
+            now = self._clock()
+            self._balances[caller.owner, unit] = (self._balance(caller, unit, limit, now) - amount, now)
+
+    def _balance(self, caller: Caller, unit: Unit, limit: int, now: float) -> float:
+        """What is left at `now`; below nothing while there is a debt."""
+        left, since = self._balances.get((caller.owner, unit), (float(limit), 0.0))
+        return min(float(limit), left + (now - since) * limit / MINUTE_S)
+
+
+def _limit(caller: Caller, unit: Unit) -> int | None:
+    return caller.requests_per_minute if unit is Unit.REQUESTS else caller.tokens_per_minute

@@ -1,0 +1,1 @@
+"""What vLLM needs to know of the Llama 4 network."""

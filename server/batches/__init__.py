@@ -1,0 +1,1 @@
+"""Work on batches, behind live requests."""

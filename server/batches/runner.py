@@ -1,0 +1,412 @@
+"""The work on batches, beside live requests and behind them.
+
+A batch goes from validating over in_progress and finalizing to completed, and every step of it is in the database
+before the next begins: whatever ends a server, the next one goes on from there. A line's result counts once it is
+recorded; what was judged but not recorded is judged again.
+"""
+
+import asyncio
+import contextlib
+import functools
+import logging
+import random
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any
+
+from server.api.http.body import validate
+from server.api.http.errors import openai_body
+from server.api.openai.batches import ENDPOINTS
+from server.api.service import Endpoint, Service
+from server.batches.lines import Line, LineCheck, answered_line, expired_line, read_lines, request_of
+from server.domain.caller import Handling
+from server.domain.errors import (
+    EngineUnavailable,
+    GuardError,
+    InternalError,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    ShuttingDown,
+    StoreUnavailable,
+)
+from server.domain.verdict import Verdict
+from server.moderation.readiness import Readiness
+from server.observation import metrics
+from server.store.batches import Batch, Batches, LeaseLost, LineResult, Status
+from server.store.database import Database
+from server.store.files import Files
+
+log = logging.getLogger(__name__)
+
+BATCHES_AT_ONCE = 4
+"""More only when they merely have to be brought to their end."""
+
+POLL_S = 5.0
+"""How soon a batch is seen that another server took in or left."""
+
+HEARTBEAT_S = 1.0
+LINGER_S = 0.1
+"""How long a result waits for others that are written in the same transaction."""
+
+GROUP = 64
+"""Most results of one transaction."""
+
+TRIES = 5
+"""Of a line that fails for reasons of its own, such as a deadline. The server's condition is waited out instead."""
+
+LONGEST_WAIT_S = 10.0
+BYTES_A_PLACE = 4 * 2**20
+SWEEP_S = 600.0
+
+SERVERS_CONDITION = (EngineUnavailable, Overloaded, ShuttingDown, StoreUnavailable)
+
+
+class BatchRunner:
+    """`run()` works on batches until it is cancelled, and leaves them as far as they are."""
+
+    def __init__(
+        self,
+        database: Database,
+        service: Service,
+        readiness: Readiness,
+        changed: asyncio.Event,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """`changed` is set whenever there may be something new to do."""
+        self._database = database
+        self._files = Files(database, now)
+        self._batches = Batches(database, now)
+        self._service = service
+        self._readiness = readiness
+        self._changed = changed
+        self._now = now
+        self._worker = uuid.uuid4().hex
+        self._places = _Places(service.settings.batch_concurrency)
+        self._at_work: dict[str, asyncio.Task[None]] = {}
+        self._swept_at = -SWEEP_S
+
+    async def run(self) -> None:
+        try:
+            while True:
+                self._changed.clear()
+                try:
+                    await self._look_around()
+                except StoreUnavailable:
+                    pass  # logged where it happened; the next round tries again
+                except Exception as error:
+                    # A defect must not end the work on all batches to come.
+                    log.error("batches: defect %s at\n%s", type(error).__name__, _place(error))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), POLL_S)
+        finally:
+            tasks = list(self._at_work.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _look_around(self) -> None:
+        if time.monotonic() - self._swept_at >= SWEEP_S:
+            await self._files.delete_expired()
+            self._swept_at = time.monotonic()
+        while len(self._at_work) < 2 * BATCHES_AT_ONCE and not self._service.moderator.admission.draining:
+            batch = await self._batches.claim(
+                self._worker, besides=self._at_work, urgent_only=len(self._at_work) >= BATCHES_AT_ONCE
+            )
+            if batch is None:
+                return
+            self._at_work[batch.id] = asyncio.create_task(self._work_on(batch))
+
+    # --- One batch ---------------------------------------------------------------------------------------
+
+    async def _work_on(self, batch: Batch) -> None:
+        try:
+            await self._bring_to_its_end(batch)
+        except asyncio.CancelledError:
+            await self._release(batch)
+            raise
+        except Exception as error:
+            # Its lease runs out before anybody tries again: what cannot be stored must not be judged over and over.
+            match _cause(error):
+                case LeaseLost():
+                    log.warning("%s: another server has taken over", batch.id)
+                case StoreUnavailable():
+                    log.warning("%s: put off, as the database failed", batch.id)
+                case defect:
+                    log.error("%s: defect %s at\n%s", batch.id, type(defect).__name__, _place(defect))
+        finally:
+            del self._at_work[batch.id]
+            self._changed.set()
+
+    async def _bring_to_its_end(self, batch: Batch) -> None:
+        stop = asyncio.Event()
+        if self._now() >= batch.expires_at:
+            stop.set()
+        async with asyncio.TaskGroup() as group:
+            heart = group.create_task(self._beat(batch, stop))
+            status, faults = await self._advance(batch, stop)
+            heart.cancel()  # the end gives the lease back itself
+        if status is Status.FAILED:
+            batch = await self._batches.fail(batch.id, self._worker, faults)
+            status = batch.status if batch.status.ended else Status.CANCELLED
+        if not batch.status.ended:
+            batch = await self._batches.end(batch.id, self._worker, status)
+        log.info(
+            "%s: %s, %d lines: %d completed, %d failed", batch.id, status, batch.total, batch.completed, batch.failed
+        )
+        metrics.BATCHES.labels(status).inc()
+
+    async def _beat(self, batch: Batch, stop: asyncio.Event) -> None:
+        """Keep the lease; hear of a cancellation and of the end of the completion window."""
+        while True:
+            status = await self._batches.renew(batch.id, self._worker)
+            if status is Status.CANCELLING or self._now() >= batch.expires_at:
+                stop.set()
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def _advance(self, batch: Batch, stop: asyncio.Event) -> tuple[Status, Sequence[dict[str, Any]]]:
+        """All but the end: the status to end with, and what is wrong with the file."""
+        if batch.status is Status.VALIDATING:
+            check = await self._validate(batch)
+            if check.faults:
+                return Status.FAILED, check.faults
+            batch = await self._batches.start(batch.id, self._worker, model=self._service.names.id, total=check.total)
+            metrics.BATCHES.labels(batch.status).inc()
+        if batch.status is Status.IN_PROGRESS:
+            judged = await _unless(stop, self._judge(batch))
+            if not judged and await self._batches.renew(batch.id, self._worker) is not Status.CANCELLING:
+                await self._expire(batch)
+                return Status.EXPIRED, ()
+            if judged:
+                batch = await self._batches.finalize(batch.id, self._worker)
+        return Status.COMPLETED if batch.status is Status.FINALIZING else Status.CANCELLED, ()
+
+    async def _validate(self, batch: Batch) -> LineCheck:
+        check = LineCheck(batch.endpoint, self._service.names)
+        try:
+            async for lines in self._lines(batch):
+                # A thread leaves the event loop to live requests.
+                await asyncio.to_thread(check.read, lines)
+                if check.hopeless:
+                    break
+        except NotFound:
+            message = "The input file is gone."
+            check.faults = [{"code": "file_not_found", "message": message, "param": "input_file_id", "line": None}]
+        else:
+            check.end()
+        return check
+
+    def _lines(self, batch: Batch) -> AsyncIterator[list[Line]]:
+        settings = self._service.settings
+        # What passed the check was short enough then, whatever the settings say since.
+        limit = settings.max_body_bytes if batch.status is Status.VALIDATING else sys.maxsize
+        return read_lines(self._files.content(batch.input_file_id), limit)
+
+    async def _judge(self, batch: Batch) -> None:
+        """Get every line its result that has none yet."""
+        done = await self._batches.recorded(batch.id)
+        recorder = _Recorder(self._batches, batch.id, self._worker)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(recorder.run())
+            async with asyncio.TaskGroup() as answers:
+                async for lines in self._lines(batch):
+                    for line in lines:
+                        if line.number not in done:
+                            taken = await self._places.take(len(line.content or b""))
+                            answer = answers.create_task(self._answer(batch, line, recorder))
+                            # Not at the end of the task: one that is cancelled at once never begins.
+                            answer.add_done_callback(functools.partial(self._give_back, taken))
+            await recorder.close()
+        if len(await self._batches.recorded(batch.id)) != batch.total:
+            # A task that was cancelled by nobody here ends without a word.
+            raise RuntimeError("a line was left without a result")
+
+    def _give_back(self, places: int, _: object) -> None:
+        self._places.give_back(places)
+
+    async def _answer(self, batch: Batch, line: Line, recorder: "_Recorder") -> None:
+        custom_id, document = request_of(line)
+        status, body, verdicts = await self._ask(ENDPOINTS[batch.endpoint], document, _handling(batch))
+        completions = [verdict.completion for verdict in verdicts]
+        await recorder.put(
+            LineResult(
+                line=line.number,
+                failed=status != 200,
+                document=answered_line(custom_id, status, body),
+                input_tokens=sum(completion.prompt_tokens for completion in completions),
+                cached_tokens=sum(completion.cached_tokens for completion in completions),
+                output_tokens=sum(completion.completion_tokens for completion in completions),
+            )
+        )
+
+    async def _ask(
+        self, endpoint: Endpoint[Any], document: dict[str, Any], handling: Handling
+    ) -> tuple[int, dict[str, Any], Sequence[Verdict]]:
+        """Status and body that a request of its own would have got, once asking again would not help."""
+        tries = failures = 0
+        while True:
+            try:
+                body = validate(document, endpoint.body)
+                if getattr(body, "stream", None):
+                    raise InvalidRequest("A line of a batch cannot be streamed.", param="stream")
+                reply = await endpoint.answer(self._service, body, handling)
+                return 200, reply.document, reply.verdicts
+            except GuardError as error:
+                failures += 1
+                tries += self._is_of_its_own(error)
+                if not error.retryable or tries >= TRIES:
+                    return error.status, openai_body(error), ()
+                wait = max(error.retry_after or 0, wait_after(failures))
+                await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311
+            except Exception as error:
+                log.error("a line of a batch: defect %s at\n%s", type(error).__name__, _place(error))
+                failed = InternalError("The server failed on this request.")
+                return failed.status, openai_body(failed), ()
+
+    def _is_of_its_own(self, error: GuardError) -> bool:
+        """Whether the line is to blame, and not the condition that the server is in."""
+        return not isinstance(error, SERVERS_CONDITION) and self._readiness.reason_not_ready() is None
+
+    async def _expire(self, batch: Batch) -> None:
+        """Give every line a result that has none: it was not judged in time."""
+        done = await self._batches.recorded(batch.id)
+        async for lines in self._lines(batch):
+            rest = [line for line in lines if line.number not in done]
+            for start in range(0, len(rest), GROUP):
+                results = [
+                    LineResult(line.number, failed=True, document=expired_line(request_of(line)[0]))
+                    for line in rest[start : start + GROUP]
+                ]
+                await self._batches.record(batch.id, self._worker, results)
+                metrics.BATCH_LINES.labels("expired").inc(len(results))
+
+    async def _release(self, batch: Batch) -> None:
+        with contextlib.suppress(StoreUnavailable):
+            await self._batches.release(batch.id, self._worker)
+
+
+class _Recorder:
+    """Writes results together as they come: a transaction for each would wait for the disk each time."""
+
+    def __init__(self, batches: Batches, batch_id: str, worker: str) -> None:
+        self._batches = batches
+        self._batch_id = batch_id
+        self._worker = worker
+        self._queue: asyncio.Queue[LineResult | None] = asyncio.Queue(GROUP)
+        self._group: list[LineResult] = []
+        self._full = asyncio.Event()
+
+    async def put(self, result: LineResult) -> None:
+        await self._queue.put(result)
+        if self._queue.full():
+            self._full.set()
+
+    async def close(self) -> None:
+        await self._queue.put(None)
+        self._full.set()
+
+    async def run(self) -> None:
+        """Until closed. What is there when it is cancelled is still written."""
+        try:
+            while (first := await self._queue.get()) is not None:
+                self._group.append(first)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._full.wait(), LINGER_S)
+                self._gather()
+                self._full.clear()
+                await self._write()
+        except asyncio.CancelledError:
+            self._gather()
+            with contextlib.suppress(StoreUnavailable, LeaseLost):
+                await self._write()
+            raise
+
+    def _gather(self) -> None:
+        while len(self._group) < GROUP and not self._queue.empty():
+            result = self._queue.get_nowait()
+            if result is None:
+                self._queue.put_nowait(None)
+                return
+            self._group.append(result)
+
+    async def _write(self) -> None:
+        if self._group:
+            await self._batches.record(self._batch_id, self._worker, self._group)
+            failed = sum(result.failed for result in self._group)
+            metrics.BATCH_LINES.labels("failed").inc(failed)
+            metrics.BATCH_LINES.labels("completed").inc(len(self._group) - failed)
+            self._group = []
+
+
+class _Places:
+    """How many lines are in work, over all batches. A long line takes several, so that memory stays bounded too."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._free = asyncio.Semaphore(count)
+        self._turn = asyncio.Lock()
+
+    async def take(self, size: int) -> int:
+        """Wait for places for a line of `size` bytes; how many these are."""
+        wanted = min(self._count, 1 + size // BYTES_A_PLACE)
+        taken = 0
+        try:
+            async with self._turn:  # or two could each wait for what the other holds
+                while taken < wanted:
+                    await self._free.acquire()
+                    taken += 1
+        except asyncio.CancelledError:
+            self.give_back(taken)
+            raise
+        return taken
+
+    def give_back(self, places: int) -> None:
+        for _ in range(places):
+            self._free.release()
+
+
+def _handling(batch: Batch) -> Handling:
+    return Handling(
+        tenant=batch.owner or None,
+        never_remote=batch.never_remote,
+        finished_prompts=batch.finished_prompts,
+        background=True,
+    )
+
+
+def wait_after(failures: int) -> float:
+    """Seconds before another try, doubled each time up to LONGEST_WAIT_S."""
+    return min(LONGEST_WAIT_S, 0.25 * 2.0 ** min(failures, 6))
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Do `work`, but cancel it as soon as `stop` is set. Whether it was done."""
+    if stop.is_set():
+        work.close()
+        return False
+    task, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+            return True
+        return False
+    finally:
+        stopped.cancel()
+        task.cancel()
+        await asyncio.gather(task, stopped, return_exceptions=True)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The first that went wrong in a group of tasks."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _place(error: BaseException) -> str:
+    """Where it happened. What the exception says may be what was judged."""
+    return "".join(traceback.format_tb(error.__traceback__))

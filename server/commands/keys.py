@@ -1,0 +1,132 @@
+"""`python -m server keys create | list | revoke`: on the database itself, beside a running server or before one."""
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from server.domain.caller import Scope
+from server.domain.errors import OperatorError, StoreUnavailable
+from server.settings import Settings
+from server.store.database import Database, DatabaseError
+from server.store.keys import ApiKey, create, list_all, revoke
+from server.store.pepper import pepper_of
+
+DAY_S = 24 * 60 * 60
+LARGEST_LIMIT = 2**31 - 1
+"""What the database has room for."""
+
+
+Command = Callable[[Database, Settings, argparse.Namespace], Awaitable[None]]
+
+
+def run(settings: Settings, options: argparse.Namespace) -> int:
+    """Run the command. Raises OperatorError when it cannot be done."""
+    commands: dict[str, Command] = {"create": _create, "list": _list, "revoke": _revoke}
+    try:
+        asyncio.run(_with_database(commands[options.keys_command], settings, options))
+    except (DatabaseError, StoreUnavailable) as error:
+        raise OperatorError(str(error)) from error
+    return 0
+
+
+async def _with_database(command: Command, settings: Settings, options: argparse.Namespace) -> None:
+    database = Database(settings.database)
+    if database.is_temporary:
+        raise OperatorError("keys in a temporary database would be gone at once; name another in GUARD_DATABASE_URL.")
+    try:
+        await database.open()
+        await command(database, settings, options)
+    finally:
+        await database.close()
+
+
+async def _create(database: Database, settings: Settings, options: argparse.Namespace) -> None:
+    name = options.name.strip()
+    if not (0 < len(name) <= 200 and name.isprintable()):
+        raise OperatorError("a key's name has 1 to 200 printable characters.")
+    limits = (options.requests_per_minute, options.tokens_per_minute)
+    if not all(0 < limit <= LARGEST_LIMIT for limit in limits if limit is not None):
+        raise OperatorError(f"limits are whole numbers from 1 to {LARGEST_LIMIT}.")
+    if options.expires is not None and not 0 < options.expires <= 36500:
+        raise OperatorError("--expires takes 1 to 36500 days.")
+    key, made = await create(
+        database,
+        pepper_of(settings),
+        name=name,
+        scopes=map(Scope, options.scope or [Scope.MODERATE]),
+        never_remote=options.never_remote,
+        finished_prompts=options.finished_prompts,
+        requests_per_minute=options.requests_per_minute,
+        tokens_per_minute=options.tokens_per_minute,
+        expires_at=None if options.expires is None else int(time.time()) + options.expires * DAY_S,
+    )
+    if options.json:
+        _print(json.dumps({"key": key, **_document(made)}))
+    else:
+        # The key alone goes to standard output, so that a script can take it from there.
+        print(f"guard: {made.id}, {_in_words(made)}; this is shown once:", file=sys.stderr)  # noqa: T201
+        _print(key)
+
+
+async def _list(database: Database, settings: Settings, options: argparse.Namespace) -> None:
+    keys = await list_all(database)
+    if options.json:
+        _print(json.dumps([_document(key) for key in keys]))
+        return
+    for key in keys:
+        _print(f"{key.id}  lgs_{key.prefix}_…  {_state(key):8}  {key.name}: {_in_words(key)}")
+
+
+async def _revoke(database: Database, settings: Settings, options: argparse.Namespace) -> None:
+    key = await revoke(database, options.id)
+    if key is None:
+        raise OperatorError("there is no key of this id or prefix; `keys list` shows them.")
+    if options.json:
+        _print(json.dumps(_document(key)))
+    else:
+        _print(f"{key.id} ({key.name}) is revoked; running servers refuse it within seconds")
+
+
+def _document(key: ApiKey) -> dict[str, Any]:
+    """All that is told of a key. Times are seconds since 1970."""
+    return {
+        "id": key.id,
+        "prefix": f"lgs_{key.prefix}",
+        "name": key.name,
+        "state": _state(key),
+        "scopes": sorted(key.caller.scopes),
+        "never_remote": key.caller.never_remote,
+        "finished_prompts": key.caller.finished_prompts,
+        "requests_per_minute": key.caller.requests_per_minute,
+        "tokens_per_minute": key.caller.tokens_per_minute,
+        "created_at": key.created_at,
+        "expires_at": key.expires_at,
+        "revoked_at": key.revoked_at,
+    }
+
+
+def _in_words(key: ApiKey) -> str:
+    caller = key.caller
+    limits = ((caller.requests_per_minute, "requests"), (caller.tokens_per_minute, "tokens"))
+    words = ["may " + ", ".join(sorted(caller.scopes))]
+    words += [f"{limit} {unit} a minute" for limit, unit in limits if limit is not None]
+    words += ["never remote"] * caller.never_remote
+    words += ["finished prompts"] * caller.finished_prompts
+    if key.expires_at is not None:
+        words.append(f"until {datetime.fromtimestamp(key.expires_at, UTC):%Y-%m-%d %H:%M} UTC")
+    return "; ".join(words)
+
+
+def _state(key: ApiKey) -> str:
+    if key.revoked_at is not None:
+        return "revoked"
+    return "expired" if key.expires_at is not None and key.expires_at <= time.time() else "valid"
+
+
+def _print(line: str) -> None:
+    print(line)  # noqa: T201

@@ -1,0 +1,1 @@
+"""What everything is about: conversations, policies, verdicts and errors, on the standard library alone."""

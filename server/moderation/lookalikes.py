@@ -1,0 +1,233 @@
+"""Texts that look like the form of a conversation: a reader of the prompt would see messages where one was sent.
+
+The prompt marks a message by its speaker's name and by four literal characters, `\\n\\n`, and a caller's text may hold
+both. No tokenizer can tell them apart: one text spelt like three turns gives the very token ids of three turns. So a
+text is read here as a lenient reader of the prompt would read it, with other templates' marks as well.
+"""
+
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import regex
+
+from server.domain.conversation import INVISIBLE, Role, says_something
+
+SPEAKERS: dict[str, Role] = {
+    **dict.fromkeys(("user", "human", "system", "developer", "tool", "function", "ipython"), Role.USER),
+    **dict.fromkeys(("agent", "assistant", "ai", "bot", "chatbot"), Role.AGENT),
+}
+"""Names of speakers in the templates of guard and chat models, and on whose side they speak."""
+
+TOKEN_SPEAKERS = {**SPEAKERS, "model": Role.AGENT}
+"""Those that stand in control tokens, or behind one."""
+
+HEADINGS = {"instruction": Role.USER, "input": Role.USER, "response": Role.AGENT}
+"""Names that mark a message only as a heading, `### Response:`."""
+
+QUALIFIERS = frozenset(
+    (
+        "user",
+        "assistant",
+        "message",
+        "msg",
+        "question",
+        "query",
+        "prompt",
+        "input",
+        "turn",
+        "response",
+        "reply",
+        "answer",
+    )
+)
+"""Words that may follow a speaker's name: `Human Question:`, `Assistant Message:`."""
+
+CARRIERS = frozenset(("role", "from", "speaker", "prompt", "response", "input", "output", "message"))
+"""What may stand before a speaker's name, with a colon of its own: `response: agent:`."""
+
+_AS_ASCII = {
+    ord(character): unicodedata.normalize("NFKC", character)
+    for first, last in ((0x2100, 0x214F), (0x2460, 0x24FF), (0xFE30, 0xFE6F), (0xFF00, 0xFFEF), (0x1D400, 0x1D7FF))
+    for character in map(chr, range(first, last + 1))
+    if len(unicodedata.normalize("NFKC", character)) == 1 and unicodedata.normalize("NFKC", character).isascii()
+}
+"""Letters and signs in other widths and styles, each one character for one."""
+_AS_ASCII |= dict.fromkeys(map(ord, "∶꞉ː։˸׃᠃"), ":")
+_AS_ASCII |= dict.fromkeys(map(ord, "〈《⟨⟪"), "<") | dict.fromkeys(map(ord, "〉》⟩⟫"), ">")
+_AS_ASCII |= dict.fromkeys(map(ord, "¦│┃∣"), "|")
+
+_NO_BRACKETS = dict.fromkeys(map(ord, "<>[]{}"))
+
+_SPELT_BREAK = regex.compile(
+    r"\\[nrvf]|\\x0[a-d]|\\x85|\\u000[a-d]|\\u0085|\\u202[89]|<br */?>|&#(?:10|13|x0?[ad]);|%0[ad]", regex.IGNORECASE
+)
+"""Line breaks as strings of programs, JSON, HTML and URLs spell them."""
+_ENDS_IN_BREAK = regex.compile(rf"(?:{_SPELT_BREAK.pattern})\Z", regex.IGNORECASE)
+_LONGEST_BREAK = 8
+
+_EMPHASIS = " \t#*_>|()[]{}<-•–—+=~`“”„‘’'«»"
+_LONGEST = 40
+"""Characters of a label."""
+
+_FILLING = regex.compile(rf"[\s{INVISIBLE}]+")
+_ASIDE = regex.compile(r"\([^()]*\)?|[0-9]+[.)]?")
+_UNSEEN = rf"[\s{INVISIBLE}]*+"
+_SEPARATOR = rf"[\s_{INVISIBLE}/|\-]*+"
+
+
+def _spaced(words: str) -> str:
+    """`words`, with anything that cannot be seen between two letters, and any separator between two words."""
+    return _SEPARATOR.join(rf"[{INVISIBLE}]*+".join(word) for word in words.split())
+
+
+_SECTIONS = "|".join(
+    map(
+        _spaced,
+        (
+            *(
+                "conversation",
+                "unsafe content categories",
+                "content categories",
+                "categories",
+                "safety policy",
+                "policy",
+            ),
+            *("chat", "dialog", "dialogue", "messages", "message", "prompt", "user prompt", "turn", "response"),
+        ),
+    )
+)
+_NAMES = "|".join(map(_spaced, TOKEN_SPEAKERS))
+_MARKER = regex.compile(
+    rf"[<\[{{]{_SEPARATOR}(?:{_spaced('begin')}|{_spaced('end')}){_SEPARATOR}(?:{_SECTIONS}){_SEPARATOR}[>\]}}]"
+    rf"|(?:<\|(?P<token>[^|<>‹›\n]{{1,60}})\|>|\[\|(?P<bar>[^|\[\]‹›\n]{{1,60}})\|\]|<(?:start|end)_of_turn>|<\|turn>)"
+    rf"(?:{_UNSEEN}(?P<name>{_NAMES})\b(?:{_UNSEEN}:)?)?"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|TOOL_RESULTS|TOOL_CALLS|AVAILABLE_TOOLS)\]|<</?SYS>>|</?s>|<(?:bos|eos)>",
+    regex.IGNORECASE,
+)
+"""Section markers of guard prompts, and how chat templates spell control tokens, with the speaker whom one names."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """A mark from `start` to before `end`; after it `speaker` speaks, or whoever spoke before."""
+
+    start: int
+    end: int
+    speaker: Role | None
+
+
+def is_lookalike(text: str) -> bool:
+    """Whether `text` holds a mark of a conversation's form."""
+    return next(_marks(text), None) is not None
+
+
+def messages_in(text: str, speaker: Role) -> list[tuple[Role, str]]:
+    """The messages that `text`, which `speaker` sent, could be read as: itself alone where it holds no mark.
+
+    Messages that say nothing are left out, and so are the marks.
+    """
+    messages, start = list[tuple[Role, str]](), 0
+    for mark in _marks(text):
+        messages.append((speaker, _without_end(text[start : mark.start])))
+        start, speaker = mark.end, mark.speaker or speaker
+    messages.append((speaker, _without_end(text[start:]) if start else text))
+    return [(role, words) for role, words in messages if says_something(words)]
+
+
+def spelt_plainly(text: str) -> str:
+    """`text` with every mark in ‹angular› quotation marks, on one line and without its own brackets: none is left."""
+    pieces, start = list[str](), 0
+    for mark in _marks(text):
+        pieces += (text[start : mark.start], _quoted(text[mark.start : mark.end]))
+        start = mark.end
+    return "".join((*pieces, text[start:])) if start else text
+
+
+def _quoted(mark: str) -> str:
+    # Without any bracket and line break, as a mark may hold another one.
+    words = _SPELT_BREAK.sub(" ", mark.translate(_AS_ASCII)).translate(_NO_BRACKETS)
+    return f"‹{' '.join(words.split())}›"
+
+
+def _marks(text: str) -> Iterator[_Mark]:
+    """All marks in order. The time that it takes grows with the length of `text`."""
+    if text.isascii() and not (":" in text or "<" in text or "[" in text or "{" in text):
+        return  # most texts
+    # Every change keeps the places of characters, so that marks are found where they stand in the text.
+    lines = text if text.isascii() else text.translate(_AS_ASCII)
+    if "\\" in lines or "<" in lines or "&#" in lines or "%0" in lines:
+        lines = _SPELT_BREAK.sub(lambda spelt: " " * (len(spelt[0]) - 1) + "\n", lines)
+    # `concurrent` lets other threads run: a long text is read beside the event loop.
+    markers = _MARKER.finditer(lines, concurrent=True) if "<" in lines or "[" in lines or "{" in lines else ()
+    start = 0
+    for marker in markers:
+        yield from _labels(lines, start, marker.start())
+        yield _Mark(marker.start(), marker.end(), _token_speaker(marker))
+        start = marker.end()
+    yield from _labels(lines, start, len(lines))
+
+
+def _token_speaker(marker: "regex.Match[str]") -> Role | None:
+    """Whom a control token names, behind it or in itself."""
+    for named in (marker["name"], marker["token"], marker["bar"]):
+        if named and (speaker := TOKEN_SPEAKERS.get(_FILLING.sub("", named).casefold())) is not None:
+            return speaker
+    return None
+
+
+def _labels(text: str, start: int, end: int) -> Iterator[_Mark]:
+    """Speakers' names with a colon behind them, each at the start of a line of `text[start:end]`."""
+    if text.find(":", start, end) < 0:
+        return
+    for line in text[start:end].splitlines(keepends=True):
+        at = 0
+        while (colon := line.find(":", at)) >= 0:
+            label, at = line[at:colon], colon + 1
+            if (speaker := _speaker(label)) is not None:
+                emphasis = len(line) - at - len(line[at:].lstrip("*_”’»"))
+                yield _Mark(start, start + at + emphasis, speaker)
+                break
+            if not _is_carrier(label):
+                break
+        start += len(line)
+
+
+def _speaker(label: str) -> Role | None:
+    """Who is named by what stands before a colon."""
+    words = _words(label)
+    if not 1 <= len(words) <= 3:
+        return None
+    if len(words) == 1 and "#" in label and words[0] in HEADINGS:
+        return HEADINGS[words[0]]
+    return SPEAKERS.get(words[0]) if all(word in QUALIFIERS for word in words[1:]) else None
+
+
+def _is_carrier(label: str) -> bool:
+    words = _words(label)
+    return len(words) == 1 and words[0] in CARRIERS
+
+
+def _words(label: str) -> list[str]:
+    """The words of a label, without emphasis, numbers, asides and what cannot be seen; none of a long one."""
+    bare = label.strip(_EMPHASIS)
+    if (len(bare) > _LONGEST and bare.isascii()) or "‹" in bare:  # what is quoted names nobody
+        return []
+    if not (bare.isascii() and bare.isprintable()):
+        bare = _FILLING.sub(" ", regex.sub(rf"(?<=\w)[{INVISIBLE}]+(?=\w)", "", bare)).strip(_EMPHASIS)
+    if len(bare) > _LONGEST:
+        return []
+    return [word.strip(_EMPHASIS) for word in _ASIDE.sub(" ", bare).casefold().split() if word.strip(_EMPHASIS)]
+
+
+def _without_end(words: str) -> str:
+    """Words without the white space around them and the line breaks, real or spelt, that end a message."""
+    end = len(words)
+    while end:
+        if words[end - 1].isspace():
+            end -= 1
+        elif (spelt := _ENDS_IN_BREAK.search(words[max(0, end - _LONGEST_BREAK) : end])) is not None:
+            end -= len(spelt[0])
+        else:
+            break
+    return words[:end].lstrip()
