@@ -321,8 +321,7 @@ def _naming(image: ImagePart) -> Iterator[None]:
     try:
         yield
     except InvalidRequest as error:
-        error.param = image.param
-        raise
+        raise error.at(image.param) from None
 
 
 @contextlib.contextmanager
