@@ -5,8 +5,9 @@ The tree is the documentation: each class carries what the wire needs (HTTP stat
 caller wrote: they may be logged.
 """
 
-import copy
 from typing import ClassVar, Self
+
+from server.domain.aio import fresh
 
 
 class OperatorError(Exception):
@@ -36,7 +37,7 @@ class GuardError(Exception):
 
     def at(self, param: str) -> Self:
         """The same error with `param` as the field at fault. A copy, since others may be told of this one."""
-        error = copy.copy(self)
+        error = fresh(self)
         error._param = param
         return error
 
