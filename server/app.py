@@ -33,8 +33,9 @@ from server.backends.fallback import parts
 from server.batches.runner import BatchRunner
 from server.checkpoints.profile import Profile
 from server.domain.policy import Policy
+from server.families.base import family_named
 from server.images import ImageDecoder
-from server.loading import family_of, operator_policy
+from server.loading import operator_policy
 from server.moderation.judges import judges_of, sight_of
 from server.moderation.moderator import Moderator
 from server.moderation.readiness import Readiness
@@ -136,7 +137,7 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
         moderator=moderator,
         names=app.state.model_names,
         sight=sight,
-        family=family_of(profile),
+        family=family_named(profile.family),
         taxonomy=profile.taxonomy,
         settings=settings,
         fingerprint=_fingerprint(profile, moderator.policy, settings),

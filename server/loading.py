@@ -8,9 +8,11 @@ from server.backends.base import Backend
 from server.backends.fallback import FallbackBackend
 from server.backends.openrouter.backend import OpenRouterBackend
 from server.backends.vllm.backend import VllmBackend
-from server.checkpoints import memory
-from server.checkpoints.checkpoint import locate, read_facts, verify
+from server.checkpoints import fit
+from server.checkpoints.facts import read_facts
+from server.checkpoints.hub import locate
 from server.checkpoints.profile import DEFAULT_PROFILE, Network, Profile, load_profile
+from server.checkpoints.verify import verify
 from server.domain.errors import OperatorError
 from server.domain.policy import Policy
 from server.families.base import Asker, Family, family_named
@@ -46,7 +48,7 @@ def operator_policy(settings: Settings, profile: Profile) -> Policy:
         profile.taxonomy,
         scores_from=settings.category_scores_from,
         minimum_mass=settings.minimum_verdict_mass,
-        own_codes=family_of(profile).own_codes,
+        own_codes=family_named(profile.family).own_codes,
     )
     return policy.narrowed(excluded=settings.excluded_categories, threshold=settings.threshold)
 
@@ -57,7 +59,7 @@ def _remote(settings: Settings, profile: Profile) -> OpenRouterBackend:
         raise OperatorError(
             f"{profile.name} has other categories than {DEFAULT_PROFILE}, and OpenRouter asks about those only."
         )
-    return OpenRouterBackend(settings, official, family_of(profile))
+    return OpenRouterBackend(settings, official, family_named(profile.family))
 
 
 def _local(settings: Settings, profile: Profile) -> VllmBackend:
@@ -71,22 +73,12 @@ def _local(settings: Settings, profile: Profile) -> VllmBackend:
         tokenizer = PromptTokenizer.from_folder(folder)
     except Exception as error:  # tokenizers raises nothing more specific
         raise OperatorError(f"{folder}: its tokenizer cannot be used: {error}") from error
-    family = family_of(profile)
+    family = family_named(profile.family)
     verify(profile, facts, family.tokens, tokenizer.single_id)
     asker = _asker(family, profile, folder, tokenizer, facts.eos_token_ids)
     _check_fits(profile, facts.network, gpus)
     _compare_templates(family, profile, facts.chat_template)
     return VllmBackend(profile, folder, facts, tokenizer, asker, policy=policy)
-
-
-def family_of(profile: Profile) -> Family:
-    """The family that `profile` names. Raises OperatorError when there is none, or when its categories are others."""
-    family = family_named(profile.family)
-    try:
-        family.check_categories(profile.taxonomy)
-    except ValueError as error:
-        raise OperatorError(f"{profile.name}: its categories are not those of {profile.family}: {error}.") from error
-    return family
 
 
 def _asker(family: Family, profile: Profile, folder: Path, tokenizer: PromptTokenizer, ends: Sequence[int]) -> Asker:
@@ -101,9 +93,9 @@ def _asker(family: Family, profile: Profile, folder: Path, tokenizer: PromptToke
         raise OperatorError(f"{folder}: it cannot be asked as {profile.family}: {error}.") from error
 
 
-def _gpus_for(profile: Profile) -> tuple[memory.Gpu, ...]:
+def _gpus_for(profile: Profile) -> tuple[fit.Gpu, ...]:
     """The cards of this machine, none for a profile that needs none. Raises OperatorError when there is none to use."""
-    gpus = () if profile.runs_on_cpu else memory.find_gpus()
+    gpus = () if profile.runs_on_cpu else fit.find_gpus()
     if not gpus and not profile.runs_on_cpu:
         raise OperatorError(
             f"{profile.name} needs a CUDA GPU, and nvidia-smi finds none. The profile pocket needs none."
@@ -111,14 +103,14 @@ def _gpus_for(profile: Profile) -> tuple[memory.Gpu, ...]:
     return gpus
 
 
-def _check_fits(profile: Profile, network: Network | None, gpus: Sequence[memory.Gpu]) -> None:
+def _check_fits(profile: Profile, network: Network | None, gpus: Sequence[fit.Gpu]) -> None:
     """Fail before a download, by the profile's network, and before minutes of loading, by the checkpoint's.
 
     Which card vLLM takes, and how it shares the model among several, is its own business: one card that is large
     enough, or a profile that asks for several, is not stopped here.
     """
     if gpus and network is not None and profile.engine.get("tensor_parallel_size", 1) == 1:
-        memory.check_fits(profile, network, max(gpu.memory_bytes for gpu in gpus))
+        fit.check_fits(profile, network, max(gpu.memory_bytes for gpu in gpus))
 
 
 def _compare_templates(family: Family, profile: Profile, template: str | None) -> None:

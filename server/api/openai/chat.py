@@ -7,7 +7,7 @@ because it could change one unseen, or because ignoring it would mislead. docs/a
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from typing import Annotated, Any, Literal
@@ -295,8 +295,7 @@ class ChatRequest(IgnoredOptions):
         try:
             return family.finished_prompt(texts[0], [part for part in parts if isinstance(part, ImagePart)])
         except InvalidRequest as error:
-            error.param = "messages[0].content"
-            raise
+            raise error.at("messages[0].content") from None
 
     def model_in(self, names: ModelNames) -> str | None:
         """The first of the models asked for that is served here; when none is, the first one."""
@@ -333,7 +332,8 @@ async def complete(service: Service, body: ChatRequest, handling: Handling) -> R
         )
     except InvalidRequest as error:
         if error.param is not None and error.param.startswith("policy") and body.policy is None:
-            error.param = "messages[0].content"  # what is wrong with the policy is wrong with the prompt
+            # What is wrong with the policy is wrong with the prompt that it was read from.
+            raise error.at("messages[0].content") from None
         raise
     metrics.FINISHED_PROMPTS.labels("prompt" if trusted else "server").inc()
     if not trusted:
@@ -355,13 +355,13 @@ def _warn_once() -> None:
 
 def _options_of(
     prompt: FinishedPrompt, asked: PolicyOptions | None, service: Service
-) -> tuple[PolicyOptions | None, dict[str, str]]:
+) -> tuple[PolicyOptions | None, Mapping[str, str]]:
     """The policy that a finished prompt asks for, and the model's codes to those of the prompt where they differ."""
     if asked is not None and (asked.categories is not None or asked.excluded_categories):
         raise InvalidRequest("A finished Guard prompt has its own categories.", param="policy")
     options = asked or PolicyOptions.model_validate({})
     if not prompt.asks_for(service.taxonomy):
-        return options.model_copy(update={"categories": prompt.words}), prompt.codes
+        return options.model_copy(update={"categories": dict(prompt.words)}), prompt.codes
     if not service.settings.request_policy:
         return asked, {}  # asking about more than the prompt does is never laxer
     unasked = [code for code in service.moderator.policy.taxonomy.codes if code not in prompt.categories]

@@ -18,8 +18,9 @@ from PIL import Image
 from server.backends.base import Case
 from server.backends.vllm.process import threads_on_their_cores
 from server.backends.vllm.setup import engine_arguments, prepare_environment
-from server.checkpoints.checkpoint import CheckpointFacts, fits_one_chunk
+from server.checkpoints.facts import CheckpointFacts
 from server.checkpoints.profile import Profile
+from server.checkpoints.verify import fits_one_chunk
 from server.domain.aio import together
 from server.domain.caller import Handling
 from server.domain.conversation import Conversation, ImagePart, Message, TextPart

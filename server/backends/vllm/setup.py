@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from server.backends.vllm.process import PLUGIN, SERVER_PID, arguments_here
-from server.checkpoints.checkpoint import LONG_CONTEXT_VARIABLE
 from server.checkpoints.profile import Profile
+from server.checkpoints.verify import LONG_CONTEXT_VARIABLE
 
 
 def prepare_environment(profile: Profile, sockets: Path) -> None:
