@@ -4,6 +4,7 @@ Every import counts, wherever in a module it stands: at its top, inside a functi
 """
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -71,6 +72,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
 BENCHMARK_IMPORTS = {"floor_server": {"server", "vllm"}}
 
 
+UNKNOWN = "server.unknown"
+"""What is imported by a name that the code makes up."""
+
+
 def modules(folder: str) -> dict[str, Path]:
     """Modules by their name below `folder`; a package is its own name, the folder itself the empty name."""
     found = {}
@@ -97,7 +102,7 @@ def imports(source: str) -> Iterator[str]:
             "import_module",
             "__import__",
         ):
-            yield str(ast.literal_eval(node.args[0]))
+            yield node.args[0].value if isinstance(node.args[0], ast.Constant) else UNKNOWN
 
 
 @cache
@@ -184,6 +189,13 @@ def test_domain_is_the_standard_library_and_itself(module):
     assert packages(SERVER[module]) <= {"server", "regex"}
 
 
+def test_only_one_place_decides():
+    """The threshold is compared, and a Decision made, by server.domain.verdict.decide and by nobody else."""
+    decides = re.compile(r"\bDecision\(|[<>]=? *[\w.]*policy\.threshold")
+    users = {name for name, file in SERVER.items() if decides.search(file.read_text(encoding="utf-8"))}
+    assert users == {"domain.verdict"}
+
+
 @pytest.mark.parametrize("package", ROOMS)
 def test_packages_stay_in_their_rooms(package):
     users = {module for module, file in SERVER.items() if package in packages(file)}
@@ -194,6 +206,10 @@ def test_every_foreign_package_has_a_room():
     """What is imported from outside is placed by hand too, in ROOMS or here."""
     anywhere = {"server", "model_config", "numpy", "tqdm"}
     assert {package for file in SERVER.values() for package in packages(file)} - {*ROOMS} <= anywhere
+
+
+def test_only_families_are_imported_by_a_name_that_somebody_wrote():
+    assert {name for name, file in SERVER.items() if UNKNOWN in imports_of(file)} == {"families.base"}
 
 
 @pytest.mark.parametrize("module", SERVER)

@@ -78,7 +78,7 @@ class FallbackBackend:
         try:
             async with asyncio.timeout(PROBE_S):
                 completion = await self.local.probe(case)
-        except (UnparseableVerdict, EngineFailure):
+        except UnparseableVerdict:
             raise  # such a case does not move either
         except (GuardError, TimeoutError):
             await self.remote.probe(case)

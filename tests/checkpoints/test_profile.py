@@ -15,6 +15,7 @@ from server.checkpoints.taxonomy import load_taxonomy
 from server.domain.errors import OperatorError
 from server.domain.taxonomy import OPENAI_CATEGORIES
 from server.families.tokenizer import PromptTokenizer
+from tests.readings import FAMILY
 
 ALL_SPECS = [spec for folder in sorted(SHIPPED.glob("*/profile.toml")) for spec in variant_specs(folder.parent.name)]
 
@@ -110,7 +111,7 @@ def test_the_default_is_the_whole_context_in_bf16() -> None:
 
 def test_answer_tokens_of_llama_guard() -> None:
     tokens = load_profile("llama-guard-4-12b").tokens
-    assert (tokens.blank_line, tokens.safe, tokens.unsafe, tokens.vocabulary_size) == (368, 60411, 72110, 202_048)
+    assert tokens == {"blank_line": 368, "safe": 60411, "unsafe": 72110, "vocabulary_size": 202_048}
 
 
 def test_variants_override_only_what_they_name() -> None:
@@ -178,12 +179,8 @@ def test_pocket_speaks_the_same_prompt_about_the_same_categories() -> None:
 def test_answer_tokens_of_pocket_are_those_of_its_tokenizer() -> None:
     tokenizer = PromptTokenizer(Tokenizer.from_file(str(SHIPPED / "pocket" / "tokenizer.json")))
     tokens = load_profile("pocket").tokens
-    assert (tokens.blank_line, tokens.safe, tokens.unsafe, tokens.vocabulary_size) == (
-        tokenizer.single_id("\n\n"),
-        tokenizer.single_id("safe"),
-        tokenizer.single_id("unsafe"),
-        tokenizer.vocabulary_size,
-    )
+    words = {key: tokenizer.single_id(word) for key, word in FAMILY.tokens.items()}
+    assert tokens == {**words, "vocabulary_size": tokenizer.vocabulary_size}
 
 
 @pytest.mark.parametrize("spec", ALL_SPECS)
@@ -286,9 +283,21 @@ def test_a_mistake_names_file_and_key(own: Path, old: str, new: str, told: str) 
 
 def test_all_mistakes_of_a_file_are_reported_at_once(own: Path) -> None:
     with pytest.raises(OperatorError) as raised:
-        load_profile(retold(own, "safe = 2\nunsafe = 3", 'safe = "2"\nmaybe = 3'))
-    for key in ("tokens.safe", "tokens.unsafe", "tokens.maybe"):
+        load_profile(retold(own, "safe = 2\nunsafe = 3", 'safe = "2"\nunsafe = -3'))
+    for key in ("tokens.safe", "tokens.unsafe"):
         assert f"{key}: " in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("new", "told"),
+    [
+        ("safe = 2", r"tokens\.unsafe: the key is missing"),
+        ("safe = 2\nunsafe = 3\nmaybe = 4", r"tokens\.maybe: there is no such key"),
+    ],
+)
+def test_tokens_are_those_of_the_family(own: Path, new: str, told: str) -> None:
+    with pytest.raises(OperatorError, match=told):
+        load_profile(retold(own, "safe = 2\nunsafe = 3", new))
 
 
 def test_a_file_that_is_no_text_is_reported(own: Path) -> None:
@@ -311,7 +320,7 @@ def test_unknown_variants_profiles_and_files_are_told(own: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ('code = "S1"', 'code = "S15"', "category S15: code: must be one of S1 to S14"),
+        ('code = "S1"', 'code = "S,1"', "category S,1: code: must be a code or a name"),
         ('slug = "gossip"', 'slug = "Gossip!"', "S1: slug: must be lower_snake_case"),
         ('slug = "gossip"', "", "S1: slug: the key is missing"),
         ('slug = "gossip"', 'slug = "gossip"\nopenai = ["gossip"]', r"S1: openai\.0: OpenAI has no category gossip"),
@@ -333,6 +342,12 @@ def test_a_mistake_in_a_taxonomy_is_told(tmp_path: Path, old: str, new: str, tol
     file.write_text(TAXONOMY.replace(old, new))
     with pytest.raises(OperatorError, match=told):
         load_taxonomy(file)
+
+
+def test_categories_are_those_of_the_family(own: Path) -> None:
+    (own / "taxonomy.toml").write_text(TAXONOMY.replace('code = "S1"', 'code = "S15"'))
+    with pytest.raises(OperatorError, match=r"profile\.toml: taxonomy: code S15 must be one of S1 to S14"):
+        load_profile(f"{own}/")
 
 
 def test_shipped_files_are_toml_with_a_final_newline() -> None:

@@ -363,7 +363,9 @@ async def test_an_error_is_not_kept(cached: Moderator, backend: FakeBackend, scr
 
 
 async def test_what_another_backend_judged_for_this_one_is_not_kept(cached: Moderator, backend: FakeBackend) -> None:
-    backend.script = always("unsafe\nS1", backend="other", words=None, no_scores="It has none.")
+    backend.script = always(
+        "unsafe\nS1", backend="other", levels=None, shares=None, tokens=None, no_scores="It has none."
+    )
     for _ in range(2):
         verdict = await cached.moderate(BOMB)
         assert (verdict.completion.backend, verdict.cache) == ("other", None)

@@ -12,8 +12,9 @@ from server.domain.conversation import Conversation, ImagePart, Part, Role, Text
 from server.domain.policy import Policy
 from server.domain.taxonomy import Taxonomy
 from server.moderation.question import Questions
+from tests.readings import FAMILY
 
-POLICY = Policy(load_profile("llama-guard-4-12b").taxonomy)
+POLICY = Policy(load_profile("llama-guard-4-12b").taxonomy, own_codes=FAMILY.own_codes)
 QUESTIONS = Questions("a model", POLICY)
 HELLO = Conversation.from_user(TextPart("hello"))
 
