@@ -246,7 +246,7 @@ def small_model() -> str:
 
 
 def runs() -> str:
-    """All records of a machine and a model: how far its runs lie apart."""
+    """All records of a machine with pocket: how far its runs lie apart."""
 
     def of(found: Sequence[Record], figure: str, at: int = 0) -> list[float]:
         return [
@@ -255,22 +255,19 @@ def runs() -> str:
             for name in SERVERS
         ]
 
-    titles = ("machine", "model", "runs", "chats × vLLM", "worst round", "p99 × vLLM", "worst round")
-    models = dict.fromkeys(record.model for record in known())
+    titles = ("machine", "runs", "chats × vLLM", "worst round", "p99 × vLLM", "worst round")
     return table(
         titles,
         (
             (
                 machine(found[0]),
-                model,
                 str(len(found)),
                 span(of(found, "verdicts_per_s")),
                 number(min(of(found, "verdicts_per_s", 1))),
                 span(of(found, "p99_ms")),
                 number(max(of(found, "p99_ms", 2))),
             )
-            for model in models
-            for found in by_machine(lambda record, model=model: record.model == model).values()
+            for found in by_machine(lambda record: record.model == "pocket").values()
         ),
     )
 

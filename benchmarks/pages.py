@@ -145,8 +145,8 @@ def summary() -> str:
         f"**One H100 carries about {number(planned)} short chats a second** with room for bursts: "
         f"{number(86_400 * planned / 1e6)} million a day. A hundred a second need two cards, one of them spare.",
         f"**Rent below, own above.** A host charges ${HOSTED_PRICE} a million tokens, so "
-        f"${1e6 * speed.hosted_dollars:.0f} a million short chats. At $2 an hour (an example) one card costs $48 a day: "
-        f"it pays off above {number(pays_off)} verdicts a day, which is "
+        f"${1e6 * speed.hosted_dollars:.0f} a million short chats. At $2 an hour (an example) one card costs $48 a "
+        f"day: it pays off above {number(pays_off)} verdicts a day, which is "
         f"{number(100 * pays_off / (86_400 * planned))} % of what it can carry.",
         "**A full card is cheap, an idle one is not.** Busy around the clock it judges a million short chats for "
         f"${capacity.dollars_per_million_verdicts(speed, 2):.2f}; with a tenth of that traffic for ten times as much.",
@@ -193,10 +193,10 @@ def savings() -> str:
     free = _most(SHORT) / _most(replace(SHORT, unsafe_share=1.0, decode_steps=2)) - 1
     one_pass = roofline.least_pass_seconds(LLAMA_GUARD_4, H100, "bf16")
     return bullets(
-        f"**Fewer tokens.** {roofline.PREAMBLE_TOKENS} of the {SHORT.prompt_tokens(LLAMA_GUARD_4):.0f} tokens of a short "
-        f"chat are the same in every prompt. Keeping them in the prefix cache gives more verdicts: {cached}.",
-        "**Fewer passes.** An answer that the model writes by itself takes three passes: blank line, word, end. The two "
-        f"extra passes cost {100 * free:.1f} % in full steps. On an idle card they cost {1000 * one_pass:.1f} ms each.",
+        f"**Fewer tokens.** {roofline.PREAMBLE_TOKENS} of the {SHORT.prompt_tokens(LLAMA_GUARD_4):.0f} tokens of a "
+        f"short chat are the same in every prompt. Keeping them in the prefix cache gives more verdicts: {cached}.",
+        "**Fewer passes.** An answer that the model writes by itself takes three passes: blank line, word, end. The "
+        f"two extra passes cost {100 * free:.1f} % in full steps, and {1000 * one_pass:.1f} ms each on an idle card.",
         f"**Cheaper arithmetic.** fp8 weights give up to {_most(SHORT, 'fp8') / _most(SHORT):.2f} times the verdicts.",
     )
 
@@ -212,8 +212,8 @@ def long() -> str:
     return bullets(
         f"From {number(crossing)} tokens on, a token costs more for attention than for the weights.",
         f"The whole context of {context:,} tokens takes an H100 at least {seconds:.0f} s in bf16, and "
-        f"{100 * attention:.0f} % of that is attention. An engine that reaches {100 * capacity.EFFICIENCY:.0f} % of the "
-        f"limit needs {seconds / capacity.EFFICIENCY:.0f} s.",
+        f"{100 * attention:.0f} % of that is attention. An engine that reaches {100 * capacity.EFFICIENCY:.0f} % of "
+        f"the limit needs {seconds / capacity.EFFICIENCY:.0f} s.",
         f"Such a prompt is read in chunks of {PREFILL_CHUNK:,} tokens. The first chunk takes at least "
         f"{1000 * first:.0f} ms, the last one {1000 * last:.0f} ms.",
     )
