@@ -12,6 +12,9 @@ from benchmarks.markdown import bullets, table
 from benchmarks.records import Record
 from benchmarks.report import number
 
+CALLERS = 32
+"""Of the short chats that the goals are for."""
+
 FROM_DOCS = "../benchmarks/results"
 """Where the records lie, seen from a page in docs/."""
 
@@ -45,11 +48,15 @@ class Column:
 
     def values(self, record: Record) -> list[float | None]:
         """Of moderations and of chat; None where the run has no such figure."""
-        figures = record.figures(self.load)
+        figures = short(record) if self.load == "short" else record.figures(self.load)
         return [self.figure(figures.get(name, {})) for name in self.servers]
 
     def is_met(self, value: float) -> bool:
         return value >= self.bound if self.at_least else value <= self.bound
+
+    def say(self, value: float | None) -> str:
+        """In bold if it misses its goal."""
+        return number(value) if value is None or self.is_met(value) else f"**{number(value)}**"
 
     @property
     def heading(self) -> str:
@@ -95,19 +102,24 @@ def known() -> tuple[Record, ...]:
     return tuple(records.read_all())
 
 
+def short(record: Record) -> Mapping[str, Any]:
+    """Figures by contender of the load that the goals are for."""
+    return record.figures("short", CALLERS)
+
+
 def by_machine(wanted: Callable[[Record], bool]) -> dict[str, list[Record]]:
     """Records that compare both dialects with vLLM's server on short chats, by machine, the oldest first."""
     found: dict[str, list[Record]] = {}
     for record in known():
-        if wanted(record) and {*SERVERS, BASELINE} <= record.figures("short").keys():
+        if wanted(record) and {*SERVERS, BASELINE} <= short(record).keys():
             found.setdefault(record.machine, []).append(record)
     return dict(sorted(found.items()))
 
 
 def shown(what: str) -> list[Record]:
     """One record for each machine: the newest of those that measured the most goals, be its figures good or bad."""
-    machines = by_machine(lambda record: record.what == what).values()
-    return [max(found, key=lambda each: (_measured(each), each.date)) for found in machines]
+    found = by_machine(lambda record: record.what == what)
+    return [max(runs, key=lambda each: (_measured(each), each.date)) for runs in found.values()]
 
 
 def _measured(record: Record) -> int:
@@ -126,9 +138,9 @@ def link(record: Record, words: str) -> str:
     return f"[{words}]({FROM_DOCS}/{record.folder.name}/{records.FILE})"
 
 
-def pair(values: Iterable[float | None]) -> str:
+def pair(values: Iterable[float | None], say: Callable[[float | None], str] = number) -> str:
     """Moderations / chat; one dash where neither was measured."""
-    both = list(map(number, values))
+    both = list(map(say, values))
     return "-" if set(both) == {"-"} else " / ".join(both)
 
 
@@ -159,9 +171,8 @@ def headline() -> str:
         if (beyond := [value for value in column.values(record) if value is not None and not column.is_met(value)])
     }
     unmet = sum(map(len, missed.values()))
-    short = [record.figures("short") for record in found]
-    ours = [figures[name] for figures in short for name in SERVERS]
-    theirs = [figures[BASELINE] for figures in short]
+    ours = [short(record)[name] for record in found for name in SERVERS]
+    theirs = [short(record)[BASELINE] for record in found]
     cores = sorted({record.run["machine"]["cores"] for record in found})
     cards = sorted({card for record in known() for card in record.run["machine"]["gpu"]})
     others = "; ".join(f"{what} ({pair(values)})" for what, values in missed.items())
@@ -183,13 +194,6 @@ def headline() -> str:
 
 def machines() -> str:
     """Machines by goals: moderations / chat, what misses its goal in bold."""
-
-    def cell(column: Column, record: Record) -> str:
-        return " / ".join(
-            f"**{number(value)}**" if value is not None and not column.is_met(value) else number(value)
-            for value in column.values(record)
-        )
-
     return table(
         ("machine", "type", "record", *(column.heading for column in COLUMNS)),
         (
@@ -197,7 +201,7 @@ def machines() -> str:
                 machine(record),
                 record.run["model"]["engine"].get("dtype", "-"),
                 link(record, record.date[:10]),
-                *(cell(column, record) for column in COLUMNS),
+                *(pair(column.values(record), column.say) for column in COLUMNS),
             )
             for record in shown("pocket")
         ),
@@ -212,8 +216,8 @@ def servers() -> str:
     )
 
     def row(record: Record) -> tuple[str, ...]:
-        short = record.figures("short")
-        ours, theirs, bare = [short[name] for name in SERVERS], short[BASELINE], short.get(BARE_ENGINE, {})
+        figures = short(record)
+        ours, theirs, bare = [figures[name] for name in SERVERS], figures[BASELINE], figures.get(BARE_ENGINE, {})
         return (
             machine(record),
             pair(each["verdicts_per_s"] for each in ours),
@@ -249,11 +253,8 @@ def runs() -> str:
     """All records of a machine with pocket: how far its runs lie apart."""
 
     def of(found: Sequence[Record], figure: str, at: int = 0) -> list[float]:
-        return [
-            short[name]["ratio"][figure][at]
-            for short in (record.figures("short") for record in found)
-            for name in SERVERS
-        ]
+        ratios = (short(record)[name]["ratio"][figure] for record in found for name in SERVERS)
+        return [ratio[at] for ratio in ratios if ratio]
 
     titles = ("machine", "runs", "chats × vLLM", "worst round", "p99 × vLLM", "worst round")
     return table(
@@ -263,9 +264,9 @@ def runs() -> str:
                 machine(found[0]),
                 str(len(found)),
                 span(of(found, "verdicts_per_s")),
-                number(min(of(found, "verdicts_per_s", 1))),
+                number(min(of(found, "verdicts_per_s", 1), default=None)),
                 span(of(found, "p99_ms")),
-                number(max(of(found, "p99_ms", 2))),
+                number(max(of(found, "p99_ms", 2), default=None)),
             )
             for found in by_machine(lambda record: record.model == "pocket").values()
         ),
@@ -290,16 +291,17 @@ def open_loop() -> str:
     titles = ("record", "server", "arrivals/s", "verdicts/s within 100 ms", "p50 ms", "p99 ms", "p99 × vLLM")
     rows = []
     for record in known():
-        for name, figures in record.figures("short", arrivals=True).items():
-            arrivals = next(section["rate"] for section in record.run["sections"] if section["rate"] is not None)
-            rows.append(
-                (
-                    link(record, f"{record.date[:10]}, {machine(record)}"),
-                    NAMES.get(name, name),
-                    *map(number, (arrivals, figures["goodput_per_s"], figures["p50_ms"], figures["p99_ms"])),
-                    number(p99(figures)),
-                )
+        opened = [each for each in record.run["sections"] if each["load"] == "short" and each["rate"] is not None]
+        rows += [
+            (
+                link(record, f"{record.date[:10]}, {machine(record)}"),
+                NAMES.get(name, name),
+                *map(number, (section["rate"], figures["goodput_per_s"], figures["p50_ms"], figures["p99_ms"])),
+                number(p99(figures)),
             )
+            for section in opened
+            for name, figures in section["contenders"].items()
+        ]
     return table(titles, rows)
 
 
@@ -315,8 +317,7 @@ def index() -> str:
 
     def row(record: Record) -> tuple[str, ...]:
         stated = record.run["machine"]
-        short = record.figures("short")
-        ours = [short.get(name, {}) for name in SERVERS]
+        ours = [short(record).get(name, {}) for name in SERVERS]
         loads = dict.fromkeys(section["load"] for section in record.run["sections"])
         return (
             f"[{record.folder.name}]({record.folder.name}/{records.FILE})",

@@ -49,10 +49,11 @@ class Record:
         name: str = self.run["model"]["name"]
         return name
 
-    def figures(self, load: str, *, arrivals: bool = False) -> Mapping[str, Any]:
-        """Figures by contender of the closed loop of `load`, or of its open loop; none if it was not run."""
+    def figures(self, load: str, callers: int | None = None) -> Mapping[str, Any]:
+        """Figures by contender of the closed loop of `load`, of so many callers if that is given; none if not run."""
         for section in self.run["sections"]:
-            if section["load"] == load and (section["rate"] is not None) == arrivals:
+            closed = section["load"] == load and section["rate"] is None
+            if closed and callers in (None, section["concurrency"]):
                 contenders: Mapping[str, Any] = section["contenders"]
                 return contenders
         return {}

@@ -4,8 +4,8 @@ import json
 
 import httpx
 
-from benchmarks.contenders import Contender
 from benchmarks.bare_engine import ANSWER, NUMBERS, PROMPTS, BareEngine
+from benchmarks.contenders import Contender
 from benchmarks.load_generator import verdict
 from benchmarks.traffic import LOADS, Load
 
