@@ -256,12 +256,13 @@ def runs() -> str:
         ratios = (short(record)[name]["ratio"][figure] for record in found for name in SERVERS)
         return [ratio[at] for ratio in ratios if ratio]
 
-    titles = ("machine", "runs", "chats × vLLM", "worst round", "p99 × vLLM", "worst round")
+    titles = ("machine", "dates", "runs", "chats × vLLM", "worst round", "p99 × vLLM", "worst round")
     return table(
         titles,
         (
             (
                 machine(found[0]),
+                " to ".join(dict.fromkeys(found[at].date[:10] for at in (0, -1))),
                 str(len(found)),
                 span(of(found, "verdicts_per_s")),
                 number(min(of(found, "verdicts_per_s", 1), default=None)),

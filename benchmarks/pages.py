@@ -223,9 +223,18 @@ def _most(load: Load, precision: Precision = "bf16") -> float:
     return roofline.most_verdicts_per_second(LLAMA_GUARD_4, H100, precision, load)
 
 
+def balance(device: Device, precision: Precision) -> float:
+    """Tokens of a step whose arithmetic takes as long as reading the weights."""
+    seconds = roofline.least_pass_seconds(LLAMA_GUARD_4, device, precision)
+    return seconds * device.flops(precision) / LLAMA_GUARD_4.token_flops
+
+
 def least() -> str:
     """Least times by card."""
-    titles = ("card", "weights", "one forward pass", "a step of 2,048 tokens", "the whole context, alone")
+    titles = (
+        *("card", "weights", "one forward pass", "limits are equal at"),
+        *(f"a step of {roofline.STEP_TOKENS:,} tokens", "the whole context, alone"),
+    )
     return table(
         titles,
         (
@@ -233,6 +242,7 @@ def least() -> str:
                 device.name,
                 precision,
                 f"{1000 * roofline.least_pass_seconds(LLAMA_GUARD_4, device, precision):.1f} ms",
+                f"{number(balance(device, precision))} tokens",
                 f"{1000 * roofline.step_seconds(LLAMA_GUARD_4, device, precision, roofline.STEP_TOKENS):.0f} ms",
                 f"{LLAMA_GUARD_4.prompt_flops(163_840) / device.flops(precision):.0f} s"
                 if device.memory_gb > 24

@@ -76,7 +76,9 @@ def test_what_misses_its_goal_is_bold_and_counted(known: Any) -> None:
 
 def test_all_runs_of_a_machine_and_their_worst_round_are_told(known: Any) -> None:
     known(record(1, "short", ratio=2.0), record(2, *ALL, ratio=3.0))
-    assert measured.runs().splitlines()[2:] == ["| AMD EPYC Zen 4, AVX2 only | 2 | 2.00 to 3.00 | 1.50 | 0.40 | 0.70 |"]
+    assert measured.runs().splitlines()[2:] == [
+        "| AMD EPYC Zen 4, AVX2 only | 2026-11-01 to 2026-11-02 | 2 | 2.00 to 3.00 | 1.50 | 0.40 | 0.70 |"
+    ]
 
 
 def test_what_was_not_measured_is_a_dash(known: Any) -> None:
