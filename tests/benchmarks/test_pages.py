@@ -23,6 +23,15 @@ def test_the_page_of_results_has_no_figure_but_those_of_records():
     assert re.findall(r".*\d.*", words) == []
 
 
+def test_each_row_of_the_notebook_links_its_record_or_says_that_there_is_none():
+    page = (pages.RESULTS.parent / "NOTEBOOK.md").read_text(encoding="utf-8")
+    rows = [
+        line for line in page.splitlines() if line.startswith("|") and not line.startswith(("| change", "| run", "|-"))
+    ]
+    assert len(rows) > 50
+    assert [row for row in rows if ("not recorded" in row) == ("](" in row)] == []
+
+
 def test_every_table_is_on_a_page():
     shown = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     assert [name for name in TABLES if shown.count(f"<!-- made by benchmarks.pages: {name} -->") != 1] == []
