@@ -69,7 +69,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 """Packages and the only modules or packages of server/ that may import them."""
 
 
-BENCHMARK_IMPORTS = {"floor_server": {"server", "vllm"}}
+BENCHMARK_IMPORTS = {"bare_engine": {"server", "vllm"}}
 
 
 UNKNOWN = "server.unknown"
@@ -220,7 +220,7 @@ def test_no_cancellation_is_swallowed(module):
 
 @pytest.mark.parametrize("module", BENCHMARKS or [pytest.param("", marks=pytest.mark.skip("no benchmark yet"))])
 def test_benchmarks_know_the_server_by_its_wire_only(module):
-    # The floor is a server itself, of vLLM's engine and nothing else.
+    # The bare engine is a server itself, made of this project's connection and client of vLLM's engine.
     assert packages(BENCHMARKS[module]) & {"server", "vllm", "model_config"} <= BENCHMARK_IMPORTS.get(module, set())
 
 

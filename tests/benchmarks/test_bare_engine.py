@@ -1,11 +1,11 @@
-"""The floor on a client of our own, and where it takes part."""
+"""The bare engine on a client of our own, and where it takes part."""
 
 import json
 
 import httpx
 
+from benchmarks.bare_engine import ANSWER, NUMBERS, PROMPTS, BareEngine
 from benchmarks.contenders import Contender
-from benchmarks.floor_server import ANSWER, NUMBERS, PROMPTS, Floor
 from benchmarks.load_generator import verdict
 from benchmarks.traffic import LOADS, Load
 
@@ -27,8 +27,8 @@ class Client:
 async def test_each_request_is_one_pass_over_a_prompt_that_was_never_seen():
     asked_of = Client()
     rests = [[NUMBERS + number] for number in range(PROMPTS)]
-    transport = httpx.ASGITransport(Floor(asked_of, [1, 2, 3], rests))
-    async with httpx.AsyncClient(transport=transport, base_url="http://floor") as client:
+    transport = httpx.ASGITransport(BareEngine(asked_of, [1, 2, 3], rests))
+    async with httpx.AsyncClient(transport=transport, base_url="http://bare-engine") as client:
         assert (await client.get("/")).status_code == 200
         assert asked_of.prompts == []
         asked = NUMBERS + PROMPTS
@@ -42,9 +42,9 @@ async def test_each_request_is_one_pass_over_a_prompt_that_was_never_seen():
 
 
 def test_it_takes_part_in_the_load_that_its_prompts_are_of_and_no_other():
-    floor = Contender("floor", "", "moderations", "", (), None, only_load="short")
+    bare_engine = Contender("bare-engine", "", "moderations", "", (), None, only_load="short")
     nemo = Contender("nemo", "", "checks", "", (), None, takes_images=False)
-    assert [load for load in LOADS if floor.takes(Load(load, LOADS[load]))] == ["short"]
+    assert [load for load in LOADS if bare_engine.takes(Load(load, LOADS[load]))] == ["short"]
     assert [load for load in LOADS if not nemo.takes(Load(load, LOADS[load]))] == [
         "image1",
         "image3",

@@ -1,11 +1,13 @@
-"""The least that can answer: uvicorn on this project's connections, its client of vLLM's engine, and nothing between.
+"""The bare engine: this project's HTTP connection and engine client, with no moderation between them.
 
-    python -m benchmarks.floor_server FOLDER PORT ENGINE_ARGUMENTS_AS_JSON
+    python -m benchmarks.bare_engine FOLDER PORT ENGINE_ARGUMENTS_AS_JSON
 
-What a request says is not read. Each is answered after one forward pass over the prompt of a short chat which was
-encoded beforehand: nothing is checked, encoded, limited or counted, and the answer always says the same. No server on
-the same engine and uvicorn gives more verdicts a second or takes less CPU time outside the engine, so how near one
-comes to this is how near it is to what the machine can do.
+This is the one benchmark that imports `server`. It starts vLLM's engine as this project's server does, with the same
+mends to it. It does not read a request. It answers each one after one forward pass over the prompt of a short chat,
+which was encoded beforehand. It checks, encodes, limits and counts nothing, and it always gives the same answer.
+
+This server does the same and more, so it cannot be faster than the bare engine. Its distance from the bare engine is
+what moderation costs. Servers that are made of other parts have other limits.
 """
 
 import asyncio
@@ -23,7 +25,7 @@ from tokenizers import Tokenizer
 from vllm import AsyncEngineArgs, AsyncLLMEngine, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
-from benchmarks.contenders import FLOOR_LOAD
+from benchmarks.contenders import BARE_ENGINE_LOAD
 from benchmarks.model import prompt_around_text
 from benchmarks.traffic import LOADS, Load
 from server.api.http.connection import Connection
@@ -37,7 +39,7 @@ NUMBERS = 4096
 ANSWER = b'{"results":[{"flagged":false}]}'
 
 
-class Floor:
+class BareEngine:
     """An ASGI application."""
 
     def __init__(self, client: EngineClient, preamble: list[int], rests: list[list[int]]) -> None:
@@ -84,19 +86,19 @@ async def serve(folder: str, port: int, arguments: dict[str, Any]) -> None:
         engine = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(model=folder, **arguments_here() | arguments))
     tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
     before, after = prompt_around_text()
-    contents = itertools.islice(Load(FLOOR_LOAD, LOADS[FLOOR_LOAD]).contents(0, "0"), PROMPTS)
+    contents = itertools.islice(Load(BARE_ENGINE_LOAD, LOADS[BARE_ENGINE_LOAD]).contents(0, "0"), PROMPTS)
     # The blank line is what the model says first.
     preamble, *rests = (
         tokenizer.encode(text, add_special_tokens=False).ids
         for text in (before, *(f"{content}{after}\n\n" for content in contents))
     )
-    floor = Floor(EngineClient(engine), preamble, rests)
+    application = BareEngine(EngineClient(engine), preamble, rests)
     for at_once in (1, 32):
-        await asyncio.gather(*(floor.pass_forward() for _ in range(at_once)))
+        await asyncio.gather(*(application.pass_forward() for _ in range(at_once)))
     gc.collect()
     gc.freeze()
     options = uvicorn.Config(
-        floor,
+        application,
         host="127.0.0.1",
         port=port,
         http=Connection,
