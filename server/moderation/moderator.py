@@ -12,6 +12,7 @@ from server.backends.fallback import parts
 from server.domain.caller import ORDINARY, Handling
 from server.domain.conversation import Conversation, TextPart
 from server.domain.errors import ContextLengthExceeded, DeadlineExceeded, EngineFailure
+from server.domain.events import Judged, publish
 from server.domain.policy import Policy
 from server.domain.verdict import CacheUse, Verdict, judge, strictest
 from server.images import ImageDecoder
@@ -20,7 +21,6 @@ from server.moderation.in_flight import InFlight
 from server.moderation.passes import MAX_PASSES, Passes, passes_of_all
 from server.moderation.question import Key, Questions
 from server.moderation.verdict_cache import VerdictCache
-from server.observation import metrics
 
 Result = TypeVar("Result")
 
@@ -117,7 +117,7 @@ class Moderator:
             verdicts = list(_told(keys, known))
         for verdict, conversation in zip(verdicts, conversations, strict=True):
             if verdict.cache is not None:
-                metrics.observe_cached_verdict(verdict, conversation.judged)
+                publish(Judged(verdict, conversation.judged, 0.0, handling.request_id, handling.tenant))
         # Which text decided, by the names that this request has for its fields.
         return [
             verdict if verdict.passes == 1 else replace(verdict, about=passes.passes[verdict.decided].about)
@@ -186,7 +186,7 @@ class Moderator:
             return verdict.uncomputed(CacheUse.JOINED)
         seconds = time.monotonic() - started
         self.admission.observe(seconds)
-        metrics.observe_verdict(verdict, question.conversation.judged, seconds)
+        publish(Judged(verdict, question.conversation.judged, seconds, handling.request_id, handling.tenant))
         return verdict
 
     async def _judge(

@@ -38,7 +38,7 @@ class Questions:
         image is, as errors name it. What lies behind an http(s) URL may change, so such a question is asked once.
         """
         digest = self._begun.copy() if policy is self._policy else self._begin(policy)
-        _add(digest, repr((handling.tenant, handling.never_remote, handling.top_logprobs, joined)))
+        _add(digest, repr((*handling.distinct, joined)))
         for turn in conversation.turns:
             digest.update(_ROLES[turn.role])
             for part in turn.parts:

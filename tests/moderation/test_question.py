@@ -93,17 +93,19 @@ def test_whoever_asks_otherwise_asks_something_else(change: dict[str, object]) -
     assert QUESTIONS.key(HELLO, POLICY, other) != QUESTIONS.key(HELLO, POLICY, ORDINARY)
 
 
-def test_work_in_the_background_asks_the_same() -> None:
-    assert QUESTIONS.key(HELLO, POLICY, Handling(background=True)) == QUESTIONS.key(HELLO, POLICY, ORDINARY)
-
-
 def test_every_field_of_handling_is_thought_of() -> None:
     """A new one changes the answer, and belongs to the key, or it does not, as `background`."""
     assert set(Handling.__dataclass_fields__) == {
         *("tenant", "never_remote", "top_logprobs"),
         # They change which conversation is asked about, not what is answered about it.
-        *("finished_prompts", "background"),
+        *("finished_prompts", "background", "request_id"),
     }
+
+
+@pytest.mark.parametrize("change", [{"background": True}, {"finished_prompts": True}, {"request_id": "req_1"}])
+def test_what_changes_no_answer_asks_the_same(change: dict[str, object]) -> None:
+    other = replace(ORDINARY, **change)  # type: ignore[arg-type]
+    assert QUESTIONS.key(HELLO, POLICY, other) == QUESTIONS.key(HELLO, POLICY, ORDINARY)
 
 
 @pytest.mark.parametrize(

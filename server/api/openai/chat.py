@@ -39,10 +39,10 @@ from server.api.service import Endpoint, Reply, Service, answered
 from server.domain.caller import Handling
 from server.domain.conversation import Conversation, ImagePart, Message, Part, TextPart
 from server.domain.errors import InvalidRequest
+from server.domain.events import FinishedPromptJudged, publish
 from server.domain.verdict import Verdict
 from server.families.llama_guard.finished_prompt import FinishedPrompt
 from server.families.llama_guard.wording import Answer, splits_an_answer, write
-from server.observation import metrics
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -335,7 +335,7 @@ async def complete(service: Service, body: ChatRequest, handling: Handling) -> R
         if error.param is not None and error.param.startswith("policy") and body.policy is None:
             error.param = "messages[0].content"  # what is wrong with the policy is wrong with the prompt
         raise
-    metrics.FINISHED_PROMPTS.labels("prompt" if trusted else "server").inc()
+    publish(FinishedPromptJudged(trusted))
     if not trusted:
         _warn_once()
     answer = write(verdict, codes=codes, max_tokens=body.token_limit, stop=body.stops)
