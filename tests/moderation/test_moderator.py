@@ -30,7 +30,8 @@ from server.domain.errors import (
 from server.domain.policy import Policy
 from server.domain.verdict import About, CacheUse, Completion, Verdict
 from server.images import DecodedImage, ImageDecoder, ImageLimits
-from server.moderation.moderator import LONG_TEXT, PROBE, Moderator
+from server.moderation.moderator import PROBE, Moderator
+from server.moderation.question import LONG_TEXT
 from server.moderation.verdict_cache import VerdictCache
 from server.settings import Settings
 from tests.fakes import FakeBackend, Gate, Script, always, by_word, failing, hanging, held_at, lasting, until
