@@ -7,9 +7,11 @@ from server.backends.base import Backend
 from server.backends.fallback import FallbackBackend
 from server.backends.openrouter.backend import OpenRouterBackend
 from server.backends.vllm.backend import VllmBackend
-from server.checkpoints import memory
-from server.checkpoints.checkpoint import locate, read_facts, verify
+from server.checkpoints import fit
+from server.checkpoints.facts import read_facts
+from server.checkpoints.hub import locate
 from server.checkpoints.profile import DEFAULT_PROFILE, Network, Profile, load_profile
+from server.checkpoints.verify import verify
 from server.domain.errors import OperatorError
 from server.domain.policy import Policy
 from server.families.llama_guard.prompt import CONTROL_TOKENS, stands_apart
@@ -83,9 +85,9 @@ def _local(settings: Settings, profile: Profile) -> VllmBackend:
     )
 
 
-def _gpus_for(profile: Profile) -> tuple[memory.Gpu, ...]:
+def _gpus_for(profile: Profile) -> tuple[fit.Gpu, ...]:
     """The cards of this machine, none for a profile that needs none. Raises OperatorError when there is none to use."""
-    gpus = () if profile.runs_on_cpu else memory.find_gpus()
+    gpus = () if profile.runs_on_cpu else fit.find_gpus()
     if not gpus and not profile.runs_on_cpu:
         raise OperatorError(
             f"{profile.name} needs a CUDA GPU, and nvidia-smi finds none. The profile pocket needs none."
@@ -93,14 +95,14 @@ def _gpus_for(profile: Profile) -> tuple[memory.Gpu, ...]:
     return gpus
 
 
-def _check_fits(profile: Profile, network: Network | None, gpus: Sequence[memory.Gpu]) -> None:
+def _check_fits(profile: Profile, network: Network | None, gpus: Sequence[fit.Gpu]) -> None:
     """Fail before a download, by the profile's network, and before minutes of loading, by the checkpoint's.
 
     Which card vLLM takes, and how it shares the model among several, is its own business: one card that is large
     enough, or a profile that asks for several, is not stopped here.
     """
     if gpus and network is not None and profile.engine.get("tensor_parallel_size", 1) == 1:
-        memory.check_fits(profile, network, max(gpu.memory_bytes for gpu in gpus))
+        fit.check_fits(profile, network, max(gpu.memory_bytes for gpu in gpus))
 
 
 def _compare_templates(profile: Profile, template: str | None) -> None:

@@ -24,7 +24,7 @@ import pytest
 import pytest_asyncio
 
 from server.backends.vllm.backend import VllmBackend
-from server.checkpoints.checkpoint import read_facts
+from server.checkpoints.facts import read_facts
 from server.checkpoints.profile import AnswerTokens, Profile, load_profile
 from server.domain.policy import Policy
 from server.families.tokenizer import PromptTokenizer

@@ -59,7 +59,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "jinja2": ("families",),
     "huggingface_hub": ("checkpoints",),
     "prometheus_client": ("observation", "api.operations"),
-    "pydantic": ("api", "settings", "commands.check", "__main__"),
+    "pydantic": ("api", "checkpoints", "settings", "commands.check", "__main__"),
     "pydantic_settings": ("settings",),
     "PIL": ("images", "backends"),
     "sqlalchemy": ("store",),

@@ -6,12 +6,12 @@ says "safe" has no gate.
 """
 
 import asyncio
-import copy
 import logging
 from dataclasses import dataclass
 
 from server.backends.base import Backend, Case
 from server.backends.openrouter.backend import OpenRouterBackend
+from server.domain.aio import ended, fresh
 from server.domain.errors import (
     ContextLengthExceeded,
     DeadlineExceeded,
@@ -128,9 +128,8 @@ class FallbackBackend:
                 raise
             return _Move("context", error)
         finally:
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
-            del work  # The error that it ended with holds this frame.
+            await ended(work)
+            del work  # The error that it may have ended with holds this frame (aio.py).
 
     async def _remotely(self, case: Case, move: _Move) -> Completion:
         publish(Moved(move.reason))
@@ -143,7 +142,7 @@ class FallbackBackend:
                 # The breaker let another one try and sent nothing of this case: the engine has the time that is left.
                 return await self.local.complete(case)
             # Whether to come again is for the local engine to say.
-            raise copy.copy(move.error) from error  # A copy, as this frame holds `move`.
+            raise fresh(move.error) from error
 
 
 def _full() -> Overloaded:

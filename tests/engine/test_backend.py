@@ -15,7 +15,7 @@ from server.backends.vllm.backend import NO_SCORES, VllmBackend, _Asked
 from server.backends.vllm.backend import process as engine_process
 from server.backends.vllm.client import EngineAnswer
 from server.backends.vllm.process import PLUGIN
-from server.checkpoints.checkpoint import read_facts
+from server.checkpoints.facts import read_facts
 from server.checkpoints.profile import Profile, load_profile
 from server.domain.caller import Handling
 from server.domain.conversation import Conversation, ImagePart, TextPart

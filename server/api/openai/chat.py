@@ -298,8 +298,7 @@ class ChatRequest(IgnoredOptions):
         try:
             return FinishedPrompt.read(texts[0], [part for part in parts if isinstance(part, ImagePart)])
         except InvalidRequest as error:
-            error.param = "messages[0].content"
-            raise
+            raise error.at("messages[0].content") from None
 
     def model_in(self, names: ModelNames) -> str | None:
         """The first of the models asked for that is served here; when none is, the first one."""
@@ -333,7 +332,8 @@ async def complete(service: Service, body: ChatRequest, handling: Handling) -> R
         )
     except InvalidRequest as error:
         if error.param is not None and error.param.startswith("policy") and body.policy is None:
-            error.param = "messages[0].content"  # what is wrong with the policy is wrong with the prompt
+            # What is wrong with the policy is wrong with the prompt that it was read from.
+            raise error.at("messages[0].content") from None
         raise
     publish(FinishedPromptJudged(trusted))
     if not trusted:

@@ -325,8 +325,7 @@ async def respond(service: Service, body: ResponsesRequest, handling: Handling) 
             handling=handling,
         )
     except (ContextLengthExceeded, NothingToJudge) as error:
-        error.param = "input"
-        raise
+        raise error.at("input") from None
     limit = body.max_output_tokens or None
     answer = write(verdict, max_tokens=limit)
     status = "incomplete" if answer.cut else "completed"

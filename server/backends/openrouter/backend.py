@@ -5,7 +5,6 @@ not leave. Whether an answer is a verdict is decided by `server.domain.verdict.j
 """
 
 import asyncio
-import copy
 import logging
 import math
 import re
@@ -19,6 +18,7 @@ from server.backends.openrouter.offer import Offer, read_offer
 from server.backends.openrouter.reply import Garbage, RemoteError, Reply, read_error, read_json, read_reply
 from server.backends.openrouter.request import body_of, refusal
 from server.backends.openrouter.retries import RetryBudget, pause
+from server.domain.aio import fresh
 from server.domain.errors import (
     ContextLengthExceeded,
     EngineUnavailable,
@@ -172,7 +172,7 @@ class OpenRouterBackend:
 
     async def complete(self, case: Case) -> Completion:
         if (refused := self.refusal(case)) is not None:
-            raise copy.copy(refused)  # A copy, as this frame holds the other one.
+            raise fresh(refused)
         began = time.monotonic()
         if case.images:
             body = await asyncio.get_running_loop().run_in_executor(None, body_of, case, self._settings)
@@ -188,7 +188,7 @@ class OpenRouterBackend:
                 wait = max(pause(attempt), again.retry_after or 0.0)
                 in_time = time.monotonic() + wait < case.deadline
                 if attempt > self._settings.openrouter_retries or not in_time or not self._budget.withdraw():
-                    raise copy.copy(again.error) from None  # A copy, as `again`, its context, holds the other one.
+                    raise fresh(again.error) from None  # `again`, its context, holds the other one.
             await asyncio.sleep(wait)
 
     async def _try(self, case: Case, body: bytes, began: float) -> Completion:

@@ -25,8 +25,9 @@ from PIL import Image
 
 from server.backends.base import Case
 from server.backends.vllm.process import PLUGIN, SERVER_PID, arguments_here, threads_on_their_cores
-from server.checkpoints.checkpoint import LONG_CONTEXT_VARIABLE, CheckpointFacts, fits_one_chunk
+from server.checkpoints.facts import CheckpointFacts
 from server.checkpoints.profile import Profile
+from server.checkpoints.verify import LONG_CONTEXT_VARIABLE, fits_one_chunk
 from server.domain.caller import ORDINARY, Handling
 from server.domain.conversation import Conversation, ImagePart, Message, TextPart
 from server.domain.errors import ContextLengthExceeded, EngineFailure, EngineUnavailable

@@ -83,7 +83,7 @@ def find_gpus() -> tuple[Gpu, ...]:
     return tuple(gpus)
 
 
-def fit(profile: Profile, network: Network, memory_bytes: int) -> Fit:
+def fit_of(profile: Profile, network: Network, memory_bytes: int) -> Fit:
     """Reckon how `profile` meets a card, or a main memory, of `memory_bytes`."""
     usable = int(memory_bytes * profile.engine.get("gpu_memory_utilization", DEFAULT_UTILIZATION))
     weights = weights_bytes(profile, network)
@@ -133,7 +133,7 @@ def check_fits(profile: Profile, network: Network, memory_bytes: int) -> None:
 
     Raises OperatorError with what would fit.
     """
-    found = fit(profile, network, memory_bytes)
+    found = fit_of(profile, network, memory_bytes)
     if found.fits:
         return
     if found.largest_context:
