@@ -3,12 +3,13 @@
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from server.backends.base import Backend
 from server.backends.fallback import parts
+from server.domain.aio import together
 from server.domain.caller import ORDINARY, Handling
 from server.domain.conversation import Conversation, TextPart
 from server.domain.errors import DeadlineExceeded, EngineFailure
@@ -88,13 +89,8 @@ class Moderator:
         known = {key: verdict for key in asked if (verdict := self._cache.get(key)) is not None}
         new = [question for key, question in asked.items() if key not in known]
         verdicts = await self._admitted(new)
-        if len(new) < len(questions):
-            known.update((question.key, verdict) for question, verdict in zip(new, verdicts, strict=True))
-            verdicts = list(_told(questions, known))
-        for question, verdict in zip(questions, verdicts, strict=True):
-            if verdict.cache is not None:
-                publish(question.judged(verdict))
-        return [question.told(verdict) for question, verdict in zip(questions, verdicts, strict=True)]
+        known.update((question.key, verdict) for question, verdict in zip(new, verdicts, strict=True))
+        return list(_tell(questions, known))
 
     async def probe(self) -> None:
         """Have the backend show, past the queue, that verdicts come through it; readiness rests on this."""
@@ -111,11 +107,11 @@ class Moderator:
         at_once = min(sum(len(question.passes.passes) for question in questions), self._list_concurrency)
         if any(question.handling.background for question in questions):
             async with self.admission.admit_behind(at_once):
-                return await self._together(questions, at_once)
+                return await self._asked(questions, at_once)
         with self.admission.admit(at_once):
-            return await self._together(questions, at_once)
+            return await self._asked(questions, at_once)
 
-    async def _together(self, questions: Sequence[Question], at_once: int) -> list[Verdict]:
+    async def _asked(self, questions: Sequence[Question], at_once: int) -> list[Verdict]:
         if len(questions) == 1:  # most requests: no need for tasks
             return [await self._shared(questions[0], at_once)]
         places = asyncio.Semaphore(at_once)
@@ -124,7 +120,7 @@ class Moderator:
             async with places:
                 return await self._shared(question, 1)
 
-        return await _all(in_turn(question) for question in questions)
+        return await together(in_turn(question) for question in questions)
 
     async def _shared(self, question: Question, at_once: int) -> Verdict:
         """The verdict on `question`, computed now unless the same question is in flight already."""
@@ -159,7 +155,7 @@ class Moderator:
         elif images or len(passes) > at_once or question.is_long:
             verdicts = [await judged(one) for one in passes]
         else:
-            verdicts = await _all(judged(one) for one in passes)
+            verdicts = await together(judged(one) for one in passes)
         verdict = strictest(verdicts)
         if question.passes.lookalikes:
             verdict = replace(verdict, lookalikes=question.passes.lookalikes)
@@ -189,20 +185,6 @@ def _is_being_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-async def _all(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """The results of works that are done at the same time, in order. The first error ends all of them."""
-    # Not a TaskGroup, whose errors hold themselves and with them all that the caller sent.
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        tasks.clear()  # Errors hold this frame, and it holds the tasks that ended with them.
-        raise
-
-
 def _with_frames(completion: Completion, pictures: Sequence[DecodedImage]) -> Completion:
     return replace(
         completion,
@@ -211,9 +193,14 @@ def _with_frames(completion: Completion, pictures: Sequence[DecodedImage]) -> Co
     )
 
 
-def _told(questions: Sequence[Question], verdicts: dict[Key, Verdict]) -> Iterator[Verdict]:
+def _tell(questions: Sequence[Question], verdicts: Mapping[Key, Verdict]) -> Iterator[Verdict]:
     """One verdict for each question; the first of equal ones is the one that it was computed for."""
-    for key in (question.key for question in questions):
-        yield verdicts[key]
-        if verdicts[key].cache is None:
-            verdicts[key] = verdicts[key].uncomputed(CacheUse.JOINED)
+    told: set[Key] = set()
+    for question in questions:
+        verdict = verdicts[question.key]
+        if verdict.cache is None and question.key in told:
+            verdict = verdict.uncomputed(CacheUse.JOINED)
+        told.add(question.key)
+        if verdict.cache is not None:
+            publish(question.judged(verdict))
+        yield question.told(verdict)
