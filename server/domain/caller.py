@@ -1,6 +1,6 @@
 """Who asks, and how the answer is worked on: what a request brings beside its question."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -46,7 +46,7 @@ class Handling:
     tokens' own probabilities are.
 
     The rest changes no answer: `background` work waits until live requests leave room, `finished_prompts` is the
-    caller's right to send them, `request_id` names the HTTP request in events and logs.
+    caller's right to send them. `request_id` names the HTTP request in events; two requests may ask for the same.
     """
 
     tenant: str | None = None
@@ -54,7 +54,7 @@ class Handling:
     finished_prompts: bool = False
     background: bool = False
     top_logprobs: int | None = None
-    request_id: str | None = None
+    request_id: str | None = field(default=None, compare=False)
 
     @property
     def distinct(self) -> tuple[object, ...]:
