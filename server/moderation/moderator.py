@@ -41,7 +41,6 @@ class Moderator:
         max_queue: int = 256,
         list_concurrency: int = 32,
         deadline_s: float = 60.0,
-        minimum_mass: float = 0.9,
         max_characters: float = math.inf,
         served: str = "",
         cache: VerdictCache | None = None,
@@ -58,7 +57,6 @@ class Moderator:
         self._decoder = decoder
         self._list_concurrency = list_concurrency
         self._deadline_s = deadline_s
-        self._minimum_mass = minimum_mass
         self._questions = Questions(served, policy, max_characters)
         self._probe = self._questions.question(PROBE, policy, ORDINARY, passes_of(PROBE))
         self._in_flight: InFlight[Verdict] = InFlight()
@@ -97,7 +95,7 @@ class Moderator:
         (asked,) = self._probe.passes.passes
         completion = await self._in_time(lambda deadline: self.backend.probe(self._probe.case(asked, {}, deadline)))
         if completion is not None:
-            judge(completion, self.policy, self._minimum_mass)
+            judge(completion, self.policy)
         self.last_verdict_at = time.monotonic()
 
     def close(self) -> None:
@@ -148,7 +146,7 @@ class Moderator:
             completion = await self.backend.complete(question.case(asked, pictures, deadline))
             if pictures:
                 completion = _with_frames(completion, [pictures[image] for image in asked.conversation.images])
-            return judge(completion, question.policy, self._minimum_mass)
+            return judge(completion, question.policy)
 
         if len(passes) == 1:
             verdicts = [await judged(passes[0])]
