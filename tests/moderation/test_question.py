@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -13,11 +14,12 @@ from server.domain.caller import ORDINARY, Handling
 from server.domain.conversation import Conversation, ImagePart, Part, Role, TextPart, Turn
 from server.domain.policy import Policy
 from server.domain.taxonomy import Taxonomy
-from server.domain.verdict import About, Verdict, judge
-from server.images import DecodedImage
+from server.domain.verdict import About, Verdict
+from server.images import DecodedImage, ImageDecoder, ImageLimits
+from server.moderation.moderator import Moderator
 from server.moderation.passes import MAX_PASSES, Pass, passes_of
 from server.moderation.question import AskedOnce, Question, Questions
-from tests.fakes import completion
+from tests.fakes import FakeBackend
 
 POLICY = Policy(load_profile("llama-guard-4-12b").taxonomy)
 QUESTIONS = Questions("a model", POLICY)
@@ -226,23 +228,25 @@ def test_a_case_shows_every_frame_where_its_pass_shows_the_picture() -> None:
     assert [image.getpixel((0, 0)) for image in case.images] == [(0, 0, 255), (255, 0, 0), (0, 128, 0)]
 
 
-def test_the_deciding_text_bears_the_name_that_this_request_gave_it() -> None:
+@pytest_asyncio.fixture
+async def verdict() -> Verdict:
+    moderator = Moderator(FakeBackend(), ImageDecoder(ImageLimits()), POLICY)
+    try:
+        return await moderator.moderate(HELLO)
+    finally:
+        moderator.close()
+
+
+async def test_the_deciding_text_bears_the_name_that_this_request_gave_it(verdict: Verdict) -> None:
     conversation = Conversation.from_user(TextPart("a", "input[0]"), TextPart("bomb", "input[1]"))
     question = question_of(conversation)
-    verdict = judged_of(question)
     assert question.told(verdict) is verdict, "of one pass"
     for decided, about in ((0, None), (1, About("input[0]")), (2, About("input[1]"))):
         assert question.told(replace(verdict, passes=3, decided=decided)).about == about
 
 
-def test_the_event_of_a_verdict_says_whose_question_it_was() -> None:
+async def test_the_event_of_a_verdict_says_whose_question_it_was(verdict: Verdict) -> None:
     question = question_of(HELLO, Handling(tenant="key_1", request_id="req_1"))
-    verdict = judged_of(question)
     event = question.judged(verdict, 0.5)
     assert (event.verdict, event.judged, event.seconds) == (verdict, Role.USER, 0.5)
     assert (event.request_id, event.caller) == ("req_1", "key_1")
-
-
-def judged_of(question: Question) -> Verdict:
-    asked = question.passes.passes[0]
-    return judge(completion(question.case(asked, {}, 1.0), "safe"), question.policy, 0.9)

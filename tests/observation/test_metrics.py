@@ -1,14 +1,17 @@
 """Each event reaches its metrics, and names and labels stay what dashboards know."""
 
+from collections.abc import Callable
 from dataclasses import is_dataclass, replace
 
 import pytest
+import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.metrics import MetricWrapperBase
 
+from server.checkpoints.profile import load_profile
 from server.domain import events
-from server.domain.conversation import Role
+from server.domain.conversation import Conversation, Role, TextPart
 from server.domain.events import (
     Answered,
     BatchChanged,
@@ -22,34 +25,37 @@ from server.domain.events import (
     RemoteCharged,
     publish,
 )
-from server.domain.taxonomy import Taxonomy
-from server.domain.verdict import CacheUse, Completion, Verdict
+from server.domain.policy import Policy
+from server.domain.verdict import CacheUse, Verdict
+from server.images import ImageDecoder, ImageLimits
+from server.moderation.moderator import Moderator
 from server.observation import metrics
+from tests.fakes import FakeBackend, always
 
-COMPLETION = Completion(
-    text="unsafe\nS1,S9",
-    finish_reason="stop",
-    backend="tested",
-    taxonomy=Taxonomy.from_mapping({"S1": "Violent Crimes."}),
-    prompt_tokens=200,
-    completion_tokens=5,
-    cached_tokens=128,
-    images=3,
-    queued_s=0.25,
-)
-VERDICT = Verdict(
-    unsafe=True,
-    p_unsafe=0.9,
-    verdict_mass=1.0,
-    categories=("S1", "S9"),
-    category_scores=None,
-    score_method=None,
-    threshold=0.5,
-    completion=COMPLETION,
-    passes=4,
-    lookalikes=2,
-)
-SAFE = replace(VERDICT, unsafe=False, categories=(), lookalikes=0, completion=replace(COMPLETION, images=0))
+TAXONOMY = load_profile("llama-guard-4-12b").taxonomy
+WORK = {
+    "backend": "tested",
+    "prompt_tokens": 200,
+    "completion_tokens": 5,
+    "cached_tokens": 128,
+    "images": 3,
+    "queued_s": 0.25,
+}
+
+
+@pytest_asyncio.fixture
+async def verdict() -> Verdict:
+    """Unsafe, of four prompts, about a text that could be read as two messages."""
+    moderator = Moderator(FakeBackend(always("unsafe\nS1,S9", **WORK)), ImageDecoder(ImageLimits()), Policy(TAXONOMY))
+    try:
+        verdict = await moderator.moderate(Conversation.from_user(TextPart("a bomb")))
+    finally:
+        moderator.close()
+    return replace(verdict, passes=4, lookalikes=2)
+
+
+def safe(verdict: Verdict) -> Verdict:
+    return replace(verdict, unsafe=False, categories=(), lookalikes=0, completion=replace(verdict.completion, images=0))
 
 
 def samples() -> dict[str, float]:
@@ -68,9 +74,9 @@ def moved_by(event: object) -> dict[str, float]:
     return {name: after[name] - before.get(name, 0.0) for name in after if after[name] != before.get(name, 0.0)}
 
 
-COUNTED = {
+JUDGED: dict[str, tuple[Callable[[Verdict], Judged], dict[str, float]]] = {
     "computed, unsafe": (
-        Judged(VERDICT, Role.AGENT, 0.5),
+        lambda verdict: Judged(verdict, Role.AGENT, 0.5),
         {
             "guard_verdicts_total backend=tested judged=agent verdict=unsafe": 1,
             "guard_verdict_categories_total category=S1": 1,
@@ -89,7 +95,7 @@ COUNTED = {
         },
     ),
     "computed, safe": (
-        Judged(SAFE, Role.USER, 0.5),
+        lambda verdict: Judged(safe(verdict), Role.USER, 0.5),
         {
             "guard_verdicts_total backend=tested judged=user verdict=safe": 1,
             "guard_verdict_seconds_count": 1,
@@ -104,7 +110,7 @@ COUNTED = {
         },
     ),
     "from the cache": (
-        Judged(VERDICT.uncomputed(CacheUse.HIT), Role.USER, 0.0),
+        lambda verdict: Judged(verdict.uncomputed(CacheUse.HIT), Role.USER, 0.0),
         {
             "guard_verdicts_total backend=tested judged=user verdict=unsafe": 1,
             "guard_verdict_categories_total category=S1": 1,
@@ -114,12 +120,15 @@ COUNTED = {
         },
     ),
     "joined": (
-        Judged(SAFE.uncomputed(CacheUse.JOINED), Role.USER, 0.0),
+        lambda verdict: Judged(safe(verdict).uncomputed(CacheUse.JOINED), Role.USER, 0.0),
         {
             "guard_verdicts_total backend=tested judged=user verdict=safe": 1,
             "guard_cached_verdicts_total cache=joined": 1,
         },
     ),
+}
+
+OTHERS: dict[str, tuple[object, dict[str, float]]] = {
     "request": (
         Answered("req_1", None, "/tested", "POST", 200, 0.5),
         {
@@ -143,9 +152,15 @@ COUNTED = {
 }
 
 
-@pytest.mark.parametrize("case", COUNTED)
-def test_an_event_moves_its_metrics_and_no_others(case: str) -> None:
-    event, expected = COUNTED[case]
+@pytest.mark.parametrize("case", JUDGED)
+async def test_a_verdict_moves_its_metrics_and_no_others(case: str, verdict: Verdict) -> None:
+    event, expected = JUDGED[case]
+    assert moved_by(event(verdict)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_any_other_event_moves_its_metrics_and_no_others(case: str) -> None:
+    event, expected = OTHERS[case]
     assert moved_by(event) == pytest.approx(expected)
 
 
@@ -158,7 +173,7 @@ def test_the_breaker_is_shown_in_its_state_only(state: str) -> None:
 
 def test_every_event_is_counted() -> None:
     kinds = {kind for kind in vars(events).values() if is_dataclass(kind) and kind.__module__ == events.__name__}
-    assert {type(event) for event, _ in COUNTED.values()} | {BreakerChanged} == kinds
+    assert {type(event) for event, _ in OTHERS.values()} | {Judged, BreakerChanged} == kinds
 
 
 @given(st.lists(st.tuples(st.integers(0, 64), st.integers(0, 64), st.integers(0, 64)), max_size=8))
