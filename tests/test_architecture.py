@@ -224,6 +224,19 @@ def test_benchmarks_know_the_server_by_its_wire_only(module):
     assert packages(BENCHMARKS[module]) & {"server", "vllm", "model_config"} <= BENCHMARK_IMPORTS.get(module, set())
 
 
+WHO_OBSERVES = ("app", "commands", "api.operations")
+
+
+def test_nobody_else_knows_who_observes():
+    """All others publish events (server.domain.events), so that metrics, logs and an audit hear of the same things."""
+    users = {
+        module
+        for module in SERVER
+        if not within(module, "observation") and any(within(name, "observation") for name in neighbours(module))
+    }
+    assert {module for module in users if not any(within(module, room) for room in WHO_OBSERVES)} == set()
+
+
 # --- The rules above can fail -----------------------------------------------------------------------------
 
 HIDDEN = """

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from prometheus_client import REGISTRY
 
 from server.backends.openrouter.backend import OpenRouterBackend
 from server.backends.openrouter.breaker import Breaker, State
@@ -31,6 +30,7 @@ from server.domain.errors import (
 )
 from server.domain.policy import Policy
 from server.domain.verdict import Verdict, judge
+from server.observation.metrics import REGISTRY
 from tests import openrouter
 from tests.backends.conftest import TAXONOMY, case
 from tests.fakes import Gate, until
