@@ -188,14 +188,14 @@ def _locate(spec: str) -> tuple[Path, list[str]]:
     if file.is_dir():
         file /= "profile.toml"
     if not file.is_file():
-        raise OperatorError(f"{file}: there is no such file.")
+        raise OperatorError(f"{file}: no such file.")
     return file, variants
 
 
 def _resolve(file: Path, variants: Iterable[str], *, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The tables of `file`, those that it extends and its variants as one table, with absolute paths."""
     if file in extended_by:
-        raise OperatorError(f"{file}: extends itself.")
+        raise OperatorError(f"{file}: extends: the profile extends itself, directly or through others.")
     table = parse(file)
     layers = check(_LAYERS, table, file)
     own = {key: value for key, value in table.items() if key not in ("extends", "default_variant", "variants")}
