@@ -83,7 +83,8 @@ def _settings(**flags: Any) -> Any:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         faults = "; ".join(
-            f"{'GUARD_' + '.'.join(map(str, fault['loc'])).upper() if fault['loc'] else 'settings'}: {fault['msg']}"
+            ("GUARD_" + ".".join(map(str, fault["loc"])).upper() + ": " if fault["loc"] else "")
+            + fault["msg"].removeprefix("Value error, ")
             for fault in error.errors(include_url=False, include_input=False)
         )
         raise OperatorError(f"the settings are not valid: {faults}") from None
