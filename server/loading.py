@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from server.backends.base import Backend
 from server.backends.fallback import FallbackBackend
@@ -14,8 +15,8 @@ from server.checkpoints.profile import DEFAULT_PROFILE, Network, Profile, load_p
 from server.checkpoints.verify import verify
 from server.domain.errors import OperatorError
 from server.domain.policy import Policy
-from server.families.llama_guard.prompt import CONTROL_TOKENS, stands_apart
-from server.families.llama_guard.template_check import differences
+from server.families.base import Asker, Family, family_named
+from server.families.checks import differences, stands_apart
 from server.families.tokenizer import PromptTokenizer
 from server.settings import Settings
 
@@ -43,7 +44,12 @@ def load_backend(settings: Settings, profile: Profile) -> Backend:
 
 def operator_policy(settings: Settings, profile: Profile) -> Policy:
     """What is asked about where a request does not say. Raises InvalidRequest when the profile has no such policy."""
-    policy = Policy(profile.taxonomy, scores_from=settings.category_scores_from)
+    policy = Policy(
+        profile.taxonomy,
+        scores_from=settings.category_scores_from,
+        minimum_mass=settings.minimum_verdict_mass,
+        own_codes=family_named(profile.family).own_codes,
+    )
     return policy.narrowed(excluded=settings.excluded_categories, threshold=settings.threshold)
 
 
@@ -53,7 +59,7 @@ def _remote(settings: Settings, profile: Profile) -> OpenRouterBackend:
         raise OperatorError(
             f"{profile.name} has other categories than {DEFAULT_PROFILE}, and OpenRouter asks about those only."
         )
-    return OpenRouterBackend(settings, official)
+    return OpenRouterBackend(settings, official, family_named(profile.family))
 
 
 def _local(settings: Settings, profile: Profile) -> VllmBackend:
@@ -67,22 +73,24 @@ def _local(settings: Settings, profile: Profile) -> VllmBackend:
         tokenizer = PromptTokenizer.from_folder(folder)
     except Exception as error:  # tokenizers raises nothing more specific
         raise OperatorError(f"{folder}: its tokenizer cannot be used: {error}") from error
-    verify(profile, facts, tokenizer.single_id)
-    missing = [token for token in CONTROL_TOKENS if tokenizer.control_id(token) is None]
+    family = family_named(profile.family)
+    verify(profile, facts, family.tokens, tokenizer.single_id)
+    asker = _asker(family, profile, folder, tokenizer, facts.eos_token_ids)
+    _check_fits(profile, facts.network, gpus)
+    _compare_templates(family, profile, facts.chat_template)
+    return VllmBackend(profile, folder, facts, tokenizer, asker, policy=policy)
+
+
+def _asker(family: Family, profile: Profile, folder: Path, tokenizer: PromptTokenizer, ends: Sequence[int]) -> Asker:
+    missing = [token for token in family.control_tokens if tokenizer.control_id(token) is None]
     if missing:
         raise OperatorError(f"{folder}: its tokenizer lacks {', '.join(missing)}, of which the prompt is made.")
-    if not stands_apart(tokenizer, profile.taxonomy):
+    if not stands_apart(family, tokenizer, profile.taxonomy):
         raise OperatorError(f"{folder}: its tokenizer joins the words of the prompt with those of a message.")
-    _check_fits(profile, facts.network, gpus)
-    _compare_templates(profile, facts.chat_template)
-    return VllmBackend(
-        profile,
-        folder,
-        facts,
-        tokenizer,
-        policy=policy,
-        minimum_mass=settings.minimum_verdict_mass,
-    )
+    try:
+        return family.asker(tokenizer, ends)
+    except ValueError as error:
+        raise OperatorError(f"{folder}: it cannot be asked as {profile.family}: {error}.") from error
 
 
 def _gpus_for(profile: Profile) -> tuple[fit.Gpu, ...]:
@@ -105,11 +113,11 @@ def _check_fits(profile: Profile, network: Network | None, gpus: Sequence[fit.Gp
         fit.check_fits(profile, network, max(gpu.memory_bytes for gpu in gpus))
 
 
-def _compare_templates(profile: Profile, template: str | None) -> None:
+def _compare_templates(family: Family, profile: Profile, template: str | None) -> None:
     if template is None:
         log.warning("the checkpoint brings no chat template; the prompt could not be compared with the official one")
         return
-    found = differences(template, profile.taxonomy)
+    found = differences(family, template, profile.taxonomy, images=profile.images)
     if found:
         log.error(
             "THE PROMPT DIFFERS from the checkpoint's own chat template in: %s. The model may have been trained on"

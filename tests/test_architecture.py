@@ -196,6 +196,12 @@ def test_every_foreign_package_has_a_room():
     assert {package for file in SERVER.values() for package in packages(file)} - {*ROOMS} <= anywhere
 
 
+@pytest.mark.parametrize("module", SERVER)
+def test_no_cancellation_is_swallowed(module):
+    """Before Python 3.12, asyncio.wait_for drops one that comes as its work ends; asyncio.timeout does not."""
+    assert "asyncio.wait_for" not in SERVER[module].read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("module", BENCHMARKS or [pytest.param("", marks=pytest.mark.skip("no benchmark yet"))])
 def test_benchmarks_know_the_server_by_its_wire_only(module):
     # The floor is a server itself, of vLLM's engine and nothing else.

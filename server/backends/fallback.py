@@ -15,6 +15,7 @@ from server.domain.aio import ended, fresh
 from server.domain.errors import (
     ContextLengthExceeded,
     DeadlineExceeded,
+    EngineFailure,
     EngineUnavailable,
     GuardError,
     Overloaded,
@@ -77,6 +78,8 @@ class FallbackBackend:
         try:
             async with asyncio.timeout(PROBE_S):
                 completion = await self.local.probe(case)
+        except (UnparseableVerdict, EngineFailure):
+            raise  # such a case does not move either
         except (GuardError, TimeoutError):
             await self.remote.probe(case)
             self._say(carried=True)
@@ -135,7 +138,7 @@ class FallbackBackend:
         metrics.MOVES.labels(move.reason).inc()
         try:
             return await self.remote.complete(case)
-        except UnparseableVerdict:
+        except (UnparseableVerdict, EngineFailure):
             raise
         except GuardError as error:
             if move.reason == "slow" and isinstance(error, EngineUnavailable):

@@ -125,7 +125,7 @@ def kv_bytes_per_token(profile: Profile, network: Network) -> int:
 def headroom_bytes(profile: Profile) -> int:
     """What the engine needs beside weights and KV cache: an allowance, the least certain figure here."""
     rows = int(profile.engine.get("max_num_seqs", DEFAULT_MAX_NUM_SEQS))
-    return RUNTIME_BYTES + LOGITS_COPIES * rows * profile.tokens.vocabulary_size * FLOAT_BYTES["float32"]
+    return RUNTIME_BYTES + LOGITS_COPIES * rows * profile.vocabulary_size * FLOAT_BYTES["float32"]
 
 
 def check_fits(profile: Profile, network: Network, memory_bytes: int) -> None:

@@ -27,6 +27,7 @@ from server.checkpoints.files import STRICT, check, parse, read_text
 from server.checkpoints.taxonomy import load_taxonomy
 from server.domain.errors import OperatorError
 from server.domain.taxonomy import Taxonomy
+from server.families.base import family_named
 
 DEFAULT_PROFILE = "llama-guard-4-12b"
 SHIPPED = Path(model_config.__file__).parent
@@ -43,20 +44,11 @@ ENGINE_KEYS_OF_THE_PROFILE = {
 }
 """Arguments of vLLM that the profile says elsewhere, and the key that says it."""
 
+VOCABULARY_SIZE = "vocabulary_size"
+"""The key of [tokens] that names no token."""
+
 FASTEST = "fastest"
 """As `engine.dtype`: what `fastest_dtype` finds for the CPU of this machine."""
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerTokens:
-    """Ids of the tokens that decide a verdict, and the size of the vocabulary that they belong to."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    blank_line: NonNegativeInt
-    safe: NonNegativeInt
-    unsafe: NonNegativeInt
-    vocabulary_size: NonNegativeInt
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +104,10 @@ class Profile:
     which case `is_local` holds. `served_as` are the names that requests may use; the first stands in replies.
     `stand_in` marks a model that is no moderator. `images` says whether pictures go to the model, `sees_images` whether
     it then knows what is on them. `image_limit` counts the images of one request, 0 when `images` is false. `taxonomy`
-    and `chat_template` (the key `template`) are what the files hold that the profile names. `engine` holds keyword
-    arguments of vLLM's AsyncEngineArgs beyond those that follow from the other fields. `network` is None where only the
+    and `chat_template` (the key `template`) are what the files hold that the profile names. `family` says how the model
+    is asked (server.families). `tokens` are ids of words by the family's keys for them, and the size of the vocabulary:
+    what the checkpoint is held against. `engine` holds keyword arguments of vLLM's AsyncEngineArgs beyond those that
+    follow from the other fields. `network` is None where only the
     checkpoint tells.
     """
 
@@ -134,9 +128,14 @@ class Profile:
     image_limit: NonNegativeInt = 0
     taxonomy: Annotated[Taxonomy, PlainValidator(_taxonomy_of)]
     chat_template: Annotated[str, Field(validation_alias="template"), AfterValidator(_template_of)]
-    tokens: AnswerTokens
+    family: str = "llama_guard"
+    tokens: Annotated[Mapping[str, NonNegativeInt], AfterValidator(MappingProxyType)]
     network: Network | None = None
     engine: Annotated[Mapping[str, Any], AfterValidator(_engine)] = field(default_factory=dict)
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self.tokens[VOCABULARY_SIZE]
 
     @property
     def is_local(self) -> bool:
@@ -251,6 +250,7 @@ def _merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, An
 
 def _profile(table: Mapping[str, Any], file: Path) -> Profile:
     profile = check(_PROFILE, table, file)
+    _check_family(profile, file)
     if profile.stand_in and (taken := _names_of_the_real_model() & {name.casefold() for name in profile.served_as}):
         raise OperatorError(
             f"{file}: served_as: a stand-in cannot be served as {', '.join(sorted(taken))}, which is the name of a real"
@@ -261,6 +261,19 @@ def _profile(table: Mapping[str, Any], file: Path) -> Profile:
     if profile.image_limit == 0:
         raise OperatorError(f"{file}: image_limit: must be at least 1 while images is true.")
     return profile
+
+
+def _check_family(profile: Profile, file: Path) -> None:
+    family = family_named(profile.family)
+    keys = {VOCABULARY_SIZE, *family.tokens}
+    if missing := [key for key in keys if key not in profile.tokens]:
+        raise OperatorError(f"{file}: tokens.{missing[0]}: the key is missing.")
+    if unknown := [key for key in profile.tokens if key not in keys]:
+        raise OperatorError(f"{file}: tokens.{unknown[0]}: there is no such key.")
+    try:
+        family.check_categories(profile.taxonomy)
+    except ValueError as error:
+        raise OperatorError(f"{file}: taxonomy: {error}.") from error
 
 
 def _names_of_the_real_model() -> set[str]:

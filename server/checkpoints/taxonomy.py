@@ -8,15 +8,15 @@ from pydantic import AfterValidator, BaseModel, TypeAdapter
 
 from server.checkpoints.files import STRICT, check, parse
 from server.domain.errors import OperatorError
-from server.domain.policy import CODE
 from server.domain.taxonomy import OPENAI_CATEGORIES, HazardCategory, Taxonomy
 
+CODE = re.compile(r"[^\s,:](?:[^\n,:]{0,62}[^\s,:])?")
 SLUG = re.compile(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)*")
 
 
 def _code(text: str) -> str:
     if not CODE.fullmatch(text):
-        raise ValueError("must be one of S1 to S14")
+        raise ValueError("must be a code or a name of 1 to 64 characters, without commas")
     return text
 
 

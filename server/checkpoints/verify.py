@@ -1,7 +1,7 @@
 """Whether a checkpoint is the one that its profile describes."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from server.checkpoints.facts import CheckpointFacts
 from server.checkpoints.profile import Profile
@@ -13,24 +13,22 @@ LONG_CONTEXT_VARIABLE = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 """Set to "1" before the engine starts when `exceeds_checkpoint` holds, else vLLM (0.32, 0.33) refuses the context."""
 
 
-def verify(profile: Profile, facts: CheckpointFacts, token_id: Callable[[str], int | None]) -> None:
+def verify(
+    profile: Profile, facts: CheckpointFacts, words: Mapping[str, str], token_id: Callable[[str], int | None]
+) -> None:
     """Refuse a checkpoint that is not the one the profile describes.
 
-    `token_id` gives the id of a text that the checkpoint's tokenizer writes as a single token, else None. Raises
-    OperatorError with every mismatch; logs a warning when the profile allows a longer context than the checkpoint does.
+    `words` must be single tokens; their keys are those of [tokens]. `token_id` gives the id of a text that the
+    checkpoint's tokenizer writes as a single token, else None. Raises OperatorError with every mismatch; logs a warning
+    when the profile allows a longer context than the checkpoint does.
     """
-    tokens = profile.tokens
     mismatches = []
-    if tokens.vocabulary_size != facts.vocabulary_size:
+    if profile.vocabulary_size != facts.vocabulary_size:
         mismatches.append(
-            f"the profile expects a vocabulary of {tokens.vocabulary_size}, the checkpoint has {facts.vocabulary_size}"
+            f"the profile expects a vocabulary of {profile.vocabulary_size}, the checkpoint has {facts.vocabulary_size}"
         )
-    for key, word, expected in (
-        ("blank_line", "\n\n", tokens.blank_line),
-        ("safe", "safe", tokens.safe),
-        ("unsafe", "unsafe", tokens.unsafe),
-    ):
-        found = token_id(word)
+    for key, word in words.items():
+        expected, found = profile.tokens[key], token_id(word)
         if found != expected:
             actual = "has no single token for it" if found is None else f"has {found}"
             mismatches.append(

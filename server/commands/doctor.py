@@ -20,6 +20,7 @@ from server.checkpoints import fit, hub
 from server.checkpoints.facts import read_facts
 from server.checkpoints.profile import DEFAULT_PROFILE, Network, Profile, load_profile, variant_specs
 from server.domain.errors import GuardError, OperatorError
+from server.families.base import family_named
 from server.settings import Settings
 
 FITS, DOES_NOT_FIT, ERROR = 0, 1, 2
@@ -87,7 +88,8 @@ def run(profile: str | None, gpu_memory_gib: float | None, as_json: bool, settin
 
 
 async def _ask(settings: Settings) -> Remote:
-    backend = OpenRouterBackend(settings, load_profile(DEFAULT_PROFILE).taxonomy)
+    official = load_profile(DEFAULT_PROFILE)
+    backend = OpenRouterBackend(settings, official.taxonomy, family_named(official.family))
     try:
         await backend.start()
     except GuardError as error:

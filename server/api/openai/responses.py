@@ -29,7 +29,6 @@ from server.domain.caller import Handling
 from server.domain.conversation import Conversation, ImagePart, Message, Part, TextPart
 from server.domain.errors import ContextLengthExceeded, NothingToJudge
 from server.domain.verdict import Verdict
-from server.families.llama_guard.wording import write
 
 router = APIRouter(prefix="/v1", tags=["responses"], route_class=DirectRoute)
 
@@ -327,7 +326,7 @@ async def respond(service: Service, body: ResponsesRequest, handling: Handling) 
     except (ContextLengthExceeded, NothingToJudge) as error:
         raise error.at("input") from None
     limit = body.max_output_tokens or None
-    answer = write(verdict, max_tokens=limit)
+    answer = service.family.write(verdict, max_tokens=limit)
     status = "incomplete" if answer.cut else "completed"
     now = int(time.time())
     message = {
