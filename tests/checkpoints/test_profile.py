@@ -2,11 +2,15 @@
 
 import ast
 import importlib.util
+import json
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from server.checkpoints import cpu
@@ -269,6 +273,9 @@ def test_no_images_means_a_limit_of_none(own: Path) -> None:
         ("[engine]", "[network]\nlayers = 1\n[engine]", r"network\.kv_heads: the key is missing"),
         ('name = "own"', "", "name: the key is missing"),
         ('taxonomy = "taxonomy.toml"', "taxonomy = 1", "taxonomy: must be the path of a file"),
+        ('model = "."', 'model = "./a\\nb"', "model: must not hold control characters"),
+        ('model = "."', 'model = "."\nextends = "lama"', "extends: There is no profile 'lama'"),
+        ('model = "."', 'model = "."\nextends = "../gone"', r"extends: .*/gone: no such file"),
         ('name = "own"', "name = own", "is not valid TOML"),
         ('template = "prompt.jinja"', 'template = "gone.jinja"', r"gone\.jinja: cannot be read"),
         ('taxonomy = "taxonomy.toml"', 'taxonomy = "gone.toml"', r"gone\.toml: cannot be read"),
@@ -306,6 +313,42 @@ def test_a_file_that_is_no_text_is_reported(own: Path) -> None:
         load_profile(str(own))
 
 
+def as_toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {as_toml(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(as_toml, value)) + "]"
+    return json.dumps(value)
+
+
+KEYS = ("name", "model", "served_as", "context_tokens", "image_limit", "taxonomy", "template", "tokens", "engine")
+KNOWN = st.sampled_from([*KEYS, "extends", "variants", "default_variant", "network", "revision", "safe", "layers"])
+WORDS = st.text(st.characters(codec="ascii", exclude_characters="\x7f"))
+VALUES = st.recursive(
+    st.booleans() | st.integers(-(2**63), 2**63 - 1) | WORDS,
+    lambda values: st.lists(values, max_size=2) | st.dictionaries(KNOWN | WORDS, values, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(changes=st.dictionaries(KNOWN | WORDS, VALUES, min_size=1, max_size=3))
+def test_whatever_a_profile_says_it_loads_or_is_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, changes: dict[str, Any]
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    (folder / "taxonomy.toml").write_text(TAXONOMY)
+    (folder / "prompt.jinja").write_text("{{ messages }}")
+    table = {**tomllib.loads(OWN), **changes}
+    (folder / "profile.toml").write_text("".join(f"{json.dumps(key)} = {as_toml(one)}\n" for key, one in table.items()))
+    try:
+        load_profile(str(folder))
+    except OperatorError as error:
+        refusal = str(error)
+    else:
+        return
+    assert len(refusal.splitlines()) == 1
+
+
 def test_unknown_variants_profiles_and_files_are_told(own: Path) -> None:
     with pytest.raises(OperatorError, match=r"no variant 'huge'. Known ones: small"):
         load_profile(extend(own, "[variants.small]\ncontext_tokens = 1\n") + ":huge")
@@ -320,14 +363,14 @@ def test_unknown_variants_profiles_and_files_are_told(own: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ('code = "S1"', 'code = "S,1"', "category S,1: code: must be a code or a name"),
+        ('code = "S1"', 'code = "S,1"', "category 'S,1': code: must be a code or a name"),
         ('slug = "gossip"', 'slug = "Gossip!"', "S1: slug: must be lower_snake_case"),
         ('slug = "gossip"', "", "S1: slug: the key is missing"),
-        ('slug = "gossip"', 'slug = "gossip"\nopenai = ["gossip"]', r"S1: openai\.0: OpenAI has no category gossip"),
+        ('slug = "gossip"', 'slug = "gossip"\nopenai = ["gossip"]', r"S1: openai\.0: OpenAI has no category 'gossip'"),
         (
             'slug = "gossip"',
             'slug = "gossip"\nopenai_with = { S2 = "hate" }',
-            "S1: openai_with: names S2, which is no category",
+            "S1: openai_with: names 'S2', which is no category",
         ),
         ('slug = "gossip"', 'slug = "gossip"\ncolour = "red"', "category S1: colour: there is no such key"),
         ('slug = "gossip"', 'slug = "gossip"\n' + TAXONOMY, "each code once"),

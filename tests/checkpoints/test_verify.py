@@ -40,10 +40,10 @@ def test_every_mismatch_is_told_at_once(profile: Profile, facts: CheckpointFacts
     assert str(raised.value).splitlines() == [
         "llama-guard-4-12b:80gb: profile and checkpoint do not agree:",
         "  - the profile expects a vocabulary of 202048, the checkpoint has 128256",
-        "  - the profile expects token 368 for '\\n\\n' (tokens.blank_line), the tokenizer gives it 271",
-        "  - the profile expects token 72110 for 'unsafe' (tokens.unsafe), the tokenizer writes it with several tokens",
-        "  - the checkpoint has no vision encoder; set images = false",
-        "  - the profile asks for 163840 tokens of context, the checkpoint allows 131072; "
+        "  - the profile expects token 368 for '\\n\\n' (tokens.blank_line), the tokenizer has 271",
+        "  - the profile expects token 72110 for 'unsafe' (tokens.unsafe), the tokenizer has no single token for it",
+        "  - the checkpoint has no vision encoder: set images = false",
+        "  - the profile asks for 163840 tokens of context, the checkpoint allows 131072: "
         "set context_tokens to at most 131072",
     ]
 
