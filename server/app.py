@@ -33,6 +33,7 @@ from server.backends.fallback import parts
 from server.batches.runner import BatchRunner
 from server.checkpoints.profile import Profile
 from server.domain.policy import Policy
+from server.families.llama_guard.pictures import SIZES
 from server.images import ImageDecoder
 from server.loading import operator_policy
 from server.moderation.judges import judges_of, sight_of
@@ -62,7 +63,7 @@ def create_moderator(settings: Settings, profile: Profile, backend: Backend) -> 
     policy, limits = operator_policy(settings, profile), settings.image_limits
     return Moderator(
         backend,
-        ImageDecoder(replace(limits, max_images=min(limits.max_images, profile.image_limit))),
+        ImageDecoder(replace(limits, max_images=min(limits.max_images, profile.image_limit)), SIZES),
         policy,
         max_queue=settings.places,
         list_concurrency=settings.list_concurrency,

@@ -22,6 +22,7 @@ from server.domain.conversation import Conversation, ImagePart, TextPart
 from server.domain.errors import ContextLengthExceeded, DeadlineExceeded
 from server.domain.policy import Policy
 from server.domain.verdict import ScoreMethod, judge
+from server.families.llama_guard.pictures import SIZES
 from server.families.llama_guard.prompt import Prompt
 from server.families.tokenizer import PromptTokenizer
 from server.images import ImageDecoder, ImageLimits
@@ -298,7 +299,7 @@ async def test_a_live_request_overtakes_what_waits_in_the_engine(pocket_backend)
 
 
 async def test_what_passes_its_deadline_is_ended_in_the_engine(pocket_backend):
-    moderator = Moderator(pocket_backend, ImageDecoder(ImageLimits()), POLICY, deadline_s=0.02)
+    moderator = Moderator(pocket_backend, ImageDecoder(ImageLimits(), SIZES), POLICY, deadline_s=0.02)
     try:
         with pytest.raises(DeadlineExceeded):
             await moderator.moderate(Conversation.from_user(TextPart("How do I bake bread? " * 900)))
