@@ -4,6 +4,7 @@ Every import counts, wherever in a module it stands: at its top, inside a functi
 """
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -51,7 +52,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "cachetools": ("moderation.verdict_cache",),
     "httpx": ("images.fetch", "commands.check", "commands.batch", "backends.openrouter.client"),
     "requests": (),
-    "tokenizers": ("families.tokenizer", "families.byte_pairs", "backends.vllm.process"),
+    "tokenizers": ("families.tokenizer", "families.byte_pairs", "backends.vllm.mends.shared_tokenizers"),
     "tiktoken": ("families.byte_pairs",),
     # It knows what the standard library's re does not: which characters are invisible.
     "regex": ("domain.conversation", "moderation.lookalikes"),
@@ -200,6 +201,52 @@ def test_every_foreign_package_has_a_room():
 def test_benchmarks_know_the_server_by_its_wire_only(module):
     # The floor is a server itself, of vLLM's engine and nothing else.
     assert packages(BENCHMARKS[module]) & {"server", "vllm", "model_config"} <= BENCHMARK_IMPORTS.get(module, set())
+
+
+# --- Mends --------------------------------------------------------------------------------------------------
+
+MENDS = {name: file for name, file in SERVER.items() if within(name, "backends.vllm.mends") and name.count(".") == 3}
+
+FORM = re.compile(
+    r"(?P<changes>[^\n]+\.)\n\nWhy: (?P<why>.+)\nWhere: (?P<where>.+)\n"
+    r"Upstream: (?P<upstream>.+)\nNeeded: (?P<needed>\S+)\nUntil: (?P<until>.+)",
+    re.DOTALL,
+)
+"""How the docstring of a mend reads."""
+
+THREAD = re.compile(r"[\w.-]+/[\w.-]+#[1-9]\d*")
+
+
+def form_of(file: Path) -> dict[str, str]:
+    found = FORM.fullmatch((ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").strip())
+    assert found is not None, f"{file.name} does not open in the form that mends/__init__.py shows"
+    return found.groupdict()
+
+
+def functions(file: Path) -> set[str]:
+    defined = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return {node.name for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, defined)}
+
+
+@pytest.mark.parametrize("mend", MENDS)
+def test_a_mend_says_what_why_where_and_until_when(mend):
+    form = form_of(MENDS[mend])
+    assert all(text.strip() for text in form.values())
+    assert THREAD.search(form["upstream"]) or form["upstream"].startswith("none known")
+
+
+@pytest.mark.parametrize("mend", MENDS)
+def test_a_mend_names_the_test_that_shows_that_it_is_needed(mend):
+    file, _, name = form_of(MENDS[mend])["needed"].partition("::")
+    assert name in functions(ROOT / file)
+
+
+@pytest.mark.parametrize("mend", MENDS)
+def test_a_mend_is_installed_somewhere(mend):
+    named = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    users = {module for module in SERVER if mend in neighbours(module) and module not in MENDS}
+    assert users or f'"server.{mend}:' in named
+    assert {"install", "installed"} & functions(MENDS[mend]) or "\nARGUMENTS" in MENDS[mend].read_text(encoding="utf-8")
 
 
 # --- The rules above can fail -----------------------------------------------------------------------------

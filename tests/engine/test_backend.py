@@ -12,8 +12,9 @@ from vllm.v1.metrics.stats import RequestStateStats
 
 from server.backends.base import Case
 from server.backends.vllm.backend import NO_SCORES, VllmBackend, _Asked
-from server.backends.vllm.backend import process as engine_process
 from server.backends.vllm.client import EngineAnswer
+from server.backends.vllm.device import is_cpu
+from server.backends.vllm.mends import step_sizes
 from server.backends.vllm.process import PLUGIN
 from server.checkpoints.checkpoint import read_facts
 from server.checkpoints.profile import Profile, load_profile
@@ -87,14 +88,14 @@ def test_what_is_to_be_compiled_is_compiled(environment, changes):
     assert ("VLLM_ENABLE_V1_MULTIPROCESSING" in found) is changes.get("runs_on_cpu", True)
 
 
-@pytest.mark.skipif(not engine_process.is_cpu(), reason="elsewhere nothing is to be said")
+@pytest.mark.skipif(not is_cpu(), reason="elsewhere nothing is to be said")
 def test_a_cpu_gets_larger_steps_unless_the_profile_says_otherwise():
     def step(**engine: int) -> int:
         return open_backend(replace(POCKET, engine={**POCKET.engine, **engine}))._engine_arguments()[
             "max_num_batched_tokens"
         ]
 
-    assert step() == engine_process.STEP_ON_A_CPU
+    assert step() == step_sizes.ARGUMENTS["max_num_batched_tokens"]
     assert step(max_num_batched_tokens=512) == 512
 
 

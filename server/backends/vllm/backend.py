@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from PIL import Image
 
 from server.backends.base import Case
-from server.backends.vllm.process import PLUGIN, SERVER_PID, arguments_here, threads_on_their_cores
+from server.backends.vllm.mends.bound_threads import installed as threads_on_their_cores
+from server.backends.vllm.mends.death_with_server import SERVER_PID
+from server.backends.vllm.process import PLUGIN, arguments_here
 from server.checkpoints.checkpoint import LONG_CONTEXT_VARIABLE, CheckpointFacts, fits_one_chunk
 from server.checkpoints.profile import Profile
 from server.domain.caller import ORDINARY, Handling

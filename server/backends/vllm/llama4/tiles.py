@@ -2,7 +2,7 @@
 
 The official processor spends most of its time on arithmetic over whole pictures whose result can only be one of 256
 values, and on spelling out and encoding a text of thousands of placeholders. Here tiles stay bytes, and are made
-numbers last (process.py): where the vision tower runs on CPUs, before they are sent on GPUs.
+numbers last (pixels.py): where the vision tower runs on CPUs, before they are sent on GPUs.
 """
 
 import warnings
