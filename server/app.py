@@ -33,6 +33,7 @@ from server.backends.fallback import parts
 from server.batches.runner import BatchRunner
 from server.checkpoints.profile import Profile
 from server.domain.policy import Policy
+from server.families.base import family_named
 from server.families.llama_guard.pictures import SIZES
 from server.images import ImageDecoder
 from server.loading import operator_policy
@@ -68,7 +69,6 @@ def create_moderator(settings: Settings, profile: Profile, backend: Backend) -> 
         max_queue=settings.places,
         list_concurrency=settings.list_concurrency,
         deadline_s=settings.deadline,
-        minimum_mass=settings.minimum_verdict_mass,
         max_characters=profile.context_tokens * CHARACTERS_PER_TOKEN,
         served=repr((_facts(profile, policy, settings), profile.chat_template)),
         cache=VerdictCache(settings.verdict_cache, settings.verdict_cache_ttl),
@@ -138,6 +138,7 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
         moderator=moderator,
         names=app.state.model_names,
         sight=sight,
+        family=family_named(profile.family),
         taxonomy=profile.taxonomy,
         settings=settings,
         fingerprint=_fingerprint(profile, moderator.policy, settings),
@@ -173,8 +174,7 @@ def _fingerprint(profile: Profile, policy: Policy, settings: Settings) -> str:
 
 def _facts(profile: Profile, policy: Policy, settings: Settings) -> str:
     """All that decides how the same request is judged."""
-    model = (profile.name, profile.model, profile.revision, dict(profile.engine))
-    limits = (settings.minimum_verdict_mass, settings.image_limits)
-    choices = (policy, *limits, settings.finished_prompts, settings.unseen_images)
+    model = (profile.name, profile.family, profile.model, profile.revision, dict(profile.engine))
+    choices = (policy, settings.image_limits, settings.finished_prompts, settings.unseen_images)
     remote = (settings.backend, settings.fallback, settings.openrouter_model) if settings.is_remote else None
     return repr((__version__, model, choices, remote))

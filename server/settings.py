@@ -11,7 +11,6 @@ from pydantic import Field, SecretStr, StringConstraints, field_validator, model
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from server.checkpoints.profile import DEFAULT_PROFILE
-from server.domain.policy import CODE
 from server.domain.taxonomy import OPENAI_CATEGORIES
 from server.images import ImageLimits
 
@@ -33,7 +32,7 @@ MINIMUM_PEPPER = 32
 
 NO_CATEGORY = "none"
 
-Code = Annotated[str, StringConstraints(pattern=f"^{CODE.pattern}$")]
+Code = Annotated[str, StringConstraints(min_length=1)]
 Codes = Annotated[tuple[Code, ...], NoDecode]
 Names = Annotated[tuple[str, ...], NoDecode]
 Providers = Annotated[tuple[Annotated[str, StringConstraints(pattern=r"^[\w./-]+$")], ...], NoDecode]

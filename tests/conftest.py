@@ -24,8 +24,8 @@ import pytest
 import pytest_asyncio
 
 from server.backends.vllm.backend import VllmBackend
-from server.checkpoints.checkpoint import read_facts
-from server.checkpoints.profile import AnswerTokens, Profile, load_profile
+from server.checkpoints.facts import read_facts
+from server.checkpoints.profile import Profile, load_profile
 from server.domain.policy import Policy
 from server.families.tokenizer import PromptTokenizer
 from tests.reference_model import build_reference_model
@@ -108,7 +108,7 @@ def reference_profile(reference_folder: Path) -> Profile:
         load_profile("pocket"),
         name="reference",
         model=str(reference_folder),
-        tokens=AnswerTokens(blank_line=368, safe=60411, unsafe=72110, vocabulary_size=202_048),
+        tokens={"blank_line": 368, "safe": 60411, "unsafe": 72110, "vocabulary_size": 202_048},
         engine=MappingProxyType({**load_profile("pocket").engine, "dtype": "float32"}),
     )
 

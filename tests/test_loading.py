@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from server import loading
-from server.checkpoints import memory
-from server.checkpoints.memory import Gpu
+from server.checkpoints import fit
+from server.checkpoints.fit import Gpu
 from server.checkpoints.profile import load_profile
 from server.domain.errors import OperatorError
 from server.settings import Settings
@@ -25,7 +25,7 @@ def gpus(monkeypatch):
 
     def install(*gibibytes: int) -> None:
         cards = tuple(Gpu(f"card of {size} GiB", size << 30) for size in gibibytes)
-        monkeypatch.setattr(memory, "find_gpus", lambda: cards)
+        monkeypatch.setattr(fit, "find_gpus", lambda: cards)
 
     return install
 

@@ -88,8 +88,7 @@ async def _moderate_input(service: Service, body: ModerationRequest, input_: Inp
             conversations, model=body.model, policy=body.policy, scores=body.category_scores, handling=handling
         )
     except ContextLengthExceeded as error:
-        error.param = "input"
-        raise
+        raise error.at("input") from None
     unmapped = service.settings.category_of_unmapped
     results = [
         result(verdict, conversation, unmapped) for verdict, conversation in zip(verdicts, conversations, strict=True)

@@ -101,7 +101,8 @@ class BatchRunner:
                     # A defect must not end the work on all batches to come.
                     log.error("batches: defect %s at\n%s", type(error).__name__, _place(error))
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), POLL_S)
+                    async with asyncio.timeout(POLL_S):
+                        await self._changed.wait()
         finally:
             tasks = list(self._at_work.values())
             for task in tasks:
@@ -314,7 +315,8 @@ class _Recorder:
             while (first := await self._queue.get()) is not None:
                 self._group.append(first)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._full.wait(), LINGER_S)
+                    async with asyncio.timeout(LINGER_S):
+                        await self._full.wait()
                 self._gather()
                 self._full.clear()
                 await self._write()

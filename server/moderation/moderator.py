@@ -53,7 +53,6 @@ class Moderator:
         max_queue: int = 256,
         list_concurrency: int = 32,
         deadline_s: float = 60.0,
-        minimum_mass: float = 0.9,
         max_characters: float = math.inf,
         served: str = "",
         cache: VerdictCache | None = None,
@@ -70,7 +69,6 @@ class Moderator:
         self._decoder = decoder
         self._list_concurrency = list_concurrency
         self._deadline_s = deadline_s
-        self._minimum_mass = minimum_mass
         self._max_characters = max_characters
         self._questions = Questions(served, policy)
         self._in_flight: InFlight[Verdict] = InFlight()
@@ -130,7 +128,7 @@ class Moderator:
             lambda deadline: self.backend.probe(Case(PROBE, (), self.policy, ORDINARY, deadline))
         )
         if completion is not None:
-            judge(completion, self.policy, self._minimum_mass)
+            judge(completion, self.policy)
         self.last_verdict_at = time.monotonic()
 
     def close(self) -> None:
@@ -201,7 +199,6 @@ class Moderator:
                 return judge(
                     await self.backend.complete(Case(conversation, (), policy, handling, deadline)),
                     policy,
-                    self._minimum_mass,
                 )
             # A pass may show its images in another order than they were sent in.
             pictures = [decoded[image] for image in conversation.images]
@@ -213,7 +210,7 @@ class Moderator:
                 frames=sum(picture.total_frames for picture in pictures),
                 frames_unseen=sum(picture.unseen_frames for picture in pictures),
             )
-            return judge(completion, policy, self._minimum_mass)
+            return judge(completion, policy)
 
         if len(passes) == 1:
             verdicts = [await judged(passes[0].conversation)]

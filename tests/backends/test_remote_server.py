@@ -23,7 +23,7 @@ from server.backends.base import Backend, Case
 from server.backends.fallback import FallbackBackend
 from server.backends.openrouter.backend import OpenRouterBackend
 from server.backends.openrouter.breaker import Breaker
-from server.checkpoints import memory
+from server.checkpoints import fit
 from server.checkpoints.profile import load_profile
 from server.commands import doctor
 from server.domain.caller import Handling
@@ -399,7 +399,7 @@ def test_a_profile_with_other_categories_has_no_remote(remote: ScriptedOpenRoute
 
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "find_gpus", lambda: ())
+    monkeypatch.setattr(fit, "find_gpus", lambda: ())
 
 
 def diagnosed(capsys: Any, settings: Settings) -> tuple[int, Any, str]:

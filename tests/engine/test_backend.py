@@ -16,7 +16,7 @@ from server.backends.vllm.client import EngineAnswer
 from server.backends.vllm.device import is_cpu
 from server.backends.vllm.mends import step_sizes
 from server.backends.vllm.process import PLUGIN
-from server.checkpoints.checkpoint import read_facts
+from server.checkpoints.facts import read_facts
 from server.checkpoints.profile import Profile, load_profile
 from server.domain.caller import Handling
 from server.domain.conversation import Conversation, ImagePart, TextPart
@@ -68,7 +68,7 @@ def test_a_choice_of_plugins_never_leaves_ours_out(environment, chosen):
     assert environment(VLLM_PLUGINS=chosen)["VLLM_PLUGINS"].split(",")[-1] == PLUGIN
 
 
-@pytest.mark.parametrize("vocabulary", [POCKET.tokens.vocabulary_size, 202_048], ids=["pocket's", "Llama 4's"])
+@pytest.mark.parametrize("vocabulary", [POCKET.vocabulary_size, 202_048], ids=["pocket's", "Llama 4's"])
 def test_a_cpu_gets_one_process_for_the_engine_and_nothing_compiled(environment, vocabulary):
     found = environment(replace(POCKET, tokens=replace(POCKET.tokens, vocabulary_size=vocabulary)))
     assert (found["VLLM_ENABLE_V1_MULTIPROCESSING"], found["TORCH_COMPILE_DISABLE"]) == ("0", "1")

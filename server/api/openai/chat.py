@@ -7,7 +7,7 @@ because it could change one unseen, or because ignoring it would mislead. docs/a
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from typing import Annotated, Any, Literal
@@ -40,8 +40,7 @@ from server.domain.caller import Handling
 from server.domain.conversation import Conversation, ImagePart, Message, Part, TextPart
 from server.domain.errors import InvalidRequest
 from server.domain.verdict import Verdict
-from server.families.llama_guard.finished_prompt import FinishedPrompt
-from server.families.llama_guard.wording import Answer, splits_an_answer, write
+from server.families.base import Family, FinishedPrompt, Wording
 from server.observation import metrics
 from server.settings import Settings
 
@@ -253,12 +252,10 @@ class ChatRequest(IgnoredOptions):
 
     @field_validator("stop")
     @classmethod
-    def _refuse_to_split_an_answer(cls, stop: str | list[str] | None) -> str | list[str] | None:
+    def _bound_the_stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
         stops = [stop] if isinstance(stop, str) else stop or []
         if len(stops) > MAX_STOPS:
             raise ValueError(f"at most {MAX_STOPS} texts are taken")
-        if any(map(splits_an_answer, stops)):
-            raise ValueError("it would split the words or codes that verdicts are made of")
         return stop
 
     @field_validator("top_logprobs")
@@ -287,7 +284,7 @@ class ChatRequest(IgnoredOptions):
             [Message(message.role, parts) for message, parts in zip(self.messages, self.said, strict=True)]
         )
 
-    def finished_prompt(self) -> FinishedPrompt | None:
+    def finished_prompt(self, family: Family) -> FinishedPrompt | None:
         """The Guard prompt that the only message is as a whole, if it is one."""
         if len(self.messages) != 1 or self.messages[0].role != "user":
             return None
@@ -296,10 +293,9 @@ class ChatRequest(IgnoredOptions):
         if len(texts) != 1:
             return None
         try:
-            return FinishedPrompt.read(texts[0], [part for part in parts if isinstance(part, ImagePart)])
+            return family.finished_prompt(texts[0], [part for part in parts if isinstance(part, ImagePart)])
         except InvalidRequest as error:
-            error.param = "messages[0].content"
-            raise
+            raise error.at("messages[0].content") from None
 
     def model_in(self, names: ModelNames) -> str | None:
         """The first of the models asked for that is served here; when none is, the first one."""
@@ -311,17 +307,20 @@ class ChatRequest(IgnoredOptions):
 
 
 async def complete(service: Service, body: ChatRequest, handling: Handling) -> Reply:
+    if any(map(service.family.splits_an_answer, body.stops)):
+        message = "it would split the words or codes that verdicts are made of"
+        raise InvalidRequest(f"Invalid value for 'stop': {message}.", param="stop")
     if body.logprobs:
         handling = replace(handling, top_logprobs=body.top_logprobs or 0)
     if body.provider is not None and body.provider.stricter_than(service.settings):
         handling = replace(handling, never_remote=True)
     model = body.model_in(service.names)
-    prompt = body.finished_prompt()
+    prompt = body.finished_prompt(service.family)
     if prompt is None:
         (verdict,) = await service.judge(
             [body.conversation()], model=model, policy=body.policy, scores=body.category_scores, handling=handling
         )
-        answer = write(verdict, max_tokens=body.token_limit, stop=body.stops)
+        answer = service.family.write(verdict, max_tokens=body.token_limit, stop=body.stops)
         return Reply(_document(service, body, verdict, answer, verdict_detail(verdict)), [verdict])
 
     trusted = handling.finished_prompts or service.settings.finished_prompts
@@ -333,12 +332,13 @@ async def complete(service: Service, body: ChatRequest, handling: Handling) -> R
         )
     except InvalidRequest as error:
         if error.param is not None and error.param.startswith("policy") and body.policy is None:
-            error.param = "messages[0].content"  # what is wrong with the policy is wrong with the prompt
+            # What is wrong with the policy is wrong with the prompt that it was read from.
+            raise error.at("messages[0].content") from None
         raise
     metrics.FINISHED_PROMPTS.labels("prompt" if trusted else "server").inc()
     if not trusted:
         _warn_once()
-    answer = write(verdict, codes=codes, max_tokens=body.token_limit, stop=body.stops)
+    answer = service.family.write(verdict, codes=codes, max_tokens=body.token_limit, stop=body.stops)
     judged_by = "prompt_policy" if trusted else "server_policy"
     detail = {**verdict_detail(verdict.under(codes)), "finished_prompt": judged_by}
     return Reply(_document(service, body, verdict, answer, detail), [verdict])
@@ -355,13 +355,13 @@ def _warn_once() -> None:
 
 def _options_of(
     prompt: FinishedPrompt, asked: PolicyOptions | None, service: Service
-) -> tuple[PolicyOptions | None, dict[str, str]]:
+) -> tuple[PolicyOptions | None, Mapping[str, str]]:
     """The policy that a finished prompt asks for, and the model's codes to those of the prompt where they differ."""
     if asked is not None and (asked.categories is not None or asked.excluded_categories):
         raise InvalidRequest("A finished Guard prompt has its own categories.", param="policy")
     options = asked or PolicyOptions.model_validate({})
     if not prompt.asks_for(service.taxonomy):
-        return options.model_copy(update={"categories": prompt.words}), prompt.codes
+        return options.model_copy(update={"categories": dict(prompt.words)}), prompt.codes
     if not service.settings.request_policy:
         return asked, {}  # asking about more than the prompt does is never laxer
     unasked = [code for code in service.moderator.policy.taxonomy.codes if code not in prompt.categories]
@@ -369,7 +369,7 @@ def _options_of(
 
 
 def _document(
-    service: Service, body: ChatRequest, verdict: Verdict, answer: Answer, detail: dict[str, Any]
+    service: Service, body: ChatRequest, verdict: Verdict, answer: Wording, detail: dict[str, Any]
 ) -> dict[str, Any]:
     tokens = answer.tokens
     choice = {

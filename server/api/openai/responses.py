@@ -29,7 +29,6 @@ from server.domain.caller import Handling
 from server.domain.conversation import Conversation, ImagePart, Message, Part, TextPart
 from server.domain.errors import ContextLengthExceeded, NothingToJudge
 from server.domain.verdict import Verdict
-from server.families.llama_guard.wording import write
 
 router = APIRouter(prefix="/v1", tags=["responses"], route_class=DirectRoute)
 
@@ -325,10 +324,9 @@ async def respond(service: Service, body: ResponsesRequest, handling: Handling) 
             handling=handling,
         )
     except (ContextLengthExceeded, NothingToJudge) as error:
-        error.param = "input"
-        raise
+        raise error.at("input") from None
     limit = body.max_output_tokens or None
-    answer = write(verdict, max_tokens=limit)
+    answer = service.family.write(verdict, max_tokens=limit)
     status = "incomplete" if answer.cut else "completed"
     now = int(time.time())
     message = {

@@ -121,7 +121,7 @@ class ModelCard:
                 "modality": f"{'+'.join(self.inputs)}->text",
                 "input_modalities": self.inputs,
                 "output_modalities": ["text"],
-                "tokenizer": "Llama4" if self._profile.tokens.vocabulary_size == LLAMA_4_VOCABULARY else "Other",
+                "tokenizer": "Llama4" if self._profile.vocabulary_size == LLAMA_4_VOCABULARY else "Other",
                 "instruct_type": None,
             },
         }

@@ -37,21 +37,21 @@ class Mend(Protocol):
     def install(self) -> None: ...
 
 
-def prepare_server(*, on_cpu: bool, eager: bool) -> Path:
-    """Prepare the environment that the engine's processes read as they start, before anything of vLLM is imported.
+def prepare_server(sockets: Path, *, on_cpu: bool, eager: bool) -> None:
+    """Prepare the environment that the engine's processes read as they start.
 
-    Returns the folder of their sockets, for whoever removes it.
+    `sockets` is a folder that nobody else may enter. `eager` says that the model runs as it is written.
     """
     os.environ[SERVER_PID] = str(os.getpid())
     if (chosen := os.environ.get("VLLM_PLUGINS")) is not None and PLUGIN not in chosen.split(","):
         os.environ["VLLM_PLUGINS"] = ",".join(filter(None, [chosen, PLUGIN]))
+    private_sockets.install(sockets)
     spawned_processes.install()
     silent_end.install()
     if on_cpu:
         model_beside_scheduler.install()
         if eager:
             nothing_compiled.install()
-    return private_sockets.install()
 
 
 def prepare() -> None:

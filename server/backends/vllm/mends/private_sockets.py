@@ -9,14 +9,9 @@ Until: vLLM makes a folder of its own for them.
 """
 
 import os
-import tempfile
 from pathlib import Path
 
-FOLDER = "VLLM_RPC_BASE_PATH"
 
-
-def install() -> Path:
-    """For every engine that this process starts from now on. Returns the folder, for whoever removes it (mode 0700)."""
-    folder = Path(tempfile.mkdtemp(prefix="guard-"))
-    os.environ[FOLDER] = str(folder)
-    return folder
+def install(folder: Path) -> None:
+    """For every engine that this process starts from now on. `folder` is its owner's only, as mkdtemp makes it."""
+    os.environ["VLLM_RPC_BASE_PATH"] = str(folder)

@@ -1,10 +1,10 @@
 """A checkpoint whose own chat template says something else is found out before it judges."""
 
 import pytest
+from server.families.llama_guard.template_check import CASES, differences
 
 from server.checkpoints.profile import load_profile
 from server.domain.taxonomy import HazardCategory, Taxonomy
-from server.families.llama_guard.template_check import CASES, differences
 
 PROFILES = ("llama-guard-4-12b", "pocket")
 TEMPLATE = load_profile("llama-guard-4-12b").chat_template

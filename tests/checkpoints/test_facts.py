@@ -1,24 +1,14 @@
-"""Reading checkpoints: tiny ones made here, and a hub that says no."""
+"""Reading checkpoints: tiny ones that are made here."""
 
 import json
 import struct
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
-from server.checkpoints import checkpoint
-from server.checkpoints.checkpoint import CheckpointFacts, exceeds_checkpoint, read_facts, verify
-from server.checkpoints.profile import Network, Profile, load_profile
+from server.checkpoints.facts import CheckpointFacts, read_facts
+from server.checkpoints.profile import Network
 from server.domain.errors import OperatorError
 
 BYTES = {"BF16": 2, "F32": 4, "F8_E4M3": 1}
@@ -75,9 +65,6 @@ def write_checkpoint(folder: Path, config: dict[str, Any] = CONFIG, tensors: Any
 
 def with_text(**changes: Any) -> dict[str, Any]:
     return {**CONFIG, "text_config": {**CONFIG["text_config"], **changes}}  # type: ignore[dict-item]
-
-
-# --- Facts -----------------------------------------------------------------------------------------------
 
 
 def test_facts_of_a_small_llama_4(tmp_path: Path) -> None:
@@ -195,150 +182,3 @@ def test_incomplete_checkpoints_are_told(tmp_path: Path) -> None:
 def test_a_configuration_without_sizes_is_told(tmp_path: Path, missing: str) -> None:
     with pytest.raises(OperatorError, match="is missing or makes no sense"):
         read_facts(write_checkpoint(tmp_path, with_text(**{missing: None})))
-
-
-# --- Comparing -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def profile() -> Profile:
-    return load_profile("llama-guard-4-12b")
-
-
-@pytest.fixture
-def facts(tmp_path: Path) -> CheckpointFacts:
-    """What the real checkpoint should say, as far as it is known."""
-    return replace(read_facts(write_checkpoint(tmp_path)), vocabulary_size=202_048, context_tokens=163_840)
-
-
-def token_id(text: str) -> int | None:
-    return {"\n\n": 368, "safe": 60_411, "unsafe": 72_110}.get(text)
-
-
-def test_a_matching_checkpoint_passes(profile: Profile, facts: CheckpointFacts) -> None:
-    verify(profile, facts, token_id)
-    verify(profile, replace(facts, context_tokens=None), token_id)
-
-
-def test_every_mismatch_is_told_at_once(profile: Profile, facts: CheckpointFacts) -> None:
-    other = replace(facts, vocabulary_size=128_256, context_tokens=131_072, tokens_per_tile=None)
-    with pytest.raises(OperatorError) as raised:
-        verify(profile, other, lambda word: {"\n\n": 271, "safe": 60_411}.get(word))
-    assert str(raised.value).splitlines() == [
-        "llama-guard-4-12b:80gb: profile and checkpoint do not agree:",
-        "  - the profile expects a vocabulary of 202048, the checkpoint has 128256",
-        "  - the profile expects token 368 for '\\n\\n' (tokens.blank_line), the tokenizer gives it 271",
-        "  - the profile expects token 72110 for 'unsafe' (tokens.unsafe), the tokenizer writes it with several tokens",
-        "  - the checkpoint has no vision encoder; set images = false",
-        "  - the profile asks for 163840 tokens of context, the checkpoint allows 131072; "
-        "set context_tokens to at most 131072",
-    ]
-
-
-def test_a_longer_context_can_be_waived_loudly(
-    profile: Profile, facts: CheckpointFacts, caplog: pytest.LogCaptureFixture
-) -> None:
-    short = replace(facts, context_tokens=131_072)
-    assert exceeds_checkpoint(profile, short)
-    assert not exceeds_checkpoint(profile, facts)
-    verify(replace(profile, context_beyond_checkpoint=True), short, token_id)
-    assert "163840 tokens of context, the checkpoint allows 131072" in caplog.text
-
-
-def test_a_text_only_profile_accepts_a_checkpoint_with_images(facts: CheckpointFacts) -> None:
-    verify(load_profile("llama-guard-4-12b:text-only"), facts, token_id)
-
-
-# --- The hub ---------------------------------------------------------------------------------------------
-
-
-def refusal(kind: type[HfHubHTTPError], status: int) -> HfHubHTTPError:
-    response = httpx.Response(status, request=httpx.Request("GET", "https://hub.invalid/"))
-    return kind("refused\nwith details", response=response)
-
-
-def answer_with(monkeypatch: pytest.MonkeyPatch, online: Exception | str, offline: Exception | str) -> list[Any]:
-    calls = []
-
-    def snapshot_download(repository: str, **options: Any) -> str:
-        calls.append((repository, options))
-        answer = offline if options["local_files_only"] else online
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    monkeypatch.setattr(checkpoint, "snapshot_download", snapshot_download)
-    return calls
-
-
-NOTHING_CACHED = LocalEntryNotFoundError("nothing here")
-
-
-def test_a_hub_id_is_downloaded_without_the_second_copy(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = answer_with(monkeypatch, "/cache/snapshot", NOTHING_CACHED)
-    assert checkpoint.locate(profile) == Path("/cache/snapshot")
-    ((repository, options),) = calls
-    assert (repository, options["revision"]) == ("meta-llama/Llama-Guard-4-12B", "main")
-    assert options["ignore_patterns"] == ["original/*"]
-    assert "token" not in options, "huggingface_hub reads HF_TOKEN itself"
-
-
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [
-        (refusal(GatedRepoError, 403), "Accept the licence"),
-        (refusal(RepositoryNotFoundError, 401), "Accept the licence"),
-        (refusal(HfHubHTTPError, 401), "Accept the licence"),
-        (refusal(HfHubHTTPError, 503), "The hub failed while handing out .*: refused$"),
-        (refusal(RevisionNotFoundError, 404), "no revision 'main'"),
-        (LocalEntryNotFoundError("offline"), "cannot be reached"),
-        (OSError(28, "No space left on device"), "No space left on device"),
-    ],
-)
-def test_refusals_are_told_in_words(
-    profile: Profile, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
-) -> None:
-    answer_with(monkeypatch, error, NOTHING_CACHED)
-    with pytest.raises(OperatorError, match=told):
-        checkpoint.locate(profile)
-
-
-@pytest.mark.parametrize(("token", "told"), [("", "HF_TOKEN is not set"), ("hf_secret", "may belong to another")])
-def test_a_refusal_says_whether_there_is_a_token_but_not_which(
-    profile: Profile, monkeypatch: pytest.MonkeyPatch, token: str, told: str
-) -> None:
-    monkeypatch.setenv("HF_TOKEN", token)
-    answer_with(monkeypatch, refusal(GatedRepoError, 403), NOTHING_CACHED)
-    with pytest.raises(OperatorError, match=told) as raised:
-        checkpoint.locate(profile)
-    assert "hf_secret" not in str(raised.value)
-
-
-def test_a_refused_token_does_not_keep_cached_weights_from_serving(
-    profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = write_checkpoint(tmp_path)
-    answer_with(monkeypatch, refusal(GatedRepoError, 403), str(folder))
-    assert checkpoint.locate(profile) == folder
-    assert "Serving the copy in the local cache" in caplog.text
-
-
-def test_what_is_cached_is_found_without_network(
-    profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    unreachable = RuntimeError("the network was used")
-    answer_with(monkeypatch, unreachable, NOTHING_CACHED)
-    assert checkpoint.cached(profile) is None
-    answer_with(monkeypatch, unreachable, str(tmp_path))
-    assert checkpoint.cached(profile) is None, "an aborted download has no configuration"
-    answer_with(monkeypatch, unreachable, str(write_checkpoint(tmp_path)))
-    assert checkpoint.cached(profile) == tmp_path
-
-
-def test_a_local_folder_is_taken_as_it_is(profile: Profile, tmp_path: Path) -> None:
-    local = replace(profile, model=str(tmp_path / "weights"))
-    with pytest.raises(OperatorError, match="weights does not exist"):
-        checkpoint.locate(local)
-    assert checkpoint.cached(local) is None
-    write_checkpoint(tmp_path / "weights")
-    assert checkpoint.locate(local) == checkpoint.cached(local) == tmp_path / "weights"

@@ -83,7 +83,7 @@ def find_gpus() -> tuple[Gpu, ...]:
     return tuple(gpus)
 
 
-def fit(profile: Profile, network: Network, memory_bytes: int) -> Fit:
+def fit_of(profile: Profile, network: Network, memory_bytes: int) -> Fit:
     """Reckon how `profile` meets a card, or a main memory, of `memory_bytes`."""
     usable = int(memory_bytes * profile.engine.get("gpu_memory_utilization", DEFAULT_UTILIZATION))
     weights = weights_bytes(profile, network)
@@ -125,7 +125,7 @@ def kv_bytes_per_token(profile: Profile, network: Network) -> int:
 def headroom_bytes(profile: Profile) -> int:
     """What the engine needs beside weights and KV cache: an allowance, the least certain figure here."""
     rows = int(profile.engine.get("max_num_seqs", DEFAULT_MAX_NUM_SEQS))
-    return RUNTIME_BYTES + LOGITS_COPIES * rows * profile.tokens.vocabulary_size * FLOAT_BYTES["float32"]
+    return RUNTIME_BYTES + LOGITS_COPIES * rows * profile.vocabulary_size * FLOAT_BYTES["float32"]
 
 
 def check_fits(profile: Profile, network: Network, memory_bytes: int) -> None:
@@ -133,7 +133,7 @@ def check_fits(profile: Profile, network: Network, memory_bytes: int) -> None:
 
     Raises OperatorError with what would fit.
     """
-    found = fit(profile, network, memory_bytes)
+    found = fit_of(profile, network, memory_bytes)
     if found.fits:
         return
     if found.largest_context:

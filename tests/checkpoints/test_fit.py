@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from server.checkpoints import memory
-from server.checkpoints.checkpoint import CheckpointFacts
-from server.checkpoints.memory import GIB, check_fits, fit, headroom_bytes, kv_bytes_per_token, weights_bytes
+from server.checkpoints import fit
+from server.checkpoints.facts import CheckpointFacts
+from server.checkpoints.fit import GIB, check_fits, fit_of, headroom_bytes, kv_bytes_per_token, weights_bytes
 from server.checkpoints.profile import Network, Profile, load_profile
 from server.domain.errors import OperatorError
 
@@ -43,7 +43,7 @@ def test_sizes(variant: str, weights_gib: float, kv_kib: int, kv_gib: float) -> 
     network = network_of(profile)
     assert weights_bytes(profile, network) / GIB == pytest.approx(weights_gib, abs=0.05)
     assert kv_bytes_per_token(profile, network) == kv_kib * 1024
-    assert fit(profile, network, 80 * GIB).kv_bytes == kv_gib * GIB
+    assert fit_of(profile, network, 80 * GIB).kv_bytes == kv_gib * GIB
 
 
 # What cards of these names report, in MiB.
@@ -63,25 +63,25 @@ H100, A100_80, A6000, L40S, RTX_4090, L4 = (size << 20 for size in (81_559, 81_9
 def test_which_card_holds_which_variant(variant: str, cards: set[int]) -> None:
     profile = guard(variant)
     everything = (H100, A100_80, A6000, L40S, RTX_4090, L4)
-    assert {card for card in everything if fit(profile, network_of(profile), card).fits} == cards
+    assert {card for card in everything if fit_of(profile, network_of(profile), card).fits} == cards
 
 
 def test_largest_contexts_agree_with_the_published_ones() -> None:
     bf16 = guard("80gb")
-    assert 90_000 < fit(bf16, network_of(bf16), L40S).largest_context < 110_000
+    assert 90_000 < fit_of(bf16, network_of(bf16), L40S).largest_context < 110_000
     fp8_weights = guard("48gb")
     with_bf16_cache = replace(fp8_weights, engine={**fp8_weights.engine, "kv_cache_dtype": "auto"})
     network = network_of(fp8_weights)
-    assert 26_000 < fit(with_bf16_cache, network, L4).largest_context < 28_000
-    assert 33_000 < fit(with_bf16_cache, network, RTX_4090).largest_context < 36_000
+    assert 26_000 < fit_of(with_bf16_cache, network, L4).largest_context < 28_000
+    assert 33_000 < fit_of(with_bf16_cache, network, RTX_4090).largest_context < 36_000
 
 
 def test_a_context_is_whole_blocks_and_never_negative() -> None:
     profile = guard("80gb")
     network = network_of(profile)
-    assert fit(profile, network, 48 * GIB).largest_context % 16 == 0
-    assert fit(profile, network, 8 * GIB).largest_context == 0
-    assert not fit(profile, network, 8 * GIB).fits
+    assert fit_of(profile, network, 48 * GIB).largest_context % 16 == 0
+    assert fit_of(profile, network, 8 * GIB).largest_context == 0
+    assert not fit_of(profile, network, 8 * GIB).fits
 
 
 def test_headroom_grows_with_the_rows_of_logits() -> None:
@@ -100,10 +100,10 @@ def test_a_checkpoint_stored_quantised_counts_as_stored() -> None:
 
 def test_a_kv_cache_of_a_given_size_takes_the_place_of_the_share() -> None:
     profile = replace(guard("80gb"), context_tokens=4096, engine={"dtype": "bfloat16", "kv_cache_memory_bytes": GIB})
-    found = fit(profile, network_of(profile), 30 * GIB)
+    found = fit_of(profile, network_of(profile), 30 * GIB)
     assert found.largest_context == GIB // (192 * 1024) // 16 * 16
     assert found.fits
-    assert not fit(profile, network_of(profile), 24 * GIB).fits
+    assert not fit_of(profile, network_of(profile), 24 * GIB).fits
 
 
 def test_float32_doubles_weights_and_cache() -> None:
@@ -119,7 +119,7 @@ def test_check_fits_says_what_would_fit() -> None:
     check_fits(profile, facts_of(profile).network, H100)
     with pytest.raises(OperatorError, match=r"80gb does not fit: weights 22\.4 GiB, KV cache 30\.0 GiB") as raised:
         check_fits(profile, facts_of(profile).network, L40S)
-    context = fit(profile, network_of(profile), L40S).largest_context
+    context = fit_of(profile, network_of(profile), L40S).largest_context
     assert f"set context_tokens to at most {context};" in str(raised.value)
     check_fits(replace(profile, context_tokens=context), facts_of(profile).network, L40S)
 
@@ -139,10 +139,10 @@ echo "NVIDIA GB10, [N/A]"
 
 def test_gpus_are_those_that_nvidia_smi_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert memory.find_gpus() == ()
+    assert fit.find_gpus() == ()
     command = tmp_path / "nvidia-smi"
     command.write_text(NVIDIA_SMI)
     command.chmod(0o755)
-    assert memory.find_gpus() == (memory.Gpu("NVIDIA L4", L4), memory.Gpu("NVIDIA H100 80GB HBM3", H100))
+    assert fit.find_gpus() == (fit.Gpu("NVIDIA L4", L4), fit.Gpu("NVIDIA H100 80GB HBM3", H100))
     command.write_text("#!/bin/sh\nexit 9\n")
-    assert memory.find_gpus() == ()
+    assert fit.find_gpus() == ()

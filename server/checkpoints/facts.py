@@ -1,37 +1,18 @@
-"""A checkpoint on disk: bringing it here, and reading what it says of itself before the engine spends minutes on it.
+"""What a checkpoint on disk says of itself, read before the engine spends minutes on it.
 
 Only headers and JSON are read, never weights, and neither torch nor vLLM is imported: this runs at every start.
 """
 
 import json
-import logging
 import math
-import os
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-
-from server.checkpoints.profile import Network, Profile
+from server.checkpoints.profile import Network
 from server.domain.errors import OperatorError
-
-log = logging.getLogger(__name__)
-
-FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer*")
-"""What the engine needs of a repository. Meta's repositories hold the weights a second time, under original/."""
-
-LONG_CONTEXT_VARIABLE = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
-"""Set to "1" before the engine starts when `exceeds_checkpoint` holds, else vLLM (0.32, 0.33) refuses the context."""
 
 LLAMA4_CHUNK = 8192
 """Where transformers, and with it vLLM, cuts the attention of a Llama 4 whose configuration is silent."""
@@ -60,91 +41,6 @@ class CheckpointFacts:
     attention_chunk: int | None = None
 
 
-# --- Bringing it here ------------------------------------------------------------------------------------
-
-
-def locate(profile: Profile) -> Path:
-    """The folder of the profile's checkpoint, downloaded from the hub when it is not yet in the cache.
-
-    Reads HF_TOKEN from the environment (huggingface_hub does). Raises OperatorError when the folder does not exist or
-    the hub does not hand the files out.
-    """
-    if profile.is_local:
-        return _local_folder(profile)
-    try:
-        return Path(_snapshot(profile, local_files_only=False))
-    except (GatedRepoError, RepositoryNotFoundError) as error:
-        # The hub answers "not found" for a gated repository too, when nobody is logged in.
-        return _cached_despite(error, profile)
-    except RevisionNotFoundError as error:
-        raise OperatorError(f"{profile.model} has no revision {profile.revision!r}. Correct the profile.") from error
-    except LocalEntryNotFoundError as error:
-        raise OperatorError(
-            f"{profile.model} is not in the local cache, and the hub cannot be reached (HF_HUB_OFFLINE may be set, or "
-            "there is no network). Download it once on a machine with network and bring the cache along (HF_HOME), or "
-            "let `model` in a profile name the checkpoint's folder."
-        ) from error
-    except HfHubHTTPError as error:
-        if error.response is not None and error.response.status_code in (401, 403):
-            return _cached_despite(error, profile)
-        raise OperatorError(f"The hub failed while handing out {profile.model}: {_first_line(error)}") from error
-    except OSError as error:
-        raise OperatorError(f"{profile.model} cannot be downloaded: {_first_line(error)}") from error
-
-
-def cached(profile: Profile) -> Path | None:
-    """The folder of the profile's checkpoint when it is on this machine already, else None. Uses no network."""
-    if profile.is_local:
-        return Path(profile.model) if Path(profile.model, "config.json").is_file() else None
-    try:
-        folder = Path(_snapshot(profile, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-    return folder if (folder / "config.json").is_file() else None
-
-
-def _snapshot(profile: Profile, *, local_files_only: bool) -> str:
-    folder: str = snapshot_download(
-        profile.model,
-        revision=profile.revision,
-        allow_patterns=list(FILES),
-        ignore_patterns=["original/*"],
-        local_files_only=local_files_only,
-    )
-    return folder
-
-
-def _local_folder(profile: Profile) -> Path:
-    folder = Path(profile.model)
-    if not folder.is_dir():
-        raise OperatorError(f"{profile.name}: the model's folder {folder} does not exist.")
-    return folder
-
-
-def _cached_despite(refused: Exception, profile: Profile) -> Path:
-    """A token that ran out must not keep a server down that has its weights already."""
-    folder = cached(profile)
-    if folder is None:
-        raise OperatorError(_refusal(profile)) from refused
-    log.warning("%s Serving the copy in the local cache.", _refusal(profile))
-    return folder
-
-
-def _refusal(profile: Profile) -> str:
-    token = "is set, but may belong to another account" if os.environ.get("HF_TOKEN") else "is not set"
-    return (
-        f"The hub does not hand out {profile.model} (HF_TOKEN {token}). Accept the licence on the model's page at the "
-        "hub, create a token that may read gated repositories, and set it as HF_TOKEN in the server's environment."
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-# --- Reading it ------------------------------------------------------------------------------------------
-
-
 def read_facts(folder: Path) -> CheckpointFacts:
     """Read configuration and tensor headers of the checkpoint in `folder`.
 
@@ -163,7 +59,7 @@ def read_facts(folder: Path) -> CheckpointFacts:
         tokens_per_tile = _tokens_per_tile(config)
         attention_chunk = _attention_chunk(text)
     except (KeyError, TypeError, ValueError) as error:
-        raise OperatorError(f"{folder / 'config.json'}: {_first_line(error)} is missing or makes no sense.") from error
+        raise OperatorError(f"{folder / 'config.json'}: {error} is missing or makes no sense.") from error
     weights = _Weights.read(folder)
     return CheckpointFacts(
         vocabulary_size=vocabulary_size,
@@ -301,55 +197,3 @@ def _tensors(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0) != size - 8 - length:
         raise OperatorError(f"{file}: is cut short: a download may not have finished.")
     yield from tensors.items()
-
-
-# --- Comparing it with the profile -----------------------------------------------------------------------
-
-
-def verify(profile: Profile, facts: CheckpointFacts, token_id: Callable[[str], int | None]) -> None:
-    """Refuse a checkpoint that is not the one the profile describes.
-
-    `token_id` gives the id of a text that the checkpoint's tokenizer writes as a single token, else None. Raises
-    OperatorError with every mismatch; logs a warning when the profile allows a longer context than the checkpoint does.
-    """
-    tokens = profile.tokens
-    mismatches = []
-    if tokens.vocabulary_size != facts.vocabulary_size:
-        mismatches.append(
-            f"the profile expects a vocabulary of {tokens.vocabulary_size}, the checkpoint has {facts.vocabulary_size}"
-        )
-    for key, word, expected in (
-        ("blank_line", "\n\n", tokens.blank_line),
-        ("safe", "safe", tokens.safe),
-        ("unsafe", "unsafe", tokens.unsafe),
-    ):
-        found = token_id(word)
-        if found != expected:
-            actual = "writes it with several tokens" if found is None else f"gives it {found}"
-            mismatches.append(
-                f"the profile expects token {expected} for {word!r} (tokens.{key}), the tokenizer {actual}"
-            )
-    if profile.images and facts.tokens_per_tile is None:
-        mismatches.append("the checkpoint has no vision encoder; set images = false")
-    if exceeds_checkpoint(profile, facts):
-        excess = (
-            f"the profile asks for {profile.context_tokens} tokens of context, the checkpoint allows "
-            f"{facts.context_tokens}"
-        )
-        if profile.context_beyond_checkpoint:
-            log.warning("%s: %s: verdicts beyond it may be nonsense", profile.name, excess)
-        else:
-            mismatches.append(f"{excess}; set context_tokens to at most {facts.context_tokens}")
-    if mismatches:
-        lines = "".join(f"\n  - {mismatch}" for mismatch in mismatches)
-        raise OperatorError(f"{profile.name}: profile and checkpoint do not agree:{lines}")
-
-
-def exceeds_checkpoint(profile: Profile, facts: CheckpointFacts) -> bool:
-    """Whether the profile's context is longer than the checkpoint's positions allow (see LONG_CONTEXT_VARIABLE)."""
-    return facts.context_tokens is not None and profile.context_tokens > facts.context_tokens
-
-
-def fits_one_chunk(profile: Profile, facts: CheckpointFacts) -> bool:
-    """Whether the checkpoint cuts attention, but at a length that the profile's context never passes."""
-    return facts.attention_chunk is not None and profile.context_tokens <= facts.attention_chunk
