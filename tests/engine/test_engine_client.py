@@ -5,6 +5,7 @@ import copy
 import itertools
 import math
 import time
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -13,6 +14,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.backends.vllm.client import EngineAnswer, EngineClient
+from server.backends.vllm.mends import tapped_outputs
 from tests.fakes import until
 
 TOKENS = 12
@@ -93,6 +95,29 @@ async def test_vllms_own_way_still_costs_more(engine, client, no_garbage_collect
         least[way] = min(least[way], time.process_time() - started)
     print({way.__name__: f"{1e6 * seconds / 64:.0f} us" for way, seconds in least.items()})
     assert least[by_generate] > 1.2 * least[by_client]
+
+
+def test_a_tap_that_is_installed_again_takes_the_place_of_the_first_one():
+    done = []
+
+    class Outputs:
+        def process_outputs(self, outputs, timestamp, step, weight_version=None):
+            done.append(("vLLM", outputs))
+
+        def propagate_error(self, error):
+            done.append(("vLLM", error))
+
+    engine = SimpleNamespace(output_processor=Outputs(), _run_output_handler=lambda: None)
+    for name in ("first", "second"):
+
+        def take(outputs, timestamp, step, name=name):
+            done.append((name, outputs))
+            return outputs[1:]
+
+        tapped_outputs.install(engine, take, lambda name=name: done.append((name, "died")))
+    engine.output_processor.process_outputs([1, 2], 0.0, None, weight_version=None)
+    engine.output_processor.propagate_error("error")
+    assert done == [("second", [1, 2]), ("vLLM", [2]), ("second", "died"), ("vLLM", "error")]
 
 
 async def test_pictures_too(engine, client, pocket_backend):

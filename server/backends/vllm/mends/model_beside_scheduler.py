@@ -4,8 +4,8 @@ Why: on a CPU vLLM gives the model a third process, as it never does on one GPU.
     and each step of the engine waits for messages to it and back: 273 to 329 verdicts a second in bursts of 32 without
     it, 191 to 238 with it.
 Where: the server's process, before an engine on CPUs starts. An operator's word is the last.
-Upstream: vllm-project/vllm#36487 (merged) has a process of its own set how OpenMP binds its threads; bound_threads.py
-    does that here.
+Upstream: none known against it; vllm-project/vllm#36487 (merged) relies on it to bind the threads of OpenMP, which
+    bound_threads.py does here.
 Needed: tests/engine/test_mends.py::test_vllm_still_gives_a_model_on_cpus_a_process_of_its_own
 Until: vLLM runs one model on CPUs in the engine core's process.
 """

@@ -3,7 +3,7 @@
 Why: nothing is left to finish when the server ends, and vLLM's processes would spend seconds on tidying up what dies
     with them, so they are ended. multiprocessing then tidies up, and prints warnings about leaks to the console.
 Where: the server's process, before the engine starts. An operator's word is the last.
-Upstream: vllm-project/vllm#8933 (open).
+Upstream: vllm-project/vllm#8933 (open) is about these warnings.
 Needed: tests/engine/test_bare_vllm.py::test_an_engine_without_mends_that_is_ended_at_once_leaves_warnings
 Until: vLLM's processes end within a second, and leave nothing behind.
 """

@@ -4,8 +4,8 @@ Why: that is what package indexes hand out beside a CPU torch. The compiled part
     importing either of them fails, which takes transformers and vLLM down.
 Where: every process that imports torch, before it can import either of them: torch runs `mend` through its
     `torch.backends` entry points.
-Upstream: pytorch/vision#9085 (closed: install torchvision from PyTorch's own index); huggingface/transformers#47422
-    (merged) has transformers do without a torchaudio that cannot be loaded.
+Upstream: pytorch/vision#9085 and pytorch/pytorch#122494 (both closed; the latter advises torchvision from PyTorch's
+    own index); huggingface/transformers#47422 (merged) has one of its imports do without a broken torchaudio.
 Needed: tests/engine/test_mends.py::test_companions_built_for_cuda_still_break_a_cpu_torch
 Until: every index hands out companions that fit the torch beside them.
 """
