@@ -27,6 +27,7 @@ from server.domain.events import (
 )
 from server.domain.policy import Policy
 from server.domain.verdict import CacheUse, Verdict
+from server.families.llama_guard.pictures import SIZES
 from server.images import ImageDecoder, ImageLimits
 from server.moderation.moderator import Moderator
 from server.observation import metrics
@@ -46,7 +47,9 @@ WORK = {
 @pytest_asyncio.fixture
 async def verdict() -> Verdict:
     """Unsafe, of four prompts, about a text that could be read as two messages."""
-    moderator = Moderator(FakeBackend(always("unsafe\nS1,S9", **WORK)), ImageDecoder(ImageLimits()), Policy(TAXONOMY))
+    moderator = Moderator(
+        FakeBackend(always("unsafe\nS1,S9", **WORK)), ImageDecoder(ImageLimits(), SIZES), Policy(TAXONOMY)
+    )
     try:
         verdict = await moderator.moderate(Conversation.from_user(TextPart("a bomb")))
     finally:
