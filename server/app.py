@@ -41,7 +41,7 @@ from server.moderation.judges import judges_of, sight_of
 from server.moderation.moderator import Moderator
 from server.moderation.readiness import Readiness
 from server.moderation.verdict_cache import VerdictCache
-from server.observation import metrics
+from server.observation import logs, metrics  # noqa: F401 - both listen to events from their import on
 from server.settings import Settings
 from server.store.batches import Batches
 from server.store.database import Database

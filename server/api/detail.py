@@ -18,7 +18,7 @@ def verdict_detail(verdict: Verdict) -> dict[str, Any]:
         "category_score_method": verdict.score_method,
         "no_scores": verdict.no_scores,
         "images_unseen": verdict.images_unseen,
-        "raw_text": completion.reading.said.text,
+        "raw_text": completion.text,
         "finish_reason": completion.finish_reason,
         "passes": verdict.passes,
         "about": None if about is None else {"text": about.param, "message": about.message},

@@ -16,7 +16,7 @@ from server.api.http.direct import JSONReply
 from server.api.http.disconnect import until_disconnect
 from server.api.openai.models import ModelNames
 from server.api.policy import PolicyOptions, ScoresWanted, apply
-from server.domain.caller import ANYONE, ORDINARY, Caller, Handling
+from server.domain.caller import Caller, Handling
 from server.domain.conversation import Conversation
 from server.domain.taxonomy import Taxonomy
 from server.domain.verdict import Verdict
@@ -98,10 +98,9 @@ def handling_of(request: Request) -> Handling:
     # Whoever says anything but no means to stay here.
     said = [value for name, value in request.scope["headers"] if name == NEVER_REMOTE_HEADER]
     stays = any(value.strip().lower() not in (b"", b"0", b"false", b"no") for value in said)
-    if caller is ANYONE and not stays:
-        return ORDINARY
     return Handling(
         tenant=caller.id,
         never_remote=caller.never_remote or stays,
         finished_prompts=caller.finished_prompts,
+        request_id=request.scope["state"]["request_id"],
     )

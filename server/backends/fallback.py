@@ -21,8 +21,8 @@ from server.domain.errors import (
     Overloaded,
     UnparseableVerdict,
 )
+from server.domain.events import Moved, publish
 from server.domain.verdict import Completion
-from server.observation import metrics
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class FallbackBackend:
         try:
             async with asyncio.timeout(PROBE_S):
                 completion = await self.local.probe(case)
-        except (UnparseableVerdict, EngineFailure):
+        except UnparseableVerdict:
             raise  # such a case does not move either
         except (GuardError, TimeoutError):
             await self.remote.probe(case)
@@ -135,7 +135,7 @@ class FallbackBackend:
             del work  # The error that it may have ended with holds this frame (aio.py).
 
     async def _remotely(self, case: Case, move: _Move) -> Completion:
-        metrics.MOVES.labels(move.reason).inc()
+        publish(Moved(move.reason))
         try:
             return await self.remote.complete(case)
         except (UnparseableVerdict, EngineFailure):

@@ -33,9 +33,9 @@ from server.domain.errors import (
     ShuttingDown,
     StoreUnavailable,
 )
+from server.domain.events import BatchChanged, LinesDone, publish
 from server.domain.verdict import Verdict
 from server.moderation.readiness import Readiness
-from server.observation import metrics
 from server.store.batches import Batch, Batches, LeaseLost, LineResult, Status
 from server.store.database import Database
 from server.store.files import Files
@@ -158,7 +158,7 @@ class BatchRunner:
         log.info(
             "%s: %s, %d lines: %d completed, %d failed", batch.id, status, batch.total, batch.completed, batch.failed
         )
-        metrics.BATCHES.labels(status).inc()
+        publish(BatchChanged(batch.id, status))
 
     async def _beat(self, batch: Batch, stop: asyncio.Event) -> None:
         """Keep the lease; hear of a cancellation and of the end of the completion window."""
@@ -175,7 +175,7 @@ class BatchRunner:
             if check.faults:
                 return Status.FAILED, check.faults
             batch = await self._batches.start(batch.id, self._worker, model=self._service.names.id, total=check.total)
-            metrics.BATCHES.labels(batch.status).inc()
+            publish(BatchChanged(batch.id, batch.status))
         if batch.status is Status.IN_PROGRESS:
             judged = await _unless(stop, self._judge(batch))
             if not judged and await self._batches.renew(batch.id, self._worker) is not Status.CANCELLING:
@@ -282,7 +282,7 @@ class BatchRunner:
                     for line in rest[start : start + GROUP]
                 ]
                 await self._batches.record(batch.id, self._worker, results)
-                metrics.BATCH_LINES.labels("expired").inc(len(results))
+                publish(LinesDone(batch.id, expired=len(results)))
 
     async def _release(self, batch: Batch) -> None:
         with contextlib.suppress(StoreUnavailable):
@@ -338,8 +338,7 @@ class _Recorder:
         if self._group:
             await self._batches.record(self._batch_id, self._worker, self._group)
             failed = sum(result.failed for result in self._group)
-            metrics.BATCH_LINES.labels("failed").inc(failed)
-            metrics.BATCH_LINES.labels("completed").inc(len(self._group) - failed)
+            publish(LinesDone(self._batch_id, completed=len(self._group) - failed, failed=failed))
             self._group = []
 
 

@@ -59,7 +59,9 @@ def read_facts(folder: Path) -> CheckpointFacts:
         tokens_per_tile = _tokens_per_tile(config)
         attention_chunk = _attention_chunk(text)
     except (KeyError, TypeError, ValueError) as error:
-        raise OperatorError(f"{folder / 'config.json'}: {error} is missing or makes no sense.") from error
+        raise OperatorError(
+            f"{folder / 'config.json'}: a size of the network is missing or wrong ({type(error).__name__}: {error})."
+        ) from error
     weights = _Weights.read(folder)
     return CheckpointFacts(
         vocabulary_size=vocabulary_size,
@@ -86,7 +88,7 @@ def _json(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise OperatorError(f"{file}: is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
-        raise OperatorError(f"{file}: must hold a JSON object.")
+        raise OperatorError(f"{file}: is not a JSON object.")
     return content
 
 
@@ -188,12 +190,14 @@ def _tensors(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         prefix = stream.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
         if length > size - 8:
-            raise OperatorError(f"{file}: is cut short or no safetensors file.")
+            raise OperatorError(f"{file}: is cut short, or is not a safetensors file. Download the checkpoint again.")
         try:
             header = json.loads(stream.read(length))
         except ValueError as error:
-            raise OperatorError(f"{file}: has no readable safetensors header.") from error
+            raise OperatorError(
+                f"{file}: the safetensors header cannot be read. Download the checkpoint again."
+            ) from error
     tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
     if max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0) != size - 8 - length:
-        raise OperatorError(f"{file}: is cut short: a download may not have finished.")
+        raise OperatorError(f"{file}: is cut short: its download did not finish. Download the checkpoint again.")
     yield from tensors.items()

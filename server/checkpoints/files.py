@@ -1,6 +1,7 @@
 """TOML files that operators write, read against a pydantic type; a mistake is reported by file and key."""
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,9 +56,14 @@ def check(shape: TypeAdapter[T], table: Mapping[str, Any], file: Path, place: st
 
 
 def _fault(fault: Mapping[str, Any]) -> str:
-    key = ".".join(map(str, fault["loc"]))
+    key = ".".join(map(_quoted, fault["loc"]))
     kind, value = fault["type"], fault["input"]
     if kind == "value_error":
         return f"{key}: {fault['ctx']['error']}"
     words = _WORDS.get(kind, fault["msg"])
     return f"{key}: {words}, not {value!r}" if kind.endswith("_type") else f"{key}: {words}"
+
+
+def _quoted(part: str | int) -> str:
+    """A part of a key, as TOML writes it."""
+    return str(part) if re.fullmatch(r"[A-Za-z0-9_-]+", str(part)) else json.dumps(part)

@@ -36,19 +36,21 @@ def locate(profile: Profile) -> Path:
         # The hub answers "not found" for a gated repository too, when nobody is logged in.
         return _cached_despite(error, profile)
     except RevisionNotFoundError as error:
-        raise OperatorError(f"{profile.model} has no revision {profile.revision!r}. Correct the profile.") from error
+        raise OperatorError(
+            f"{profile.model} has no revision {profile.revision!r}. Correct `revision` in the profile."
+        ) from error
     except LocalEntryNotFoundError as error:
         raise OperatorError(
-            f"{profile.model} is not in the local cache, and the hub cannot be reached (HF_HUB_OFFLINE may be set, or "
-            "there is no network). Download it once on a machine with network and bring the cache along (HF_HOME), or "
-            "let `model` in a profile name the checkpoint's folder."
+            f"{profile.model} is not in the local cache, and the hub cannot be reached: there is no network, or "
+            "HF_HUB_OFFLINE is set. Download the model on a machine with network and copy the cache (HF_HOME), or set "
+            "`model` in a profile to the folder of the checkpoint."
         ) from error
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code in (401, 403):
             return _cached_despite(error, profile)
-        raise OperatorError(f"The hub failed while handing out {profile.model}: {_first_line(error)}") from error
+        raise OperatorError(f"The hub failed while {profile.model} was downloaded: {_first_line(error)}") from error
     except OSError as error:
-        raise OperatorError(f"{profile.model} cannot be downloaded: {_first_line(error)}") from error
+        raise OperatorError(f"{profile.model} could not be downloaded: {_first_line(error)}") from error
 
 
 def cached(profile: Profile) -> Path | None:
@@ -76,7 +78,7 @@ def _snapshot(profile: Profile, *, local_files_only: bool) -> str:
 def _local_folder(profile: Profile) -> Path:
     folder = Path(profile.model)
     if not folder.is_dir():
-        raise OperatorError(f"{profile.name}: the model's folder {folder} does not exist.")
+        raise OperatorError(f"{profile.name}: the folder {folder} does not exist. Correct `model` in the profile.")
     return folder
 
 
@@ -90,10 +92,10 @@ def _cached_despite(refused: Exception, profile: Profile) -> Path:
 
 
 def _refusal(profile: Profile) -> str:
-    token = "is set, but may belong to another account" if os.environ.get("HF_TOKEN") else "is not set"
+    token = "is set, but its account may have no access" if os.environ.get("HF_TOKEN") else "is not set"
     return (
-        f"The hub does not hand out {profile.model} (HF_TOKEN {token}). Accept the licence on the model's page at the "
-        "hub, create a token that may read gated repositories, and set it as HF_TOKEN in the server's environment."
+        f"The hub refused access to {profile.model} (HF_TOKEN {token}). Accept the licence on the model's page at the "
+        "hub, create a token that may read gated repositories, and set HF_TOKEN to it in the server's environment."
     )
 
 

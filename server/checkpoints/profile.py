@@ -71,14 +71,20 @@ class Network:
     text_linear_bytes: NonNegativeInt | None = None
 
 
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("must not hold control characters")
+    return text
+
+
 def _taxonomy_of(file: Any) -> Taxonomy:
     if not isinstance(file, str):
         raise ValueError("must be the path of a file")
-    return load_taxonomy(Path(file))
+    return load_taxonomy(Path(_printable(file)))
 
 
 def _template_of(file: str) -> str:
-    return read_text(Path(file))
+    return read_text(Path(_printable(file)))
 
 
 def _engine(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -109,7 +115,7 @@ class Profile:
 
     name: str
     description: str = ""
-    model: str
+    model: Annotated[str, AfterValidator(_printable)]
     revision: str | None = None
     served_as: Annotated[tuple[str, ...], Field(min_length=1)]
     stand_in: bool = False
@@ -142,7 +148,7 @@ class _Layers(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
     name: str
-    extends: str | None = None
+    extends: Annotated[str, AfterValidator(_printable)] | None = None
     default_variant: str | None = None
     variants: dict[str, dict[str, Any]] = {}
 
@@ -187,14 +193,14 @@ def _locate(spec: str) -> tuple[Path, list[str]]:
     if file.is_dir():
         file /= "profile.toml"
     if not file.is_file():
-        raise OperatorError(f"{file}: there is no such file.")
+        raise OperatorError(f"{file}: no such file.")
     return file, variants
 
 
 def _resolve(file: Path, variants: Iterable[str], *, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The tables of `file`, those that it extends and its variants as one table, with absolute paths."""
     if file in extended_by:
-        raise OperatorError(f"{file}: extends itself.")
+        raise OperatorError(f"{file}: extends: the profile extends itself, directly or through others.")
     table = parse(file)
     layers = check(_LAYERS, table, file)
     own = {key: value for key, value in table.items() if key not in ("extends", "default_variant", "variants")}
@@ -202,7 +208,10 @@ def _resolve(file: Path, variants: Iterable[str], *, extended_by: tuple[Path, ..
     if layers.extends is not None:
         # A path is meant as seen from the file that holds it.
         name, *base_variants = layers.extends.split(":")
-        base_file, _ = _locate(str(file.parent / name) if "/" in name else name)
+        try:
+            base_file, _ = _locate(str(file.parent / name) if "/" in name else name)
+        except OperatorError as error:
+            raise OperatorError(f"{file}: extends: {error}") from None
         table = _merge(_resolve(base_file, base_variants, extended_by=(*extended_by, file)), table)
     descriptions = []
     for variant in variants or ([layers.default_variant] if layers.default_variant else []):
@@ -223,7 +232,7 @@ def _with_absolute_paths(table: dict[str, Any], folder: Path) -> dict[str, Any]:
     absolute = dict(table)
     for key in ("taxonomy", "template", "model"):
         value = absolute.get(key)
-        if isinstance(value, str) and (key != "model" or value.startswith((".", "/"))):
+        if isinstance(value, str) and value.isprintable() and (key != "model" or value.startswith((".", "/"))):
             absolute[key] = str((folder / value).resolve())
     return absolute
 

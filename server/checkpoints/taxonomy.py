@@ -28,7 +28,7 @@ def _slug(text: str) -> str:
 
 def _openai_category(name: str) -> str:
     if name not in OPENAI_CATEGORIES:
-        raise ValueError(f"OpenAI has no category {name}")
+        raise ValueError(f"OpenAI has no category {name!r}")
     return name
 
 
@@ -56,6 +56,11 @@ class _File(BaseModel):
     category: list[dict[str, Any]]
 
 
+def _name_of(row: dict[str, Any]) -> str:
+    code = row.get("code")
+    return code if isinstance(code, str) and CODE.fullmatch(code) else repr(code)
+
+
 _ROW, _FILE = TypeAdapter(_Row), TypeAdapter(_File)
 
 
@@ -63,7 +68,7 @@ def load_taxonomy(file: Path) -> Taxonomy:
     """Read a taxonomy.toml. Raises OperatorError."""
     rows = check(_FILE, parse(file), file).category
     # One by one, so that a mistake is reported with its category's code and not with its place in the list.
-    categories = tuple(check(_ROW, row, file, f"category {row.get('code')}: ").category() for row in rows)
+    categories = tuple(check(_ROW, row, file, f"category {_name_of(row)}: ").category() for row in rows)
     codes = [category.code for category in categories]
     if not codes or len(set(codes)) != len(codes):
         raise OperatorError(f"{file}: needs at least one [[category]], and each code once.")
@@ -71,6 +76,6 @@ def load_taxonomy(file: Path) -> Taxonomy:
         for code, _ in category.openai_with:
             if code not in codes:
                 raise OperatorError(
-                    f"{file}: category {category.code}: openai_with: names {code}, which is no category of this file."
+                    f"{file}: category {category.code}: openai_with: names {code!r}, which is no category of this file."
                 )
     return Taxonomy(categories)

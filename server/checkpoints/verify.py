@@ -30,21 +30,21 @@ def verify(
     for key, word in words.items():
         expected, found = profile.tokens[key], token_id(word)
         if found != expected:
-            actual = "writes it with several tokens" if found is None else f"gives it {found}"
+            actual = "has no single token for it" if found is None else f"has {found}"
             mismatches.append(
                 f"the profile expects token {expected} for {word!r} (tokens.{key}), the tokenizer {actual}"
             )
     if profile.images and facts.tokens_per_tile is None:
-        mismatches.append("the checkpoint has no vision encoder; set images = false")
+        mismatches.append("the checkpoint has no vision encoder: set images = false")
     if exceeds_checkpoint(profile, facts):
         excess = (
             f"the profile asks for {profile.context_tokens} tokens of context, the checkpoint allows "
             f"{facts.context_tokens}"
         )
         if profile.context_beyond_checkpoint:
-            log.warning("%s: %s: verdicts beyond it may be nonsense", profile.name, excess)
+            log.warning("%s: %s: verdicts on longer conversations may be wrong", profile.name, excess)
         else:
-            mismatches.append(f"{excess}; set context_tokens to at most {facts.context_tokens}")
+            mismatches.append(f"{excess}: set context_tokens to at most {facts.context_tokens}")
     if mismatches:
         lines = "".join(f"\n  - {mismatch}" for mismatch in mismatches)
         raise OperatorError(f"{profile.name}: profile and checkpoint do not agree:{lines}")

@@ -138,7 +138,10 @@ def _network(profile: Profile) -> tuple[Network, str, int | None]:
         return facts.network, FROM_CHECKPOINT, facts.context_tokens
     if profile.network is not None:
         return profile.network, FROM_PROFILE, None
-    raise OperatorError(f"{profile.name}: neither is the checkpoint on this machine, nor has the profile a [network].")
+    raise OperatorError(
+        f"{profile.name}: the sizes of the network are unknown. Download the checkpoint, or add a [network] table to"
+        " the profile (docs/models.md)."
+    )
 
 
 def _choice(diagnoses: Iterable[Diagnosis], selected: Profile) -> str | None:

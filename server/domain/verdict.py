@@ -190,6 +190,11 @@ class Completion:
     queued_s: float = 0.0
     computed_s: float = 0.0
 
+    @property
+    def text(self) -> str:
+        """What the model wrote, without white space that leads it."""
+        return self.reading.said.text
+
 
 def check_finished(reason: str | None) -> None:
     """Raises UnparseableVerdict or EngineFailure unless the engine came to the end of an answer."""

@@ -62,7 +62,7 @@ def test_a_hub_id_is_downloaded_without_the_second_copy(profile: Profile, monkey
         (refusal(GatedRepoError, 403), "Accept the licence"),
         (refusal(RepositoryNotFoundError, 401), "Accept the licence"),
         (refusal(HfHubHTTPError, 401), "Accept the licence"),
-        (refusal(HfHubHTTPError, 503), "The hub failed while handing out .*: refused$"),
+        (refusal(HfHubHTTPError, 503), "The hub failed while .* was downloaded: refused$"),
         (refusal(RevisionNotFoundError, 404), "no revision 'main'"),
         (LocalEntryNotFoundError("offline"), "cannot be reached"),
         (OSError(28, "No space left on device"), "No space left on device"),
@@ -76,7 +76,9 @@ def test_refusals_are_told_in_words(
         hub.locate(profile)
 
 
-@pytest.mark.parametrize(("token", "told"), [("", "HF_TOKEN is not set"), ("hf_secret", "may belong to another")])
+@pytest.mark.parametrize(
+    ("token", "told"), [("", "HF_TOKEN is not set"), ("hf_secret", "its account may have no access")]
+)
 def test_a_refusal_says_whether_there_is_a_token_but_not_which(
     profile: Profile, monkeypatch: pytest.MonkeyPatch, token: str, told: str
 ) -> None:

@@ -160,7 +160,7 @@ def test_a_profile_without_network_or_checkpoint_is_an_error(
 
     monkeypatch.setattr(hub, "cached", nowhere)
     assert doctor.run(small, 24, as_json=False) == 2
-    assert "neither is the checkpoint on this machine" in capsys.readouterr().err
+    assert "the sizes of the network are unknown" in capsys.readouterr().err
 
 
 def test_installed_engine_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

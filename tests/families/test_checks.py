@@ -1,10 +1,11 @@
 """A checkpoint whose own chat template says something else is found out before it judges."""
 
 import pytest
-from server.families.llama_guard.template_check import CASES, differences
 
 from server.checkpoints.profile import load_profile
 from server.domain.taxonomy import HazardCategory, Taxonomy
+from server.families.checks import CASES, differences
+from tests.readings import FAMILY
 
 PROFILES = ("llama-guard-4-12b", "pocket")
 TEMPLATE = load_profile("llama-guard-4-12b").chat_template
@@ -18,7 +19,7 @@ WITH_RESPONSE = ["a response", "a response to an image"]
 @pytest.mark.parametrize("name", PROFILES)
 def test_shipped_template_is_equal(name):
     profile = load_profile(name)
-    assert differences(profile.chat_template, profile.taxonomy) == []
+    assert differences(FAMILY, profile.chat_template, profile.taxonomy) == []
 
 
 EDITS = {
@@ -44,17 +45,17 @@ EDITS = {
 @pytest.mark.parametrize(("old", "new", "expected"), EDITS.values(), ids=EDITS)
 def test_edited_template_is_reported_with_its_cases(old, new, expected):
     assert TEMPLATE.count(old) == 1, "the shipped template has changed: this edit must be written anew"
-    assert sorted(differences(TEMPLATE.replace(old, new), TAXONOMY)) == sorted(expected)
+    assert sorted(differences(FAMILY, TEMPLATE.replace(old, new), TAXONOMY)) == sorted(expected)
 
 
 def test_template_of_another_model_is_reported():
     chat = "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    assert differences(chat, TAXONOMY) == EVERYWHERE
-    assert differences("", TAXONOMY) == EVERYWHERE
+    assert differences(FAMILY, chat, TAXONOMY) == EVERYWHERE
+    assert differences(FAMILY, "", TAXONOMY) == EVERYWHERE
 
 
 def test_taxonomy_of_another_model_is_reported():
-    assert differences(TEMPLATE, Taxonomy((HazardCategory("S1", "Violent Crimes."),))) == EVERYWHERE
+    assert differences(FAMILY, TEMPLATE, Taxonomy((HazardCategory("S1", "Violent Crimes."),))) == EVERYWHERE
 
 
 BROKEN = {
@@ -72,7 +73,7 @@ BROKEN = {
 
 @pytest.mark.parametrize(("template", "reason"), BROKEN.values(), ids=BROKEN)
 def test_broken_template_is_reported_and_does_not_break_the_start(template, reason):
-    assert differences(template, TAXONOMY) == [f"every case: the template cannot be rendered ({reason})"]
+    assert differences(FAMILY, template, TAXONOMY) == [f"every case: the template cannot be rendered ({reason})"]
 
 
 ESCAPES = {
@@ -87,9 +88,9 @@ ESCAPES = {
 @pytest.mark.parametrize(("template", "reason"), ESCAPES.values(), ids=ESCAPES)
 def test_template_runs_in_a_sandbox(template, reason):
     """A checkpoint is data from a hub: its template is a program by somebody else."""
-    assert differences(template, TAXONOMY) == [f"every case: the template cannot be rendered ({reason})"]
+    assert differences(FAMILY, template, TAXONOMY) == [f"every case: the template cannot be rendered ({reason})"]
 
 
 def test_loop_controls_are_known():
     """transformers and vLLM know `break` and `continue` in templates, so a checkpoint may use them."""
-    assert differences(TEMPLATE + "{% for one in messages %}{% break %}{% endfor %}", TAXONOMY) == []
+    assert differences(FAMILY, TEMPLATE + "{% for one in messages %}{% break %}{% endfor %}", TAXONOMY) == []

@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from server.domain.errors import GuardError, InvalidRequest, MethodNotAllowed, UnknownUrl
-from server.observation import metrics
+from server.domain.events import ErrorAnswered, publish
 
 OPENROUTER_PREFIX = "/api/v1"
 
@@ -44,9 +44,9 @@ def openrouter_body(error: GuardError) -> dict[str, Any]:
 
 
 def error_response(error: GuardError, path: str) -> JSONResponse:
-    """The answer to a caller at `path`, counted by kind. `x-should-retry` tells OpenAI's clients whether another try
+    """The answer to a caller at `path`, told by kind. `x-should-retry` tells OpenAI's clients whether another try
     may help."""
-    metrics.ERRORS.labels(error.code or error.type).inc()
+    publish(ErrorAnswered(error.code or error.type, error.status))
     headers = {"x-should-retry": "true" if error.retryable else "false"}
     if error.retry_after is not None:
         headers["retry-after"] = str(error.retry_after)

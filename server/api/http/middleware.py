@@ -12,14 +12,15 @@ from server.api.http.access import Access, judges
 from server.api.http.errors import error_response
 from server.api.http.ids import new_id
 from server.api.http.limits import Limits
+from server.domain.caller import Caller
 from server.domain.errors import GuardError, InternalError
+from server.domain.events import Answered, publish
 from server.domain.verdict import Verdict
-from server.observation import metrics
 
 log = logging.getLogger(__name__)
 
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
-"""Those that metrics name; a caller may make up others."""
+"""Those that events name; a caller may make up others."""
 
 
 class RequestContext:
@@ -82,10 +83,12 @@ class RequestContext:
             route = path if direct else getattr(scope.get("route"), "path", "unknown")
             seconds = time.perf_counter() - started
             method = scope["method"] if scope["method"] in METHODS else "other"
-            metrics.requests(route, method, str(status)).inc()
-            metrics.request_seconds(route).observe(seconds)
-            if status >= 500 and method == "POST":  # /ready and /health say so by design, at every poll
-                log.warning("%s: %s %s answered %d after %.3f s", request_id, scope["method"], route, status, seconds)
+            publish(Answered(request_id, _id_of(state.get("caller")), route, method, status, seconds))
+
+
+def _id_of(caller: Caller | None) -> str | None:
+    """None for a caller who has no key, and before it is known who calls."""
+    return caller.id if caller is not None else None
 
 
 def _judged_by(verdicts: Sequence[Verdict]) -> list[tuple[bytes, bytes]]:

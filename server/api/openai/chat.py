@@ -39,9 +39,9 @@ from server.api.service import Endpoint, Reply, Service, answered
 from server.domain.caller import Handling
 from server.domain.conversation import Conversation, ImagePart, Message, Part, TextPart
 from server.domain.errors import InvalidRequest
+from server.domain.events import FinishedPromptJudged, publish
 from server.domain.verdict import Verdict
 from server.families.base import Family, FinishedPrompt, Wording
-from server.observation import metrics
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -335,7 +335,7 @@ async def complete(service: Service, body: ChatRequest, handling: Handling) -> R
             # What is wrong with the policy is wrong with the prompt that it was read from.
             raise error.at("messages[0].content") from None
         raise
-    metrics.FINISHED_PROMPTS.labels("prompt" if trusted else "server").inc()
+    publish(FinishedPromptJudged(trusted))
     if not trusted:
         _warn_once()
     answer = service.family.write(verdict, codes=codes, max_tokens=body.token_limit, stop=body.stops)

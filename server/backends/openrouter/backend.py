@@ -29,10 +29,10 @@ from server.domain.errors import (
     RemoteRejected,
     UnparseableVerdict,
 )
+from server.domain.events import RemoteCalled, RemoteCharged, publish
 from server.domain.taxonomy import Taxonomy
 from server.domain.verdict import Completion, Reading, check_finished, decide
 from server.families.base import Family
-from server.observation import metrics
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -223,7 +223,7 @@ class OpenRouterBackend:
                 raise self._told(error) from None
             except (Unreachable, Garbage) as error:
                 self._breaker.failed(ticket)
-                metrics.REMOTE_CALLS.labels("unreachable" if isinstance(error, Unreachable) else "garbage").inc()
+                publish(RemoteCalled("unreachable" if isinstance(error, Unreachable) else "garbage"))
                 raise _Again(RemoteFailure("The remote backend gave no usable answer.")) from None
             except BaseException:
                 self._breaker.dropped(ticket)
@@ -241,12 +241,12 @@ class OpenRouterBackend:
         except RemoteError as error:
             error.retry_after = answer.retry_after
             raise
-        metrics.COST.labels(self.name).inc(reply.cost or 0.0)
+        publish(RemoteCharged(self.name, reply.cost or 0.0))
         if not self._is_the_model(reply.model):
             raise RemoteError(HTTPStatus.NOT_FOUND, ANOTHER_MODEL)
         if not self._may_serve(reply.provider):
             raise RemoteError(HTTPStatus.NOT_FOUND, ANOTHER_PROVIDER)
-        metrics.REMOTE_CALLS.labels("answered").inc()
+        publish(RemoteCalled("answered"))
         return reply
 
     def _is_the_model(self, model: str) -> bool:
@@ -264,7 +264,7 @@ class OpenRouterBackend:
 
     def _told(self, error: RemoteError) -> Exception:
         """What a caller is told of `error`. None of its words: they may repeat what was sent."""
-        metrics.REMOTE_CALLS.labels(error.kind if error.kind in OWN_KINDS else str(error.status)).inc()
+        publish(RemoteCalled(error.kind if error.kind in OWN_KINDS else str(error.status)))
         if error.status in BUSY:
             return _Again(Overloaded("The remote backend is at its limit.", retry_after=1), error.retry_after)
         if error.status in TRANSIENT:
