@@ -17,9 +17,10 @@ from fastapi.routing import APIRoute
 from starlette.routing import Mount, Route
 
 from server.__main__ import main
-from server.api.http.access import OPEN, SCOPES, scope_of
+from server.api.http.access import OPEN, Access
+from server.api.http.dialect import Dialect
 from server.api.http.middleware import METHODS
-from server.app import create_app
+from server.app import DIALECTS, create_app
 from server.checkpoints.profile import load_profile
 from server.domain.caller import ANYONE, Scope
 from server.settings import Settings
@@ -41,7 +42,7 @@ def make_key(app: FastAPI) -> MakeKey:
 
     async def make(*scopes: Scope, **fields: Any) -> str:
         fields = {"name": "test", "scopes": scopes or tuple(Scope), **fields}
-        return (await create(app.state.database, PEPPER.encode(), **fields))[0]
+        return (await create(app.state.served.database, PEPPER.encode(), **fields))[0]
 
     return make
 
@@ -92,7 +93,7 @@ async def test_a_key_opens_the_doors_of_its_scope_and_no_others(
     key = await make_key(held)
     for method, path in doors(app):
         response = await client.request(method, path, json=BODY, headers=bearer(key))
-        opens = path in OPEN or scope_of(path) is held
+        opens = path in OPEN or app.state.served.access.scope_of(path) is held
         assert (response.status_code not in (401, 403)) is opens, (method, path)
         if not opens and method != "HEAD":
             assert response.status_code == 403
@@ -160,18 +161,66 @@ async def test_without_keys_pages_of_other_sites_stay_outside(client: httpx.Asyn
         ("/V1/moderations", Scope.ADMIN),
     ],
 )
-def test_the_longest_path_says_the_scope(path: str, scope: Scope) -> None:
-    assert scope_of(path) is scope
+async def test_the_longest_path_says_the_scope(app: FastAPI, path: str, scope: Scope) -> None:
+    assert app.state.served.access.scope_of(path) is scope
 
 
-def test_a_long_path_is_placed_at_once() -> None:
+async def test_a_long_path_is_placed_at_once(app: FastAPI) -> None:
     started = time.perf_counter()
-    scope_of("/v1/models" + "/" * 200_000)
+    app.state.served.access.scope_of("/v1/models" + "/" * 200_000)
     assert time.perf_counter() - started < 0.1
 
 
 def test_what_is_open_needs_no_scope() -> None:
-    assert not set(SCOPES) & OPEN
+    assert not {path for dialect in DIALECTS for path in dialect.scopes} & OPEN
+
+
+@pytest.mark.parametrize("dialects", [[], [dialect for dialect in DIALECTS if "/v1/files" not in dialect.scopes]])
+def test_a_path_that_no_dialect_speaks_of_needs_admin(dialects: list[Dialect]) -> None:
+    """A dialect that forgets its scopes is closed to all but admins."""
+    access = Access(None, {path: scope for dialect in dialects for path, scope in dialect.scopes.items()})
+    assert access.scope_of("/v1/files") is Scope.ADMIN
+
+
+# --- What is not HTTP -------------------------------------------------------------------------------------
+
+
+async def asgi(app: FastAPI, scope: dict[str, Any], *received: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the application sends in one scope."""
+    incoming, sent = list(received), list[dict[str, Any]]()
+
+    async def receive() -> dict[str, Any]:
+        return incoming.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    return sent
+
+
+@pytest.mark.parametrize("settings", [{}, LOCKED], indirect=True)
+@pytest.mark.parametrize("path", ["/v1/moderations", "/openai/v1/moderations", "/health", "/none"])
+async def test_a_websocket_is_refused_before_it_is_accepted(app: FastAPI, make_key: MakeKey, path: str) -> None:
+    """With a key that opens every other door too."""
+    headers = [(b"authorization", f"Bearer {await make_key()}".encode())]
+    scope = {"type": "websocket", "path": path, "raw_path": path.encode(), "headers": headers, "query_string": b""}
+    (message,) = await asgi(app, scope, {"type": "websocket.connect"})
+    assert (message["type"], message["code"]) == ("websocket.close", 1008)
+
+
+async def test_what_is_neither_http_nor_lifespan_reaches_no_route(app: FastAPI) -> None:
+    """Not even a route that would take it."""
+    reached = list[str]()
+
+    async def route(scope: Any, receive: Any, send: Any) -> None:
+        reached.append(scope["type"])
+
+    app.mount("/anything", route)
+    with pytest.raises(NotImplementedError, match="webtransport"):
+        await asgi(app, {"type": "webtransport", "path": "/anything", "headers": []})
+    await asgi(app, {"type": "websocket", "path": "/anything", "headers": []}, {"type": "websocket.connect"})
+    assert reached == []
 
 
 # --- What is presented ------------------------------------------------------------------------------------
@@ -281,7 +330,7 @@ async def test_revoked_and_expired_keys_open_nothing(
 ) -> None:
     expired = await make_key(expires_at=int(time.time()))
     revoked = await make_key()
-    await revoke(app.state.database, revoked.split("_")[1])
+    await revoke(app.state.served.database, revoked.split("_")[1])
     for key in (expired, revoked):
         error_of(await client.post("/v1/moderations", json=BODY, headers=bearer(key)), 401, code="invalid_api_key")
 
@@ -313,7 +362,7 @@ async def test_callers_are_tenants_and_keep_what_is_theirs_here(
     free, bound = await make_key(), await make_key(never_remote=True)
     for key in (free, bound, free):
         await client.post("/v1/moderations", json=BODY, headers=bearer(key))
-    ids = [key.id for key in await list_all(app.state.database)]
+    ids = [key.id for key in await list_all(app.state.served.database)]
     handled = [case.handling for case in backend.cases]
     assert {handled[0].tenant, handled[1].tenant} == set(ids)
     assert handled[0].tenant == handled[2].tenant != handled[1].tenant
@@ -336,14 +385,14 @@ async def test_without_the_database_unknown_keys_are_no_keys(
     known = await make_key()
     assert (await client.post("/v1/moderations", json=BODY, headers=bearer(known))).status_code == 200
     made_later = await make_key()
-    await app.state.database.close()
+    await app.state.served.database.close()
     assert (await client.post("/v1/moderations", json=BODY, headers=bearer(known))).status_code == 200
     response = await client.post("/v1/moderations", json=BODY, headers=bearer(made_later))
     error_of(response, 503, type="server_error", code="keys_unavailable")
     assert int(response.headers["retry-after"]) >= 1
     assert (await client.get("/health")).status_code == 200
     assert len(backend.cases) == 2
-    await app.state.database.open()
+    await app.state.served.database.open()
 
 
 @locked
@@ -353,7 +402,7 @@ async def test_a_defect_at_the_door_lets_nobody_in(
     async def broken(*_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(app.state.access, "caller_of", broken)
+    monkeypatch.setattr(app.state.served.access, "caller_of", broken)
     error_of(await client.post("/v1/moderations", json=BODY), 500, code="internal_error")
     assert backend.cases == []
 
@@ -427,7 +476,7 @@ async def test_a_limit_is_reached_before_the_queue_is_asked(
 ) -> None:
     key = await make_key(requests_per_minute=1)
     await client.post("/v1/moderations", json=BODY, headers=bearer(key))
-    app.state.moderator.admission.draining = True
+    app.state.served.service.moderator.admission.draining = True
     assert (await client.post("/v1/moderations", json=BODY, headers=bearer(key))).status_code == 429
 
 

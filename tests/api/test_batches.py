@@ -12,17 +12,19 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from pydantic import TypeAdapter
 from sqlalchemy import text, update
 
-from server.api.openai.batches import ENDPOINTS
-from server.api.replies.batches import Batch
+from server.api.openai.batches import Batch
 from server.app import create_app
 from server.batches import runner as batch_runner
+from server.batches.endpoints import ENDPOINTS
 from server.batches.lines import MAX_FAULTS, MAX_LINES, read_lines
 from server.checkpoints.profile import load_profile
 from server.domain.errors import DeadlineExceeded, EngineUnavailable
 from server.moderation.moderator import PROBE
 from server.settings import Settings
+from server.store.batches import Batches
 from server.store.tables import batches
 from tests.api.conftest import PROFILE, As, LiveServer, wait_until
 from tests.api.shapes import error_of, obeys_openai
@@ -53,7 +55,7 @@ async def create(client: httpx.AsyncClient, *lines: Any, **changes: Any) -> dict
 
 def described(batch: dict[str, Any]) -> None:
     """By our own document, whatever state it is in, and by OpenAI's where that is at hand."""
-    Batch.model_validate(batch)
+    TypeAdapter(Batch).validate_python(batch)
     obeys_openai(batch, "Batch")
 
 
@@ -340,7 +342,7 @@ async def test_what_is_not_judged_in_time_expires_and_the_rest_is_kept(
         client, *(line(str(number), {"input": f"late {number}" if number % 2 else "bread"}) for number in range(10))
     )
     await five_are_done(client, batch)
-    async with app.state.database.begin() as connection:
+    async with app.state.served.database.begin() as connection:
         await connection.execute(update(batches).values(expires_at=1))
     # The runner holds what it read; a server that starts now reads the new time.
     await restart(app)
@@ -355,7 +357,7 @@ async def test_what_is_not_judged_in_time_expires_and_the_rest_is_kept(
 
 async def restart(app: FastAPI) -> None:
     """Another server takes over: of this one's lease nothing is left."""
-    await app.state.batches.release_all()
+    await Batches(app.state.served.database).release_all()
 
 
 async def test_a_batch_waits_for_an_engine_that_is_down(
@@ -413,7 +415,7 @@ async def test_half_of_the_queue_stays_for_live_requests(
     asked = [{"input": f"live {number}"} for number in range(4)]
     live = [asyncio.create_task(client.post("/v1/moderations", json=body)) for body in asked]
     await backend.busy_with(8)
-    assert app.state.moderator.admission.admitted == 8
+    assert app.state.served.service.moderator.admission.admitted == 8
     assert sum("live" in words for words in backend.texts) == 4
     gate.open()
     assert [response.status_code for response in await asyncio.gather(*live)] == [200] * 4
@@ -465,13 +467,13 @@ def test_a_stopping_server_does_not_wait_for_a_batch(live: LiveServer, backend: 
 async def full(app: FastAPI, *tables: str) -> AsyncIterator[None]:
     """The database takes nothing new and forgets nothing of these tables, as one on a full disk."""
     triggers = [(f"{table}_{event}", table, event) for table in tables for event in ("INSERT", "UPDATE", "DELETE")]
-    async with app.state.database.begin() as connection:
+    async with app.state.served.database.begin() as connection:
         for name, table, event in triggers:
             body = "BEGIN SELECT RAISE(ABORT, 'disk is full'); END"
             statement = f"CREATE TRIGGER {name} BEFORE {event} ON {table} {body}"
             await connection.execute(text(statement))
     yield
-    async with app.state.database.begin() as connection:
+    async with app.state.served.database.begin() as connection:
         for name, _, _ in triggers:
             await connection.execute(text(f"DROP TRIGGER {name}"))
 
@@ -524,7 +526,7 @@ async def test_a_result_that_cannot_be_stored_is_not_bought_again_at_once(
         await until(lambda: len(backend.cases) == 10)
         # Several rounds of the runner: its lease, and not the runner's eagerness, says when it is tried again.
         for _ in range(5):
-            app.state.batches_changed.set()
+            app.state.served.batches_changed.set()
             await asyncio.sleep(0.05)
         assert len(backend.cases) == 10
         assert (await get(client, batch))["request_counts"] == {"total": 10, "completed": 0, "failed": 0}

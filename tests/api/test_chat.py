@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from server.api.openai.chat import ProviderPreferences
-from server.api.openai.sampling import IgnoredOptions
+from server.api.chat.options import IgnoredOptions
+from server.api.chat.request import ProviderPreferences
 from server.domain.conversation import Role
 from server.domain.errors import ContextLengthExceeded
 from server.domain.verdict import Token

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.api.openai.files import INPUT_EXPIRES_AFTER_S, UPLOADS_AT_ONCE
+from server.api.openai.files import INPUT_EXPIRES_AFTER_S, UPLOADS_AT_ONCE, Uploads
 from tests.api.conftest import As, LiveServer
 from tests.api.shapes import error_of, obeys_openai
 
@@ -180,10 +180,10 @@ async def test_an_upload_that_stops_arriving_is_not_waited_for(client: httpx.Asy
 
 async def test_only_so_many_uploads_at_once(client: httpx.AsyncClient, app: FastAPI) -> None:
     for _ in range(UPLOADS_AT_ONCE):
-        await app.state.uploads.acquire()
+        await app.state.served.kept(Uploads).acquire()
     refused = await client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("a", b"x")})
     error_of(refused, 429, code="rate_limit_exceeded")
-    app.state.uploads.release()
+    app.state.served.kept(Uploads).release()
     await upload(client)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.api.openai.chat import _warn_once
+from server.api.chat.judging import _warn_once
 from server.domain.conversation import Role
 from server.settings import Settings
 from tests.api.conftest import PROFILE, As

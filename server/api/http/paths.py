@@ -1,6 +1,18 @@
-"""Paths that a client makes out of its base URL by itself, and where they lead."""
+"""Paths: those that a client makes out of its base URL by itself, and what is said of all paths below one."""
+
+from collections.abc import Mapping
+from typing import TypeVar
 
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+Said = TypeVar("Said")
+
+
+def said_of(path: str, places: Mapping[str, Said]) -> Said | None:
+    """What the longest of `places` that `path` is or lies below says; None where it lies below none of them."""
+    above = [place for place in places if path == place or path.startswith(place + "/")]
+    return places[max(above, key=len)] if above else None
+
 
 GROQ_PREFIX = "/openai"
 """Groq's client puts `/openai/v1` behind its base URL, and cannot be told not to."""

@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Annotated, Any, Literal, NotRequired
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -12,16 +12,12 @@ from pydantic import Field
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from server.api.content import WireModel
-from server.api.examples import (
-    FILE_CONTENT_RESPONSES,
-    FILE_DELETED_RESPONSES,
-    FILE_LIST_RESPONSES,
-    FILE_RESPONSES,
-    UPLOAD_RESPONSES,
-)
 from server.api.http.body import validate
-from server.domain.caller import Caller
+from server.api.http.description import TOO_LARGE, Responses, reply
+from server.api.http.shapes import Closed, Count, Moment
+from server.api.http.state import caller_of, served
+from server.api.messages import WireModel
+from server.api.openai import examples
 from server.domain.errors import (
     InvalidRequest,
     Overloaded,
@@ -36,8 +32,6 @@ from server.store.ids import Kind, is_id
 
 router = APIRouter(prefix="/v1", tags=["files"])
 
-Item = TypeVar("Item")
-
 UPLOADS_AT_ONCE = 4
 """Each may need as much room in the folder of temporary files as the largest file."""
 
@@ -49,6 +43,13 @@ _FORM_BYTES = 64 * 1024
 
 _EXPIRES_AFTER = re.compile(r"expires_after\[(anchor|seconds)\]")
 _NAME_LENGTH = 500
+
+
+class Uploads(asyncio.Semaphore):
+    """The turns of uploads."""
+
+    def __init__(self) -> None:
+        super().__init__(UPLOADS_AT_ONCE)
 
 
 class ExpiresAfter(WireModel):
@@ -63,6 +64,36 @@ class FileForm(WireModel):
 
     purpose: Literal["batch"] = Field(description="Only `batch`: nothing else here reads files.")
     expires_after: ExpiresAfter | None = None
+
+
+class File(Closed):
+    id: str
+    object: Literal["file"]
+    bytes: Count
+    created_at: Moment
+    filename: str
+    purpose: Literal["batch", "batch_output"]
+    status: Literal["processed"]
+    expires_at: NotRequired[Moment]
+
+
+class Page(Closed):
+    object: Literal["list"]
+    first_id: str
+    last_id: str
+    has_more: bool
+
+
+class FileList(Page):
+    """The ids are empty texts where the page is empty."""
+
+    data: list[File]
+
+
+class FileDeleted(Closed):
+    id: str
+    object: Literal["file"]
+    deleted: Literal[True]
 
 
 _UPLOAD = {
@@ -86,16 +117,18 @@ _UPLOAD = {
     }
 }
 
+FILE_RESPONSES: Responses = {200: reply(File, "The file", examples.FILE), **examples.STORE_ERRORS}
+
 
 @router.post(
     "/files",
     summary="Upload a file for batches",
     openapi_extra=_UPLOAD,
-    responses=UPLOAD_RESPONSES,
+    responses={**FILE_RESPONSES, **TOO_LARGE},
 )
 async def upload(request: Request) -> JSONResponse:
-    settings: Settings = request.app.state.settings
-    turns: asyncio.Semaphore = request.app.state.uploads
+    settings = served(request).settings
+    turns = served(request).kept(Uploads)
     if turns.locked():
         raise Overloaded("The server is busy with too many uploads.", retry_after=1)
     async with turns, _form(request, settings) as form:
@@ -115,7 +148,7 @@ async def upload(request: Request) -> JSONResponse:
 @router.get(
     "/files",
     summary="List files",
-    responses=FILE_LIST_RESPONSES,
+    responses={200: reply(FileList, "A page of files", examples.page(examples.FILE)), **examples.STORE_ERRORS},
 )
 async def list_files(
     request: Request,
@@ -126,11 +159,11 @@ async def list_files(
 ) -> JSONResponse:
     check_cursor(Kind.FILE, after)
     if purpose not in (None, files.INPUT, files.OUTPUT):
-        return listed([], False, _document)
+        return _listed([], more=False)
     page, more = await _files(request).page(
         owner(request), purpose=purpose, after=after, limit=limit, newest_first=order == "desc"
     )
-    return listed(page, more, _document)
+    return _listed(page, more=more)
 
 
 @router.get(
@@ -145,18 +178,25 @@ async def get_file(request: Request, file_id: str) -> JSONResponse:
 @router.delete(
     "/files/{file_id}",
     summary="Delete a file that no batch reads any more",
-    responses=FILE_DELETED_RESPONSES,
+    responses={
+        200: reply(FileDeleted, "It is gone", {"id": examples.FILE["id"], "object": "file", "deleted": True}),
+        **examples.STORE_ERRORS,
+    },
 )
 async def delete_file(request: Request, file_id: str) -> JSONResponse:
     await _files(request).delete(owner(request), file_id)
-    return JSONResponse({"id": file_id, "object": "file", "deleted": True})
+    document: FileDeleted = {"id": file_id, "object": "file", "deleted": True}
+    return JSONResponse(document)
 
 
 @router.get(
     "/files/{file_id}/content",
     summary="Read a file",
     response_class=StreamingResponse,
-    responses=FILE_CONTENT_RESPONSES,
+    responses={
+        200: {"description": "The bytes of the file", "content": {"application/octet-stream": {}}},
+        **examples.STORE_ERRORS,
+    },
 )
 async def get_content(request: Request, file_id: str) -> StreamingResponse:
     stored = await _files(request).get(owner(request), file_id)
@@ -170,8 +210,7 @@ async def get_content(request: Request, file_id: str) -> StreamingResponse:
 
 
 def owner(request: Request) -> str:
-    caller: Caller = request.state.caller
-    return caller.owner
+    return caller_of(request).owner
 
 
 def check_cursor(kind: Kind, after: str | None) -> None:
@@ -180,29 +219,36 @@ def check_cursor(kind: Kind, after: str | None) -> None:
         raise InvalidRequest("Invalid value for 'after': it is no id of this list.", param="after")
 
 
-def listed(page: list[Item], more: bool, document: Callable[[Item], dict[str, Any]]) -> JSONResponse:
-    data = [document(item) for item in page]
+def page_of(ids: Sequence[str], *, more: bool) -> Page:
+    """What stands around the entries of a list."""
     # OpenAI's clients want strings here, also of a list that has no first entry.
-    first, last = (data[0]["id"], data[-1]["id"]) if data else ("", "")
-    return JSONResponse({"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more})
+    first, last = (ids[0], ids[-1]) if ids else ("", "")
+    return {"object": "list", "first_id": first, "last_id": last, "has_more": more}
 
 
 def _files(request: Request) -> Files:
-    found: Files = request.app.state.files
-    return found
+    return Files(served(request).database)
 
 
-def _document(file: StoredFile) -> dict[str, Any]:
-    document = {
+def _listed(page: Sequence[StoredFile], *, more: bool) -> JSONResponse:
+    data = [_document(file) for file in page]
+    document: FileList = {**page_of([file["id"] for file in data], more=more), "data": data}
+    return JSONResponse(document)
+
+
+def _document(file: StoredFile) -> File:
+    document: File = {
         "id": file.id,
         "object": "file",
         "bytes": file.bytes,
         "created_at": file.created_at,
         "filename": file.filename,
-        "purpose": file.purpose,
+        "purpose": "batch" if file.purpose == files.INPUT else "batch_output",
         "status": "processed",
     }
-    return document if file.expires_at is None else {**document, "expires_at": file.expires_at}
+    if file.expires_at is not None:
+        document["expires_at"] = file.expires_at
+    return document
 
 
 # --- The form --------------------------------------------------------------------------------------------

@@ -3,16 +3,22 @@
 import statistics
 import time
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
+from pydantic import Field
 
-from server.api.openai.chat import ChatRequest
-from server.api.openai.models import ModelNames
-from server.api.openrouter import examples, naming
+from server.api.chat.request import ChatRequest
+from server.api.http.description import reply
+from server.api.http.direct import JSONReply
+from server.api.http.shapes import Closed, Count, EmptyObject, Moment
+from server.api.http.state import Served, served
+from server.api.names import PROVIDER, ModelNames
+from server.api.openrouter.errors import BAD_QUERY, NOT_FOUND
 from server.api.openrouter.generations import Generations
+from server.api.openrouter.money import ZeroDollars
 from server.checkpoints.profile import Profile
-from server.moderation.readiness import Readiness
 
 router = APIRouter(prefix="/api/v1", tags=["OpenRouter"])
 
@@ -32,32 +38,184 @@ MODERATOR = (
 STAND_IN = "A stand-in for a moderation model, for trying out and for tests. It is not a moderator."
 
 
-class ModelCard:
-    """Facts of the served model in OpenRouter's words."""
+Modality = Literal["text", "image"]
+Quantization = Literal["fp8", "int8", "int4", "bf16", "fp16", "fp32", "unknown"]
 
-    def __init__(self, profile: Profile, slug: str, created: int, *, sees: bool) -> None:
-        self.slug = slug
-        self._sees = sees
-        self._profile = profile
-        self._created = created
+
+class Architecture(Closed):
+    modality: Literal["text->text", "text+image->text"]
+    input_modalities: list[Modality]
+    output_modalities: list[Literal["text"]]
+    tokenizer: Literal["Llama4", "Other"]
+    instruct_type: None
+
+
+class Pricing(Closed):
+    """US dollars. This server bills nobody."""
+
+    prompt: ZeroDollars
+    completion: ZeroDollars
+    request: ZeroDollars
+    image: ZeroDollars
+
+
+class TopProvider(Closed):
+    context_length: Count
+    max_completion_tokens: None
+    is_moderated: Literal[False]
+
+
+class ModelLinks(Closed):
+    details: str
+
+
+class ModelHead(Closed):
+    """What is said of a model wherever it is shown."""
+
+    id: str
+    name: str
+    created: Moment
+    description: str
+    architecture: Architecture
+
+
+class OpenRouterModel(ModelHead):
+    canonical_slug: str
+    hugging_face_id: str | None
+    context_length: Count
+    pricing: Pricing
+    top_provider: TopProvider
+    per_request_limits: None
+    supported_parameters: list[str]
+    default_parameters: None
+    supported_voices: None
+    knowledge_cutoff: None
+    expiration_date: None
+    links: ModelLinks
+
+
+class OpenRouterModelData(Closed):
+    data: OpenRouterModel
+
+
+class PageLinks(Closed):
+    next: None
+
+
+class OpenRouterModelList(Closed):
+    data: Annotated[list[OpenRouterModel], Field(max_length=1)]
+    total_count: Count
+    links: PageLinks
+
+
+class ModelCount(Closed):
+    count: Literal[0, 1]
+
+
+class ModelCountData(Closed):
+    data: ModelCount
+
+
+class Percentiles(Closed):
+    p50: float
+    p75: float
+    p90: float
+    p99: float
+
+
+class ToolChoices(Closed):
+    auto: Literal[False]
+    function: Literal[False]
+    none: Literal[False]
+    required: Literal[False]
+
+
+class ServedEndpoint(Closed):
+    """Latencies are milliseconds, throughput tokens a second, uptime percent; null where nothing was asked of late."""
+
+    name: str
+    tag: str
+    provider_name: str
+    model_id: str
+    model_name: str
+    context_length: Count
+    max_prompt_tokens: None
+    max_completion_tokens: None
+    pricing: Pricing
+    quantization: Quantization
+    supported_parameters: list[str]
+    native_tools: EmptyObject
+    service_tier: None
+    supports_diarization: Literal[False]
+    supports_tool_choice: ToolChoices
+    supports_implicit_caching: bool
+    status: Literal[0, -1]
+    uptime_last_5m: float | None
+    uptime_last_30m: float | None
+    uptime_last_1d: float | None
+    latency_last_30m: Percentiles | None
+    throughput_last_30m: Percentiles | None
+
+
+class ModelEndpoints(ModelHead):
+    endpoints: Annotated[list[ServedEndpoint], Field(min_length=1, max_length=1)]
+
+
+class ModelEndpointsData(Closed):
+    data: ModelEndpoints
+
+
+class EndpointList(Closed):
+    data: list[ServedEndpoint]
+
+
+class Provider(Closed):
+    name: str
+    slug: str
+    privacy_policy_url: None
+    terms_of_service_url: None
+    status_page_url: None
+    headquarters: None
+    datacenters: None
+
+
+class ProviderList(Closed):
+    data: list[Provider]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """Facts of the served model in OpenRouter's words. `sees` says whether it looks at pictures."""
+
+    profile: Profile
+    names: ModelNames
+    sees: bool
+
+    @classmethod
+    def of(cls, here: Served) -> "ModelCard":
+        return cls(here.profile, here.service.names, here.service.sight.sees)
+
+    @property
+    def slug(self) -> str:
+        return self.names.slug
 
     @property
     def name(self) -> str:
-        return self._profile.served_as[0].rpartition("/")[2]
+        return self.names.id.rpartition("/")[2]
 
     @property
-    def inputs(self) -> list[str]:
-        return ["text", "image"] if self._sees else ["text"]
+    def inputs(self) -> list[Modality]:
+        return ["text", "image"] if self.sees else ["text"]
 
     @property
     def parameters(self) -> list[str]:
         return sorted(PARAMETERS & set(ChatRequest.model_fields))
 
     @property
-    def document(self) -> dict[str, Any]:
-        profile = self._profile
+    def document(self) -> OpenRouterModel:
+        profile = self.profile
         return {
-            **self._head,
+            **self.head,
             "canonical_slug": self.slug,
             "hugging_face_id": None if profile.is_local else profile.model,
             "context_length": profile.context_tokens,
@@ -76,17 +234,14 @@ class ModelCard:
             "links": {"details": f"/api/v1/models/{self.slug}/endpoints"},
         }
 
-    def endpoints(self, generations: Generations, readiness: Readiness) -> dict[str, Any]:
-        return {**self._head, "endpoints": [self.endpoint(generations, readiness)]}
-
-    def endpoint(self, generations: Generations, readiness: Readiness) -> dict[str, Any]:
+    def endpoint(self, generations: Generations, *, ready: bool) -> ServedEndpoint:
         """This server as a provider, with its own figures as far as it has some; nothing is made up."""
-        profile = self._profile
+        profile = self.profile
         recent = list(generations.since(time.time() - HALF_AN_HOUR_S))
         return {
-            "name": f"{naming.PROVIDER} | {self.slug}",
-            "tag": naming.PROVIDER,
-            "provider_name": naming.PROVIDER,
+            "name": f"{PROVIDER} | {self.slug}",
+            "tag": PROVIDER,
+            "provider_name": PROVIDER,
             "model_id": self.slug,
             "model_name": self.name,
             "context_length": profile.context_tokens,
@@ -98,9 +253,9 @@ class ModelCard:
             "native_tools": {},
             "service_tier": None,
             "supports_diarization": False,
-            "supports_tool_choice": dict.fromkeys(("auto", "function", "none", "required"), False),
+            "supports_tool_choice": {"auto": False, "function": False, "none": False, "required": False},
             "supports_implicit_caching": bool(profile.engine.get("enable_prefix_caching", True)),
-            "status": 0 if readiness.reason_not_ready() is None else -1,
+            "status": 0 if ready else -1,
             "uptime_last_5m": generations.uptime(300),
             "uptime_last_30m": generations.uptime(HALF_AN_HOUR_S),
             "uptime_last_1d": generations.uptime(A_DAY_S),
@@ -111,28 +266,31 @@ class ModelCard:
         }
 
     @property
-    def _head(self) -> dict[str, Any]:
+    def head(self) -> ModelHead:
         return {
             "id": self.slug,
             "name": self.name,
-            "created": self._created,
-            "description": STAND_IN if self._profile.stand_in else MODERATOR,
+            "created": self.names.created,
+            "description": STAND_IN if self.profile.stand_in else MODERATOR,
             "architecture": {
-                "modality": f"{'+'.join(self.inputs)}->text",
+                "modality": "text+image->text" if self.sees else "text->text",
                 "input_modalities": self.inputs,
                 "output_modalities": ["text"],
-                "tokenizer": "Llama4" if self._profile.tokens.vocabulary_size == LLAMA_4_VOCABULARY else "Other",
+                "tokenizer": "Llama4" if self.profile.tokens.vocabulary_size == LLAMA_4_VOCABULARY else "Other",
                 "instruct_type": None,
             },
         }
 
 
-PRICING = {"prompt": "0", "completion": "0", "request": "0", "image": "0"}
+PRICING: Pricing = {"prompt": "0", "completion": "0", "request": "0", "image": "0"}
 """US dollars for each. This server bills nobody."""
 
 
-@router.get("/models", summary="List the served model", responses=examples.BAD_QUERY)
-@router.get("/models/user", summary="List the served model", responses=examples.BAD_QUERY)
+MODEL_LIST = {200: reply(OpenRouterModelList, "The model, unless a filter leaves it out"), **BAD_QUERY}
+
+
+@router.get("/models", summary="List the served model", responses=MODEL_LIST)
+@router.get("/models/user", summary="List the served model", responses=MODEL_LIST)
 async def list_openrouter_models(
     request: Request,
     q: str | None = None,
@@ -143,9 +301,9 @@ async def list_openrouter_models(
     context: int | None = Query(None, ge=1),
     offset: int | None = Query(None, ge=0),
     limit: int | None = Query(None, ge=1, le=1000),
-) -> dict[str, Any]:
+) -> JSONReply:
     """Filters that the model does not meet leave the list empty. Other filters are ignored, as is an order of one."""
-    card: ModelCard = request.app.state.model_card
+    card = ModelCard.of(served(request))
     wanted = q is None or q.casefold() in f"{card.slug} {card.name}".casefold()
     meets = (
         wanted
@@ -157,66 +315,103 @@ async def list_openrouter_models(
     )
     found = [card.document] if meets else []
     page = found[offset or 0 :][: limit or None]
-    return {"data": page, "total_count": len(found), "links": {"next": None}}
-
-
-@router.get("/models/count", summary="How many models there are")
-async def count_openrouter_models(output_modalities: str | None = None) -> dict[str, Any]:
-    return {"data": {"count": int(output_modalities == "all" or _holds(output_modalities, ["text"]))}}
-
-
-@router.get("/model/{author}/{slug}", summary="The served model", responses=examples.NOT_FOUND)
-async def get_openrouter_model(author: str, slug: str, request: Request) -> dict[str, Any]:
-    return {"data": _card(request, author, slug).document}
+    document: OpenRouterModelList = {"data": page, "total_count": len(found), "links": {"next": None}}
+    return JSONReply(document)
 
 
 @router.get(
-    "/models/{author}/{slug}/endpoints", summary="Who serves a model, and how well", responses=examples.NOT_FOUND
+    "/models/count", summary="How many models there are", responses={200: reply(ModelCountData, "One, or none")}
 )
-async def list_openrouter_endpoints(author: str, slug: str, request: Request) -> dict[str, Any]:
-    state = request.app.state
-    return {"data": _card(request, author, slug).endpoints(state.generations, state.readiness)}
+async def count_openrouter_models(output_modalities: str | None = None) -> JSONReply:
+    matches = output_modalities == "all" or _holds(output_modalities, ["text"])
+    document: ModelCountData = {"data": {"count": 1 if matches else 0}}
+    return JSONReply(document)
 
 
-@router.get("/endpoints/zdr", summary="Who serves models without keeping data")
-async def list_openrouter_zdr_endpoints(request: Request) -> dict[str, Any]:
-    state = request.app.state
+@router.get(
+    "/model/{author}/{slug}",
+    summary="The served model",
+    responses={200: reply(OpenRouterModelData, "The model"), **NOT_FOUND},
+)
+async def get_openrouter_model(author: str, slug: str, request: Request) -> JSONReply:
+    document: OpenRouterModelData = {"data": _card(request, author, slug).document}
+    return JSONReply(document)
+
+
+@router.get(
+    "/models/{author}/{slug}/endpoints",
+    summary="Who serves a model, and how well",
+    responses={200: reply(ModelEndpointsData, "The model and its one endpoint"), **NOT_FOUND},
+)
+async def list_openrouter_endpoints(author: str, slug: str, request: Request) -> JSONReply:
+    card = _card(request, author, slug)
+    document: ModelEndpointsData = {"data": {**card.head, "endpoints": [_endpoint(card, served(request))]}}
+    return JSONReply(document)
+
+
+@router.get(
+    "/endpoints/zdr",
+    summary="Who serves models without keeping data",
+    responses={200: reply(EndpointList, "This server, unless its remote backend may keep data")},
+)
+async def list_openrouter_zdr_endpoints(request: Request) -> JSONReply:
+    here = served(request)
     # A provider of the remote backend may be one that keeps what it is sent.
-    if state.settings.is_remote and not state.settings.openrouter_zdr:
-        return {"data": []}
-    return {"data": [state.model_card.endpoint(state.generations, state.readiness)]}
+    keeps_data = here.settings.is_remote and not here.settings.openrouter_zdr
+    document: EndpointList = {"data": [] if keeps_data else [_endpoint(ModelCard.of(here), here)]}
+    return JSONReply(document)
 
 
-@router.get("/providers", summary="Who serves models: this server")
-async def list_openrouter_providers() -> dict[str, Any]:
-    unknown = ("privacy_policy_url", "terms_of_service_url", "status_page_url", "headquarters", "datacenters")
-    return {"data": [{"name": naming.PROVIDER, "slug": naming.PROVIDER, **dict.fromkeys(unknown)}]}
+@router.get(
+    "/providers", summary="Who serves models: this server", responses={200: reply(ProviderList, "The one provider")}
+)
+async def list_openrouter_providers() -> JSONReply:
+    document: ProviderList = {
+        "data": [
+            {
+                "name": PROVIDER,
+                "slug": PROVIDER,
+                "privacy_policy_url": None,
+                "terms_of_service_url": None,
+                "status_page_url": None,
+                "headquarters": None,
+                "datacenters": None,
+            }
+        ]
+    }
+    return JSONReply(document)
 
 
 def _card(request: Request, author: str, slug: str) -> ModelCard:
-    names: ModelNames = request.app.state.model_names
-    names.check(f"{author}/{slug}")
-    card: ModelCard = request.app.state.model_card
+    card = ModelCard.of(served(request))
+    card.names.check(f"{author}/{slug}")
     return card
+
+
+def _endpoint(card: ModelCard, here: Served) -> ServedEndpoint:
+    return card.endpoint(here.kept(Generations), ready=here.readiness.reason_not_ready() is None)
+
+
+REDUCED: tuple[Quantization, ...] = ("fp8", "int8", "int4")
 
 
 def _holds(wanted: str | None, available: Iterable[str]) -> bool:
     return wanted is None or {word.strip() for word in wanted.split(",") if word.strip()} <= set(available)
 
 
-def _percentiles(values: Iterable[float]) -> dict[str, float] | None:
+def _percentiles(values: Iterable[float]) -> Percentiles | None:
     """None without any value."""
     known = list(values)
     if not known:
         return None
     cuts = statistics.quantiles(known, n=100, method="inclusive") if len(known) > 1 else known * 99
-    return {f"p{percent}": cuts[percent - 1] for percent in (50, 75, 90, 99)}
+    return {"p50": cuts[49], "p75": cuts[74], "p90": cuts[89], "p99": cuts[98]}
 
 
-def _quantization(profile: Profile) -> str:
+def _quantization(profile: Profile) -> Quantization:
     """How the weights are held, in OpenRouter's words."""
     asked = str(profile.engine.get("quantization") or "")
-    dtypes = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32"}
+    dtypes: dict[str, Quantization] = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32"}
     if asked:
-        return next((word for word in ("fp8", "int8", "int4") if asked.startswith(word)), "unknown")
+        return next((word for word in REDUCED if asked.startswith(word)), "unknown")
     return dtypes.get(str(profile.engine.get("dtype")), "unknown")

@@ -2,16 +2,11 @@
 they change nothing; only their types are looked at.
 """
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import Field, field_validator
 
-from server.api.content import Object, String, WireModel
-
-StringOrObject = Annotated[
-    String | Annotated[Object, Tag("<object>")],
-    Discriminator(lambda value: "<string>" if isinstance(value, str) else "<object>"),
-]
+from server.api.messages import Object, StringOrObject, WireModel
 
 
 class ModerationMode(WireModel):

@@ -1,0 +1,25 @@
+"""How replies are typed: as TypedDicts, which mypy holds each reply to and from which the OpenAPI document is made.
+
+They cost nothing at run time. `Annotated` carries what only the document needs.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict  # pydantic reads typing's own from Python 3.12 on
+
+
+class Closed(TypedDict):
+    """Base of all replies: keys that are not NotRequired are always there, and there are no others."""
+
+
+# Below the class: within it mypy takes this for a key.
+Closed.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+Moment = Annotated[int, Field(ge=0, description="Seconds since 1970.")]
+EmptyList = Annotated[list[Any], Field(max_length=0)]
+EmptyObject = Annotated[dict[str, Any], Field(max_length=0)]
