@@ -10,7 +10,6 @@ benchmarks/README.md says what everything means. The last line is the result as 
 import argparse
 import json
 import math
-import re
 import signal
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import checkpoint, limits, plots, second_opinion
+from benchmarks import checkpoint, limits, plots, records, second_opinion
 from benchmarks.comparison import Comparison, speed
 from benchmarks.contenders import BASELINE, ENGINES, STARTERS, LeftOut, Service, Stage, contenders_of
 from benchmarks.engine_counters import read_block_size
@@ -31,7 +30,6 @@ from benchmarks.report import COLUMNS, number, results_of, table
 from benchmarks.stamp import gpus, stamp
 from benchmarks.traffic import LOADS, Load, parse_mix
 
-RESULTS = Path(__file__).parent / "results"
 OUT = ROOT / "build" / "bench"
 FP8 = {"quantization": "fp8_per_channel", "kv_cache_dtype": "fp8"}
 ON_CPU = {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 30}
@@ -64,7 +62,7 @@ def parse_options() -> argparse.Namespace:
     say("--rounds", type=int, default=4, help="turns of each contender")
     say("--seconds", type=float, default=3.0, help="length of a turn")
     say("--second", action="store_true", help="guidellm's figures beside ours, on chats of the first load")
-    say("--record", action="store_true", help="keep the result in benchmarks/results/")
+    say("--record", action="store_true", help="keep the result in a new folder of benchmarks/results/")
     return parser.parse_args()
 
 
@@ -222,17 +220,10 @@ def main() -> None:
     )
     show(result, comparison)
     print("\n".join(["\ngoals", *lines(reached), ""]))
-    place = RESULTS if options.record else OUT
-    place.mkdir(parents=True, exist_ok=True)
-    machine = result["machine"]
-    stem = re.sub(
-        r"[^a-z0-9]+", "-", f"{model.name}-{(machine['gpu'] or [machine['cpu']])[0].partition(',')[0]}".lower()
-    )
-    for file in plots.draw(result, place, stem):
-        print(f"plot: {file.relative_to(ROOT)}")
-    line = json.dumps(result)
-    (place / f"{stem}.json").write_text(line + "\n")
-    print(line)
+    folder = records.write(result, records.RESULTS if options.record else OUT)
+    for file in [folder / records.FILE, *plots.draw(result, folder)]:
+        print(f"written: {file.relative_to(ROOT)}")
+    print(json.dumps(result))
 
 
 def show(result: dict[str, Any], comparison: Comparison) -> None:

@@ -26,11 +26,11 @@ ENVIRONMENTS = Path(os.environ.get("CLIENTS", ROOT / ".venv-clients"))
 
 BASELINE = "vllm"
 
-FLOOR = "floor"
-"""What no server on the same engine can beat."""
+BARE_ENGINE = "bare-engine"
+"""This project's connection and engine client with nothing between them: this server cannot beat it."""
 
-FLOOR_LOAD = "short"
-"""The load that the floor's own prompts are of, and so the only one that it takes."""
+BARE_ENGINE_LOAD = "short"
+"""The load that the bare engine's own prompts are of, and so the only one that it takes."""
 
 
 class LeftOut(Exception):
@@ -177,16 +177,16 @@ def start_vllm(stage: Stage) -> Service:
     return stage.start(BASELINE, "server", command, port, "/health", VLLM_ENVIRONMENT)
 
 
-def start_floor(stage: Stage) -> Service:
-    """No moderation server at all: what uvicorn and the engine take of every server that is made of them."""
+def start_bare_engine(stage: Stage) -> Service:
+    """No moderation server: what this project's connection, its engine client and the engine cost by themselves."""
     port, model = free_port(), stage.model
     command = [
-        *(sys.executable, "-m", "benchmarks.floor_server", str(model.folder), str(port)),
+        *(sys.executable, "-m", "benchmarks.bare_engine", str(model.folder), str(port)),
         json.dumps({**model.engine, "max_model_len": model.context, "limit_mm_per_prompt": {"image": model.images}}),
     ]
     # The model in the engine's own process, as this server has it too: the fastest arrangement on CPUs.
     in_process = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} if model.on_cpu else {}
-    return stage.start(FLOOR, "server", command, port, "/", VLLM_ENVIRONMENT | in_process)
+    return stage.start(BARE_ENGINE, "server", command, port, "/", VLLM_ENVIRONMENT | in_process)
 
 
 def start_transformers(stage: Stage) -> Service:
@@ -258,13 +258,13 @@ STARTERS: dict[str, Callable[[Stage], Service]] = {
     "guard": start_guard,
     "guard-cached": start_cached_guard,
     BASELINE: start_vllm,
-    FLOOR: start_floor,
+    BARE_ENGINE: start_bare_engine,
     "transformers": start_transformers,
     "litellm": start_litellm,
     "nemo": start_nemo,
 }
 
-ENGINES = ("guard", "guard-cached", BASELINE, FLOOR, "transformers")
+ENGINES = ("guard", "guard-cached", BASELINE, BARE_ENGINE, "transformers")
 """Those that hold the model in memory."""
 
 
@@ -280,9 +280,9 @@ def contenders_of(services: Mapping[str, Service], model: Model) -> list[Contend
             moderations = service.url + "/v1/moderations"
             found.append(Contender(f"{name}-moderations", moderations, "moderations", "", (name,), service.url))
             found.append(Contender(f"{name}-chat", chat, "chat", model.served_as, (name,), service.url))
-        elif name == FLOOR:
+        elif name == BARE_ENGINE:
             url = service.url + "/v1/moderations"
-            found.append(Contender(name, url, "moderations", "", (name,), service.url, only_load=FLOOR_LOAD))
+            found.append(Contender(name, url, "moderations", "", (name,), service.url, only_load=BARE_ENGINE_LOAD))
         elif name == "litellm":
             behind = services[BASELINE].url
             found.append(Contender(name, chat, "chat", model.served_as, (name, BASELINE), behind))

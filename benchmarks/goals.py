@@ -1,15 +1,21 @@
-"""The goals of two cores and a small model, and whether what was measured meets them."""
+"""What this server aims at on two cores with a small model, and whether a run meets it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from benchmarks.contenders import FLOOR
+from benchmarks.contenders import BARE_ENGINE
+from benchmarks.records import GATEWAYS
 
 SERVERS = ("guard-moderations", "guard-chat")
 CACHED = ("guard-cached-moderations", "guard-cached-chat")
-GATEWAYS = ("litellm", "nemo")
 RATE = "verdicts_per_s"
+
+LEAST_RATIO, MOST_P99_RATIO, MOST_CPU_MS = 2.0, 0.5, 0.6
+"""For 32 short chats at once: verdicts a second and p99 over those of vLLM's server, and CPU ms outside the engine."""
+
+LEAST_CACHED_RATIO, LEAST_IMAGES_RATIO = 10.0, 1.5
+"""Verdicts a second over those of vLLM's server: from the verdict cache on repeated content, and with images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +30,7 @@ class Goal:
 
 
 def goals(sections: Sequence[Mapping[str, Any]], preamble_tokens: int, block_size: int | None) -> list[Goal]:
-    """In the order of the issue that set them, each for all dialects of this server."""
+    """The goals for text, the cache and images, each for both dialects; then figures to compare them with."""
     short, repeated = _find(sections, "short", 32), _find(sections, "repeated")
     found: list[Goal] = []
 
@@ -36,9 +42,9 @@ def goals(sections: Sequence[Mapping[str, Any]], preamble_tokens: int, block_siz
 
     for name in SERVERS:
         figures = short.get(name, {})
-        least("verdicts/s over vllm's, 32 short chats", name, 2.0, _median(figures, RATE))
-        most("p99 over vllm's, 32 short chats", name, 0.5, _median(figures, "p99_ms"))
-        most("CPU ms a request outside the engine", name, 0.6, figures.get("cpu_ms", {}).get("front"))
+        least("verdicts/s over vllm's, 32 short chats", name, LEAST_RATIO, _median(figures, RATE))
+        most("p99 over vllm's, 32 short chats", name, MOST_P99_RATIO, _median(figures, "p99_ms"))
+        most("CPU ms a request outside the engine", name, MOST_CPU_MS, figures.get("cpu_ms", {}).get("front"))
         passes = figures.get("forward_passes")
         found.append(
             _goal("forward passes a safe text", name, "= 1", passes, passes is not None and round(passes, 3) == 1)
@@ -57,25 +63,25 @@ def goals(sections: Sequence[Mapping[str, Any]], preamble_tokens: int, block_siz
         least(
             "verdicts/s over vllm's, repeated content, cache on",
             name,
-            10.0,
+            LEAST_CACHED_RATIO,
             _median(repeated.get(name, {}), RATE),
         )
     images = [section for section in sections if section["load"].startswith("image") and section["rate"] is None]
     for section in images or [{"load": "image1", "contenders": {}}]:
         for name in SERVERS:
             ratio = _median(section["contenders"].get(name, {}), RATE)
-            least(f"verdicts/s over vllm's, {section['load']}", name, 1.5, ratio)
-    # The floor: what the goals come to where nothing at all stands between uvicorn and the engine.
+            least(f"verdicts/s over vllm's, {section['load']}", name, LEAST_IMAGES_RATIO, ratio)
+    # No goals, but figures that show what the goals are worth on this machine.
     found.extend(
         _shown("verdicts/s over vllm's, 32 short chats", name, _median(short.get(name, {}), RATE))
-        for name in (*GATEWAYS, FLOOR)
+        for name in (*GATEWAYS, BARE_ENGINE)
     )
-    floor = short.get(FLOOR, {})
-    found.append(_shown("p99 over vllm's, 32 short chats", FLOOR, _median(floor, "p99_ms")))
-    found.append(_shown("CPU ms a request outside the engine", FLOOR, floor.get("cpu_ms", {}).get("front")))
+    bare = short.get(BARE_ENGINE, {})
+    found.append(_shown("p99 over vllm's, 32 short chats", BARE_ENGINE, _median(bare, "p99_ms")))
+    found.append(_shown("CPU ms a request outside the engine", BARE_ENGINE, bare.get("cpu_ms", {}).get("front")))
     found.extend(
-        _shown("verdicts/s over the floor's, 32 short chats", name, _median(short.get(name, {}), RATE, "floor_ratio"))
-        for name in SERVERS
+        _shown("verdicts/s over the bare engine's, 32 short chats", name, _median(figures, RATE, "bare_engine_ratio"))
+        for name, figures in ((name, short.get(name, {})) for name in SERVERS)
     )
     return found
 

@@ -1,38 +1,39 @@
-"""The tables of docs/capacity.md and docs/performance.md, made by the code that they speak of.
+"""The tables of the pages on performance and capacity, made by the code that calculates or measures their figures.
 
     python -m benchmarks.pages    # writes them anew, between the marks in the pages
 
-tests/benchmarks/test_pages.py holds the pages to it.
+tests/benchmarks/test_pages.py fails when a page is not up to date.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import capacity, roofline
+from benchmarks import capacity, measured, roofline
 from benchmarks.capacity import HOSTED_PRICE, OPENROUTER_DAY, RATES, calculated, cards_needed, usual_precision
+from benchmarks.markdown import bullets, table
+from benchmarks.records import RESULTS
 from benchmarks.roofline import DEVICES, LLAMA_GUARD_4, REACHED, VENDOR, Device, Load, Precision
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = (DOCS / "capacity.md", DOCS / "performance.md")
+PAGES = (
+    *(DOCS / name for name in ("capacity.md", "performance.md", "performance-limits.md")),
+    RESULTS / "README.md",
+)
 
 SHORT, LONG, IMAGE = Load.warm(100), Load.warm(2000), Load.warm(20, ((1024, 768),))
 H100 = DEVICES["h100"]
 EXAMPLE_PRICES = (0.5, 1.0, 2.0, 4.0)
+
+PREFILL_CHUNK = 1024
+"""Tokens of a long prompt in one step (`long_prefill_token_threshold` of the profile)."""
 
 
 def rows_of_cards() -> list[tuple[Device, Precision]]:
     """Every card as its profile uses it; the H100 in fp8 too."""
     rows = [(device, usual_precision(device)) for device in DEVICES.values()]
     return [rows[0], (H100, "fp8"), *rows[1:]]
-
-
-def table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Markdown."""
-    header = list(titles)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, *rows)).replace(
-        "\n", f"\n|{'---|' * len(header)}\n", 1
-    )
 
 
 def number(value: float) -> str:
@@ -123,40 +124,38 @@ def real_day() -> str:
 
 
 def front() -> str:
-    """Cores of the processes that answer HTTP."""
+    """Cores of the processes that answer HTTP, and what one of them carries."""
     kinds = (
         (f"text, {capacity.CPU_MS} ms a request", capacity.CPU_MS),
         (f"one image, {capacity.LARGE_IMAGE_CPU_MS:.0f} ms a request", capacity.LARGE_IMAGE_CPU_MS),
     )
     rows = [(name, *(f"{number(capacity.cpu_cores(rate, ms))}" for rate in RATES)) for name, ms in kinds]
-    return table(("cores for", *(f"{rate:,}/s" for rate in RATES)), rows)
+    made = table(("cores for", *(f"{rate:,}/s" for rate in RATES)), rows)
+    return f"{made}\n\nOne server process uses one core: that carries {number(1000 / capacity.CPU_MS)} texts a second."
 
 
 def summary() -> str:
     """What to remember."""
     speed = calculated(H100, "bf16", SHORT)
     planned = speed.verdicts_per_s * capacity.UTILISATION
+    pays_off = capacity.break_even_verdicts_per_day(speed, 2, 1)
     day = OPENROUTER_DAY
     share = day.verdicts_per_s / calculated(H100, "bf16", day.load).verdicts_per_s
-    return "\n".join(
-        [
-            f"- **One H100 carries about {number(planned)} short chats a second** with room for bursts: "
-            f"{number(86_400 * planned / 1e6)} million a day. A hundred a second need two cards, one of them spare.",
-            f"- **Rent below, own above.** A host charges ${HOSTED_PRICE} a million tokens, so "
-            f"${1e6 * speed.hosted_dollars:.0f} a million short chats. At $2 an hour (an example) one card costs $48 a "
-            f"day: it pays off above {number(capacity.break_even_verdicts_per_day(speed, 2, 1))} verdicts a day, which "
-            f"is {number(100 * capacity.break_even_verdicts_per_day(speed, 2, 1) / (86_400 * planned))} % of what it "
-            "can carry.",
-            "- **A full card is cheap, an idle one is not.** Busy around the clock it judges a million short chats for "
-            f"${capacity.dollars_per_million_verdicts(speed, 2):.2f}; with a tenth of that traffic for ten times as "
-            "much.",
-            f"- **All that OpenRouter serves of this model in a day** ({number(day.verdicts)} verdicts, "
-            f"${day.dollars:.1f}) keeps {100 * share:.1f} % of one H100 busy.",
-        ]
+    return bullets(
+        f"**One H100 carries about {number(planned)} short chats a second** with room for bursts: "
+        f"{number(86_400 * planned / 1e6)} million a day. A hundred a second need two cards, one of them spare.",
+        f"**Rent below, own above.** A host charges ${HOSTED_PRICE} a million tokens, so "
+        f"${1e6 * speed.hosted_dollars:.0f} a million short chats. At $2 an hour (an example) one card costs $48 a "
+        f"day: it pays off above {number(pays_off)} verdicts a day, which is "
+        f"{number(100 * pays_off / (86_400 * planned))} % of what it can carry.",
+        "**A full card is cheap, an idle one is not.** Busy around the clock it judges a million short chats for "
+        f"${capacity.dollars_per_million_verdicts(speed, 2):.2f}; with a tenth of that traffic for ten times as much.",
+        f"**All that OpenRouter serves of this model in a day** ({number(day.verdicts)} verdicts, ${day.dollars:.1f}) "
+        f"keeps {100 * share:.1f} % of one H100 busy.",
     )
 
 
-# --- docs/performance.md ---------------------------------------------------------------------------------
+# --- docs/performance-limits.md --------------------------------------------------------------------------
 
 
 def constants() -> str:
@@ -167,9 +166,75 @@ def limit() -> str:
     return roofline.table(LLAMA_GUARD_4, H100)
 
 
+def peaks() -> str:
+    """What the cards are taken to do."""
+    return table(
+        ("card", "bf16 TFLOP/s", "fp8 TFLOP/s", "memory TB/s", "source"),
+        (
+            (
+                device.name,
+                f"{device.bf16_flops / 1e12:,.0f}",
+                f"{device.fp8_flops / 1e12:,.0f}" if device.fp8_flops else "-",
+                f"{device.bandwidth / 1e12:.2f}",
+                device.source,
+            )
+            for device in DEVICES.values()
+        ),
+    )
+
+
+def savings() -> str:
+    """What can make a verdict cheaper, on the H100 in bf16."""
+    cached = ", ".join(
+        f"{_most(Load.warm(tokens)) / _most(replace(Load.warm(tokens), cached_tokens=0)):.2f} times for a message of "
+        f"{tokens:,} tokens"
+        for tokens in (20, 100, 2000)
+    )
+    free = _most(SHORT) / _most(replace(SHORT, unsafe_share=1.0, decode_steps=2)) - 1
+    one_pass = roofline.least_pass_seconds(LLAMA_GUARD_4, H100, "bf16")
+    return bullets(
+        f"**Fewer tokens.** {roofline.PREAMBLE_TOKENS} of the {SHORT.prompt_tokens(LLAMA_GUARD_4):.0f} tokens of a "
+        f"short chat are the same in every prompt. Keeping them in the prefix cache gives more verdicts: {cached}.",
+        "**Fewer passes.** An answer that the model writes by itself takes three passes: blank line, word, end. The "
+        f"two extra passes cost {100 * free:.1f} % in full steps, and {1000 * one_pass:.1f} ms each on an idle card.",
+        f"**Cheaper arithmetic.** fp8 weights give up to {_most(SHORT, 'fp8') / _most(SHORT):.2f} times the verdicts.",
+    )
+
+
+def long() -> str:
+    """What a prompt that fills the context costs."""
+    context = 163_840
+    seconds = LLAMA_GUARD_4.prompt_flops(context) / H100.bf16_flops
+    attention = 1 - context * LLAMA_GUARD_4.token_flops / LLAMA_GUARD_4.prompt_flops(context)
+    crossing = LLAMA_GUARD_4.token_flops / LLAMA_GUARD_4.attention_flops
+    last = roofline.step_seconds(LLAMA_GUARD_4, H100, "bf16", PREFILL_CHUNK, context)
+    first = roofline.step_seconds(LLAMA_GUARD_4, H100, "bf16", PREFILL_CHUNK)
+    return bullets(
+        f"From {number(crossing)} tokens on, a token costs more for attention than for the weights.",
+        f"The whole context of {context:,} tokens takes an H100 at least {seconds:.0f} s in bf16, and "
+        f"{100 * attention:.0f} % of that is attention. An engine that reaches {100 * capacity.EFFICIENCY:.0f} % of "
+        f"the limit needs {seconds / capacity.EFFICIENCY:.0f} s.",
+        f"Such a prompt is read in chunks of {PREFILL_CHUNK:,} tokens. The first chunk takes at least "
+        f"{1000 * first:.0f} ms, the last one {1000 * last:.0f} ms.",
+    )
+
+
+def _most(load: Load, precision: Precision = "bf16") -> float:
+    return roofline.most_verdicts_per_second(LLAMA_GUARD_4, H100, precision, load)
+
+
+def balance(device: Device, precision: Precision) -> float:
+    """Tokens of a step whose arithmetic takes as long as reading the weights."""
+    seconds = roofline.least_pass_seconds(LLAMA_GUARD_4, device, precision)
+    return seconds * device.flops(precision) / LLAMA_GUARD_4.token_flops
+
+
 def least() -> str:
     """Least times by card."""
-    titles = ("card", "weights", "one forward pass", "a step of 2,048 tokens", "the whole context, alone")
+    titles = (
+        *("card", "weights", "one forward pass", "limits are equal at"),
+        *(f"a step of {roofline.STEP_TOKENS:,} tokens", "the whole context, alone"),
+    )
     return table(
         titles,
         (
@@ -177,6 +242,7 @@ def least() -> str:
                 device.name,
                 precision,
                 f"{1000 * roofline.least_pass_seconds(LLAMA_GUARD_4, device, precision):.1f} ms",
+                f"{number(balance(device, precision))} tokens",
                 f"{1000 * roofline.step_seconds(LLAMA_GUARD_4, device, precision, roofline.STEP_TOKENS):.0f} ms",
                 f"{LLAMA_GUARD_4.prompt_flops(163_840) / device.flops(precision):.0f} s"
                 if device.memory_gb > 24
@@ -206,10 +272,12 @@ def steps() -> str:
 
 # --- The pages -------------------------------------------------------------------------------------------
 
-TABLES: dict[str, Callable[[], str]] = {
-    made.__name__: made
-    for made in (summary, cards, fleet, own_or_rent, real_day, front, constants, limit, least, steps)
-}
+MADE = (
+    *(summary, cards, fleet, own_or_rent, real_day, front),
+    *(constants, peaks, least, limit, savings, steps, long),
+)
+
+TABLES: dict[str, Callable[[], str]] = {made.__name__: made for made in MADE} | measured.TABLES
 
 BLOCK = re.compile(r"(<!-- made by benchmarks\.pages: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

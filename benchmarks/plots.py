@@ -1,4 +1,4 @@
-"""Pictures of a result: throughput and latency by load, and latency against the rate of arrivals."""
+"""Plots of a result: throughput and latency by load, and latency against the rate of arrivals."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,8 +17,8 @@ WIDE = 20
 """How many times the lowest bar the highest one may be on a scale that begins at zero."""
 
 
-def draw(result: Mapping[str, Any], folder: Path, stem: str) -> list[Path]:
-    """Write what the result has figures for as PNG files `stem`-*.png, and name them."""
+def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write loads.png for closed loops, and LOAD-arrivals.png for each load with an open loop. Returns the files."""
     sections: Sequence[Mapping[str, Any]] = result["sections"]
     machine = result["machine"]
     caption = f"{result['model']['name']} on {', '.join(machine['gpu']) or machine['cpu']}, {machine['cores']} cores"
@@ -34,13 +34,13 @@ def draw(result: Mapping[str, Any], folder: Path, stem: str) -> list[Path]:
         _bars(axes[1], closed, "p99_ms", "latency in ms: bar p99, lines p50 and p90", marks=("p50_ms", "p90_ms"))
         # Beside the bars: within them it would hide some.
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
-        files.append(_save(figure, caption, folder / f"{stem}-loads.png"))
+        files.append(_save(figure, caption, folder / "loads.png"))
     for load in dict.fromkeys(section["load"] for section in opened):
         figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
         for axis, key in zip(axes, ("p50_ms", "p99_ms"), strict=True):
             _curves(axis, [section for section in opened if section["load"] == load], key)
         figure.suptitle(f"{load}: latency against the rate of Poisson arrivals")
-        files.append(_save(figure, caption, folder / f"{stem}-{load}-arrivals.png"))
+        files.append(_save(figure, caption, folder / f"{load}-arrivals.png"))
     return files
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.comparison import Section, Slice
-from benchmarks.contenders import BASELINE, FLOOR
+from benchmarks.contenders import BARE_ENGINE, BASELINE
 from benchmarks.figures import percentile, ratios, timely_share
 from benchmarks.traffic import Load
 
@@ -57,12 +57,12 @@ def figures_of(slices: Sequence[Slice], load: Load) -> dict[str, Any]:
 
 
 def results_of(section: Section) -> dict[str, Any]:
-    """A section as data: figures by contender, with the ratios of its rounds to the raw server's and to the floor's."""
+    """A section as data: figures by contender, and the ratios of its rounds to those of BASELINE and BARE_ENGINE."""
     contenders: dict[str, Any] = {}
     for name in section.contenders:
         own = section.of(name)
         contenders[name] = figures_of(own, section.load)
-        for key, other in (("ratio", BASELINE), ("floor_ratio", FLOOR)):
+        for key, other in (("ratio", BASELINE), ("bare_engine_ratio", BARE_ENGINE)):
             if theirs := section.of(other):
                 contenders[name][key] = {
                     "verdicts_per_s": ratios(

@@ -1,4 +1,4 @@
-"""The command line: `python -m server serve | check | batch | doctor | keys`.
+"""The command line: `llama-guard-server serve | check | batch | doctor | keys`, or `python -m server ...`.
 
 vLLM starts its processes by importing this module again, so nothing heavy is imported before a command is known.
 """
@@ -8,9 +8,13 @@ import logging
 import signal
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 ERROR = 2
+
+SCRIPT = "llama-guard-server"
+"""The console script (pyproject.toml)."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,14 +83,16 @@ def _settings(**flags: Any) -> Any:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         faults = "; ".join(
-            f"{'GUARD_' + '.'.join(map(str, fault['loc'])).upper() if fault['loc'] else 'settings'}: {fault['msg']}"
+            ("GUARD_" + ".".join(map(str, fault["loc"])).upper() + ": " if fault["loc"] else "")
+            + fault["msg"].removeprefix("Value error, ")
             for fault in error.errors(include_url=False, include_input=False)
         )
-        raise OperatorError(f"settings are refused: {faults}") from None
+        raise OperatorError(f"the settings are not valid: {faults}") from None
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m server", description="Llama Guard 4 on your own machine.")
+    program = SCRIPT if Path(sys.argv[0]).stem == SCRIPT else "python -m server"
+    parser = argparse.ArgumentParser(prog=program, description="Llama Guard 4 on your own machine.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     serve = commands.add_parser("serve", help="serve the API")

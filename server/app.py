@@ -34,13 +34,14 @@ from server.backends.fallback import parts
 from server.batches.runner import BatchRunner
 from server.checkpoints.profile import Profile
 from server.domain.policy import Policy
+from server.families.base import family_named
 from server.images import ImageDecoder
 from server.loading import operator_policy
 from server.moderation.judges import judges_of, sight_of
 from server.moderation.moderator import Moderator
 from server.moderation.readiness import Readiness
 from server.moderation.verdict_cache import VerdictCache
-from server.observation import metrics
+from server.observation import logs, metrics  # noqa: F401 - both listen to events from their import on
 from server.settings import Settings
 from server.store.batches import Batches
 from server.store.database import Database
@@ -78,7 +79,6 @@ def create_moderator(settings: Settings, profile: Profile, backend: Backend) -> 
         max_queue=settings.places,
         list_concurrency=settings.list_concurrency,
         deadline_s=settings.deadline,
-        minimum_mass=settings.minimum_verdict_mass,
         max_characters=profile.context_tokens * CHARACTERS_PER_TOKEN,
         served=repr((_facts(profile, policy, settings), profile.chat_template)),
         cache=VerdictCache(settings.verdict_cache, settings.verdict_cache_ttl),
@@ -149,6 +149,7 @@ def _served(settings: Settings, profile: Profile, moderator: Moderator, readines
             moderator=moderator,
             names=ModelNames(profile, int(time.time()), settings.model_aliases),
             sight=sight_of(settings, profile, backend),
+            family=family_named(profile.family),
             taxonomy=profile.taxonomy,
             settings=settings,
             fingerprint=_fingerprint(profile, moderator.policy, settings),
@@ -160,8 +161,12 @@ def _served(settings: Settings, profile: Profile, moderator: Moderator, readines
         body_budget=BodyBudget(4 * settings.max_body_bytes),
         errors=ErrorShapes(_by_path(dialect.errors for dialect in DIALECTS)),
         database=database,
-        local_cost=metrics.LocalCost(parts(backend)[0].name, settings.price_per_hour) if priced else None,
+        charge=metrics.LocalCost(parts(backend)[0].name, settings.price_per_hour).count if priced else _free_of_charge,
     )
+
+
+def _free_of_charge() -> None:
+    """A remote backend says itself what it charges, and a local one without a price is not charged for."""
 
 
 def _by_path(said: Iterable[Mapping[str, Said]]) -> dict[str, Said]:
@@ -185,8 +190,7 @@ def _fingerprint(profile: Profile, policy: Policy, settings: Settings) -> str:
 
 def _facts(profile: Profile, policy: Policy, settings: Settings) -> str:
     """All that decides how the same request is judged."""
-    model = (profile.name, profile.model, profile.revision, dict(profile.engine))
-    limits = (settings.minimum_verdict_mass, settings.image_limits)
-    choices = (policy, *limits, settings.finished_prompts, settings.unseen_images)
+    model = (profile.name, profile.family, profile.model, profile.revision, dict(profile.engine))
+    choices = (policy, settings.image_limits, settings.finished_prompts, settings.unseen_images)
     remote = (settings.backend, settings.fallback, settings.openrouter_model) if settings.is_remote else None
     return repr((__version__, model, choices, remote))

@@ -2,18 +2,21 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from server.backends.base import Backend
 from server.backends.fallback import FallbackBackend
 from server.backends.openrouter.backend import OpenRouterBackend
 from server.backends.vllm.backend import VllmBackend
-from server.checkpoints import memory
-from server.checkpoints.checkpoint import locate, read_facts, verify
+from server.checkpoints import fit
+from server.checkpoints.facts import read_facts
+from server.checkpoints.hub import locate
 from server.checkpoints.profile import DEFAULT_PROFILE, Network, Profile, load_profile
+from server.checkpoints.verify import verify
 from server.domain.errors import OperatorError
 from server.domain.policy import Policy
-from server.families.llama_guard.prompt import CONTROL_TOKENS, stands_apart
-from server.families.llama_guard.template_check import differences
+from server.families.base import Asker, Family, family_named
+from server.families.checks import differences, stands_apart
 from server.families.tokenizer import PromptTokenizer
 from server.settings import Settings
 
@@ -41,7 +44,12 @@ def load_backend(settings: Settings, profile: Profile) -> Backend:
 
 def operator_policy(settings: Settings, profile: Profile) -> Policy:
     """What is asked about where a request does not say. Raises InvalidRequest when the profile has no such policy."""
-    policy = Policy(profile.taxonomy, scores_from=settings.category_scores_from)
+    policy = Policy(
+        profile.taxonomy,
+        scores_from=settings.category_scores_from,
+        minimum_mass=settings.minimum_verdict_mass,
+        own_codes=family_named(profile.family).own_codes,
+    )
     return policy.narrowed(excluded=settings.excluded_categories, threshold=settings.threshold)
 
 
@@ -51,7 +59,7 @@ def _remote(settings: Settings, profile: Profile) -> OpenRouterBackend:
         raise OperatorError(
             f"{profile.name} has other categories than {DEFAULT_PROFILE}, and OpenRouter asks about those only."
         )
-    return OpenRouterBackend(settings, official)
+    return OpenRouterBackend(settings, official, family_named(profile.family))
 
 
 def _local(settings: Settings, profile: Profile) -> VllmBackend:
@@ -65,27 +73,29 @@ def _local(settings: Settings, profile: Profile) -> VllmBackend:
         tokenizer = PromptTokenizer.from_folder(folder)
     except Exception as error:  # tokenizers raises nothing more specific
         raise OperatorError(f"{folder}: its tokenizer cannot be used: {error}") from error
-    verify(profile, facts, tokenizer.single_id)
-    missing = [token for token in CONTROL_TOKENS if tokenizer.control_id(token) is None]
+    family = family_named(profile.family)
+    verify(profile, facts, family.tokens, tokenizer.single_id)
+    asker = _asker(family, profile, folder, tokenizer, facts.eos_token_ids)
+    _check_fits(profile, facts.network, gpus)
+    _compare_templates(family, profile, facts.chat_template)
+    return VllmBackend(profile, folder, facts, tokenizer, asker, policy=policy)
+
+
+def _asker(family: Family, profile: Profile, folder: Path, tokenizer: PromptTokenizer, ends: Sequence[int]) -> Asker:
+    missing = [token for token in family.control_tokens if tokenizer.control_id(token) is None]
     if missing:
         raise OperatorError(f"{folder}: its tokenizer lacks {', '.join(missing)}, of which the prompt is made.")
-    if not stands_apart(tokenizer, profile.taxonomy):
+    if not stands_apart(family, tokenizer, profile.taxonomy):
         raise OperatorError(f"{folder}: its tokenizer joins the words of the prompt with those of a message.")
-    _check_fits(profile, facts.network, gpus)
-    _compare_templates(profile, facts.chat_template)
-    return VllmBackend(
-        profile,
-        folder,
-        facts,
-        tokenizer,
-        policy=policy,
-        minimum_mass=settings.minimum_verdict_mass,
-    )
+    try:
+        return family.asker(tokenizer, ends)
+    except ValueError as error:
+        raise OperatorError(f"{folder}: it cannot be asked as {profile.family}: {error}.") from error
 
 
-def _gpus_for(profile: Profile) -> tuple[memory.Gpu, ...]:
+def _gpus_for(profile: Profile) -> tuple[fit.Gpu, ...]:
     """The cards of this machine, none for a profile that needs none. Raises OperatorError when there is none to use."""
-    gpus = () if profile.runs_on_cpu else memory.find_gpus()
+    gpus = () if profile.runs_on_cpu else fit.find_gpus()
     if not gpus and not profile.runs_on_cpu:
         raise OperatorError(
             f"{profile.name} needs a CUDA GPU, and nvidia-smi finds none. The profile pocket needs none."
@@ -93,21 +103,21 @@ def _gpus_for(profile: Profile) -> tuple[memory.Gpu, ...]:
     return gpus
 
 
-def _check_fits(profile: Profile, network: Network | None, gpus: Sequence[memory.Gpu]) -> None:
+def _check_fits(profile: Profile, network: Network | None, gpus: Sequence[fit.Gpu]) -> None:
     """Fail before a download, by the profile's network, and before minutes of loading, by the checkpoint's.
 
     Which card vLLM takes, and how it shares the model among several, is its own business: one card that is large
     enough, or a profile that asks for several, is not stopped here.
     """
     if gpus and network is not None and profile.engine.get("tensor_parallel_size", 1) == 1:
-        memory.check_fits(profile, network, max(gpu.memory_bytes for gpu in gpus))
+        fit.check_fits(profile, network, max(gpu.memory_bytes for gpu in gpus))
 
 
-def _compare_templates(profile: Profile, template: str | None) -> None:
+def _compare_templates(family: Family, profile: Profile, template: str | None) -> None:
     if template is None:
         log.warning("the checkpoint brings no chat template; the prompt could not be compared with the official one")
         return
-    found = differences(template, profile.taxonomy)
+    found = differences(family, template, profile.taxonomy, images=profile.images)
     if found:
         log.error(
             "THE PROMPT DIFFERS from the checkpoint's own chat template in: %s. The model may have been trained on"

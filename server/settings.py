@@ -11,7 +11,6 @@ from pydantic import Field, SecretStr, StringConstraints, field_validator, model
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from server.checkpoints.profile import DEFAULT_PROFILE
-from server.domain.policy import CODE
 from server.domain.taxonomy import OPENAI_CATEGORIES
 from server.images import ImageLimits
 
@@ -33,7 +32,7 @@ MINIMUM_PEPPER = 32
 
 NO_CATEGORY = "none"
 
-Code = Annotated[str, StringConstraints(pattern=f"^{CODE.pattern}$")]
+Code = Annotated[str, StringConstraints(min_length=1)]
 Codes = Annotated[tuple[Code, ...], NoDecode]
 Names = Annotated[tuple[str, ...], NoDecode]
 Providers = Annotated[tuple[Annotated[str, StringConstraints(pattern=r"^[\w./-]+$")], ...], NoDecode]
@@ -57,68 +56,83 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
 
-    threshold: float = Field(0.5, gt=0, le=1, description="A verdict is unsafe from this P(unsafe) on.")
-    excluded_categories: Codes = Field((), description="Comma-separated codes that are never asked about: S5,S13.")
+    threshold: float = Field(0.5, gt=0, le=1, description="A verdict is unsafe when P(unsafe) is at least this.")
+    excluded_categories: Codes = Field(
+        (), description="Comma-separated codes that the model is never asked about, such as S5,S13."
+    )
     minimum_verdict_mass: float = Field(
-        0.9, gt=0, le=1, description="Least joint probability of `safe` and `unsafe` that makes a verdict."
+        0.9,
+        gt=0,
+        le=1,
+        description="Least joint probability of `safe` and `unsafe` that counts as a verdict; below it the request"
+        " gets an error.",
     )
     category_scores_from: float = Field(
         0.05,
         ge=0,
         le=1,
-        description="From this P(unsafe) on, a safe verdict takes a second, short pass that scores every category."
-        " Below it each category shows P(unsafe) as an upper bound. 0: always, 1: never.",
+        description="When P(unsafe) of a safe verdict is at least this, a second, short pass scores every category."
+        " Otherwise each category shows P(unsafe) as an upper bound. 0: always, 1: never.",
     )
     unmapped_category: str = Field(
         "illicit",
-        description="OpenAI's category that a flagged moderation sets when its codes set none of the thirteen; `none`:"
-        " it sets none then, and clients that read only the categories let it pass.",
+        description="OpenAI's category that a flagged moderation sets when its codes set none of the thirteen."
+        " `none`: it then sets no category, and clients that read only the categories let it pass.",
     )
 
     request_policy: bool = Field(
-        True, description="Requests may bring a `policy` of their own, stricter or laxer. Off: it is refused."
+        True,
+        description="Whether requests may bring a `policy` of their own, stricter or laxer. Off: such requests are"
+        " refused.",
     )
     finished_prompts: bool = Field(
         False,
-        description="Every caller's finished Guard prompts choose their categories and which message is judged. Off:"
-        " only those of keys with that right do; of all others each message is judged by this server's policy.",
+        description="Whether the finished Guard prompts of every caller choose their categories and which message is"
+        " judged. Off: only those of keys with that right; for all others, each message is judged by this"
+        " server's policy.",
     )
     model_aliases: Names = Field(
-        (), description="Comma-separated further names that the model is asked for by; `*` takes every name."
+        (),
+        description="Comma-separated names, beside the profile's, that requests may use for the model; `*` accepts"
+        " every name.",
     )
 
-    max_queue: int = Field(256, ge=1, description="Verdicts being worked on or waiting; beyond it requests get 429.")
+    max_queue: int = Field(
+        256, ge=1, description="Verdicts that may be worked on or wait at the same time; requests beyond that get 429."
+    )
     list_concurrency: int = Field(32, ge=1, description="Items of one list that are judged at the same time.")
-    max_list: int = Field(2048, ge=1, description="Items that one list may hold.")
-    deadline: float = Field(30.0, gt=0, description="A verdict that is not there after this time becomes a 504.")
+    max_list: int = Field(2048, ge=1, description="Most items of one list.")
+    deadline: float = Field(30.0, gt=0, description="Time that a verdict may take; after it the request gets 504.")
     drain_timeout: float = Field(
         30.0,
         gt=0,
-        description="Time that admitted requests get to finish after SIGTERM; below the deadline, some may be lost.",
+        description="Time that admitted requests get to finish after SIGTERM. If it is below the deadline, some may"
+        " be lost.",
     )
     verdict_cache: int = Field(
         0,
         ge=0,
-        description="Verdicts that are kept for when the same caller asks exactly the same, at most 5 KiB of memory"
+        description="Verdicts to keep for when the same caller asks exactly the same again, at most 5 KiB of memory"
         " each; 0 keeps none.",
     )
-    verdict_cache_ttl: float = Field(3600.0, gt=0, description="Time that a verdict is kept.")
+    verdict_cache_ttl: float = Field(3600.0, gt=0, description="Time that a verdict is kept in the cache.")
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body.")
 
-    max_images: int = Field(5, ge=1, description="Images of one request, sampled frames of animations included.")
+    max_images: int = Field(5, ge=1, description="Most images of one request, sampled frames of animations included.")
     max_image_bytes: int = Field(20 * 2**20, ge=1024, description="Largest encoded image.")
     max_image_pixels: int = Field(50_000_000, ge=1, description="Most pixels of one image.")
-    animation_frames: int = Field(3, ge=1, description="Frames that an animated image is judged by.")
+    animation_frames: int = Field(3, ge=1, description="Frames of an animated image that are judged.")
     image_timeout: float = Field(10.0, gt=0, description="Time to fetch and decode all images of a request.")
-    image_remote: bool = Field(False, description="Fetch http(s) image URLs. Off: they are refused.")
+    image_remote: bool = Field(False, description="Whether http(s) image URLs are fetched. Off: they are refused.")
     unseen_images: Literal["refuse", "judge_text"] = Field(
         "refuse",
-        description="What happens to pictures that the model does not see (its profile says so): `refuse` refuses the"
-        " request; `judge_text` judges the text beside them, and `guard.images_unseen` counts them.",
+        description="What happens to images when the model does not see them (its profile says so): `refuse` refuses"
+        " the request; `judge_text` judges the text beside them, and `guard.images_unseen` counts them.",
     )
 
     data_dir: str = Field(
-        "~/.llama-guard-server", description="Folder of the database, unless another one is named, and of secrets."
+        "~/.llama-guard-server",
+        description="Folder of secrets, and of the database unless `GUARD_DATABASE_URL` names another.",
     )
     database_url: SecretStr = Field(
         SecretStr(""),
@@ -126,65 +140,77 @@ class Settings(BaseSettings):
     )
 
     auth: Literal["auto", "required", "off"] = Field(
-        "auto", description="Whether requests need an API key. `auto`: unless the address is this machine's loopback."
+        "auto",
+        description="Whether requests need an API key. `auto`: they do unless the server listens on a loopback"
+        " address.",
     )
     key_pepper: SecretStr = Field(
         SecretStr(""),
-        description="Secret of at least 32 characters behind the keys' digests; empty: `pepper` in the data folder.",
+        description="Secret of at least 32 characters for the digests of API keys; empty: the file `pepper` in the"
+        " data folder.",
     )
     backend: Literal["vllm", "openrouter"] = Field(
-        "vllm", description="Who judges: the engine on this machine, or OpenRouter, to which everything is then sent."
+        "vllm",
+        description="What judges: `vllm`, the engine on this machine, or `openrouter`, to which everything is then"
+        " sent.",
     )
     fallback: Literal["none", "openrouter"] = Field(
-        "none", description="Who judges what the local engine is too busy for, or too short of memory, or down."
+        "none",
+        description="Backend to use when the local engine is overloaded, has too little memory for the prompt, or is"
+        " down.",
     )
     fallback_after: float = Field(
         10.0, gt=0, description="Time that the local engine gets before a request moves to the fallback."
     )
-    openrouter_api_key: SecretStr = Field(SecretStr(""), description="Key of an OpenRouter account.")
+    openrouter_api_key: SecretStr = Field(SecretStr(""), description="API key of an OpenRouter account.")
     openrouter_model: str = Field(
         "meta-llama/llama-guard-4-12b",
         pattern=r"^[\w.-]+/llama-guard-4[\w.-]*(:(free|nitro|floor|exacto))?$",
-        description="The model's name there: a Llama Guard 4, whose codes mean the same.",
+        description="Name of the model at OpenRouter. It must be a Llama Guard 4, so that codes mean the same.",
     )
     openrouter_url: str = Field(
-        "https://openrouter.ai/api/v1", description="Where its API is; `http` only for this very machine."
+        "https://openrouter.ai/api/v1",
+        description="URL of OpenRouter's API; `http` is allowed only for this machine itself.",
     )
-    openrouter_zdr: bool = Field(True, description="Only providers that retain nothing.")
+    openrouter_zdr: bool = Field(True, description="Use only providers that retain no data.")
     openrouter_data_collection: Literal["deny", "allow"] = Field(
-        "deny", description="Whether providers may collect what is sent."
+        "deny", description="Whether providers may collect the data that is sent to them."
     )
-    openrouter_only: Providers = Field((), description="Comma-separated providers; no other one is asked.")
-    openrouter_order: Providers = Field((), description="Comma-separated providers, the preferred one first.")
-    openrouter_ignore: Providers = Field((), description="Comma-separated providers that are never asked.")
+    openrouter_only: Providers = Field((), description="Comma-separated providers that may be used; empty: any.")
+    openrouter_order: Providers = Field((), description="Comma-separated providers in order of preference.")
+    openrouter_ignore: Providers = Field((), description="Comma-separated providers that are never used.")
     openrouter_allow_fallbacks: bool = Field(
-        True, description="OpenRouter may ask another provider when the first one fails."
+        True, description="Whether OpenRouter may use another provider when the first one fails."
     )
     openrouter_sort: Literal["", "price", "throughput", "latency"] = Field(
-        "", description="What OpenRouter chooses providers by: `price`, `throughput`, `latency`; empty: its own way."
+        "",
+        description="How OpenRouter chooses among providers: by `price`, `throughput` or `latency`; empty: by its own"
+        " rules.",
     )
     openrouter_max_price: float = Field(
-        0.0, ge=0, description="Most dollars for a million tokens, prompt or completion; 0 sets no limit."
+        0.0, ge=0, description="Highest price in dollars for a million tokens, prompt or completion; 0: no limit."
     )
     openrouter_referer: HeaderText = Field("", description="URL of the application, shown in OpenRouter's statistics.")
     openrouter_title: HeaderText = Field("", description="Name of the application, shown in OpenRouter's statistics.")
-    openrouter_concurrency: int = Field(32, ge=1, description="Requests that are there at the same time.")
+    openrouter_concurrency: int = Field(32, ge=1, description="Most requests to OpenRouter at the same time.")
     openrouter_retries: int = Field(
-        2, ge=0, description="Tries after the first one, within the deadline and a budget over all requests."
+        2, ge=0, description="Retries of a failed request, within the deadline and a budget shared by all requests."
     )
-    openrouter_timeout: float = Field(10.0, gt=0, description="Time that one try gets.")
+    openrouter_timeout: float = Field(10.0, gt=0, description="Time that each try gets.")
     price_per_hour: float = Field(
         0.0,
         ge=0,
-        description="Dollars that this machine costs an hour, for the cost per million tokens in the metrics.",
+        description="Price of this machine in dollars an hour, for the cost per million tokens in the metrics.",
     )
-    max_file_bytes: int = Field(200 * 2**20, ge=1024, description="Largest file that may be uploaded.")
+    max_file_bytes: int = Field(200 * 2**20, ge=1024, description="Largest file that can be uploaded.")
     batch_concurrency: int = Field(
-        16, ge=1, description="Lines of batches that are judged at the same time, while live requests leave room."
+        16, ge=1, description="Lines of batches that are judged at the same time while live requests leave room."
     )
 
-    probe_interval: float = Field(5.0, gt=0, description="An idle engine is asked for a verdict this often.")
-    ready_max_age: float = Field(12.0, gt=0, description="Not ready once the last verdict is older than this.")
+    probe_interval: float = Field(5.0, gt=0, description="How often an idle engine is asked for a verdict.")
+    ready_max_age: float = Field(
+        12.0, gt=0, description="The server is not ready when its last verdict is older than this."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -237,18 +263,20 @@ class Settings(BaseSettings):
             return self
         key, url = self.openrouter_api_key.get_secret_value(), urlsplit(self.openrouter_url)
         if not re.fullmatch(r"[!-~]+", key):
-            raise ValueError("openrouter needs openrouter_api_key, one word of printable ASCII")
+            raise ValueError("openrouter needs an openrouter_api_key of printable ASCII characters without spaces")
         if url.scheme != "https" and not (url.scheme == "http" and url.hostname in ("127.0.0.1", "::1", "localhost")):
-            raise ValueError("openrouter_url must be https, or http on this machine: key and texts travel on it")
+            raise ValueError(
+                "openrouter_url must be https, or http to this machine: the key and all texts are sent over it"
+            )
         if not url.hostname or url.username is not None or url.password is not None or url.query or url.fragment:
-            raise ValueError("openrouter_url takes no user, password, query or fragment, as it is logged")
+            raise ValueError("openrouter_url takes no user, password, query or fragment, because it is logged")
         if self.threshold != 0.5 or self.excluded_categories:
             raise ValueError(
                 "openrouter reports no probabilities and asks about every category:"
-                " it goes with neither another threshold than 0.5 nor excluded_categories"
+                " leave threshold at 0.5 and excluded_categories empty"
             )
         if self.fallback != "none" and self.backend != "vllm":
-            raise ValueError("fallback stands behind the local engine: backend must be vllm")
+            raise ValueError("a fallback helps the local engine only: set backend to vllm, or fallback to none")
         if self.fallback != "none" and self.fallback_after >= self.deadline:
             raise ValueError("fallback_after must be below deadline, or the fallback would have no time")
         return self

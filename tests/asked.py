@@ -2,7 +2,7 @@
 
 import re
 
-from server.families.llama_guard.prompt import Prompt
+from server.families.base import Prompt
 
 _SPEAKERS = "user|agent|human|assistant|system|developer|tool|function|ipython|ai|bot|chatbot|model"
 _LABEL = re.compile(

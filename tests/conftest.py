@@ -24,9 +24,10 @@ import pytest
 import pytest_asyncio
 
 from server.backends.vllm.backend import VllmBackend
-from server.checkpoints.checkpoint import read_facts
-from server.checkpoints.profile import AnswerTokens, Profile, load_profile
+from server.checkpoints.facts import read_facts
+from server.checkpoints.profile import Profile, load_profile
 from server.domain.policy import Policy
+from server.families.base import family_named
 from server.families.tokenizer import PromptTokenizer
 from tests.reference_model import build_reference_model
 
@@ -108,7 +109,7 @@ def reference_profile(reference_folder: Path) -> Profile:
         load_profile("pocket"),
         name="reference",
         model=str(reference_folder),
-        tokens=AnswerTokens(blank_line=368, safe=60411, unsafe=72110, vocabulary_size=202_048),
+        tokens={"blank_line": 368, "safe": 60411, "unsafe": 72110, "vocabulary_size": 202_048},
         engine=MappingProxyType({**load_profile("pocket").engine, "dtype": "float32"}),
     )
 
@@ -133,8 +134,9 @@ async def pocket_backend() -> AsyncIterator[VllmBackend]:
 
 def open_backend(profile: Profile) -> VllmBackend:
     folder = Path(profile.model)
-    tokenizer, policy = PromptTokenizer.from_folder(folder), Policy(profile.taxonomy)
-    return VllmBackend(profile, folder, read_facts(folder), tokenizer, policy=policy)
+    facts, tokenizer, family = read_facts(folder), PromptTokenizer.from_folder(folder), family_named(profile.family)
+    policy = Policy(profile.taxonomy, own_codes=family.own_codes)
+    return VllmBackend(profile, folder, facts, tokenizer, family.asker(tokenizer, facts.eos_token_ids), policy=policy)
 
 
 @dataclass

@@ -12,8 +12,9 @@ from typing import Any
 
 from server.backends.base import Case
 from server.domain.conversation import ImagePart, TextPart
-from server.domain.verdict import Completion, ScoreMethod, Token, WordProbabilities
+from server.domain.verdict import Completion, Levels, ScoreMethod, Token, check_finished
 from server.moderation.moderator import PROBE
+from tests.readings import reading
 
 UNSAFE_WORD = "bomb"
 """What makes `by_word` answer unsafe, with S1 and S9."""
@@ -82,7 +83,7 @@ class FakeBackend:
 
 
 def words_of(case: Case) -> str:
-    return " / ".join(f"{turn.role}: {' + '.join(turn.texts)}" for turn in case.conversation.turns)
+    return " / ".join(f"{turn.role.capitalize()}: {' + '.join(turn.texts)}" for turn in case.conversation.turns)
 
 
 class Gate:
@@ -123,17 +124,20 @@ def completion(case: Case, text: str, *, p_unsafe: float | None = None, **fields
     codes = text.partition("\n")[2].split(",")
     given = {code: 0.9 / (1 + codes.index(code)) if code in codes else 0.01 for code in taxonomy.codes}
     method = ScoreMethod.WRITTEN_LIST if codes != [""] else ScoreMethod.FIRST_CODE
-    scored = text != "safe" or case.policy.wants_scores(p_unsafe)
+    scored = text != "safe" or p_unsafe >= case.policy.scores_from
+    read = {
+        "levels": Levels(safe=0.99 * (1 - p_unsafe), unsafe=0.99 * p_unsafe),
+        "shares": given if scored else None,
+        "score_method": method if scored else None,
+        "tokens": spelt(text, p_unsafe, case.handling.top_logprobs),
+    }
+    read |= {name: fields.pop(name) for name in (*read, "listed", "no_scores") if name in fields}
     defaults: dict[str, Any] = {
         "finish_reason": "stop",
         "backend": FakeBackend.name,
         "model": FakeBackend.model,
         "taxonomy": taxonomy,
-        "words": WordProbabilities(safe=0.99 * (1 - p_unsafe), unsafe=0.99 * p_unsafe),
-        "code_probabilities": given if scored else None,
-        "score_method": method if scored else None,
         "prompt_tokens": 200 + len(words_of(case).split()),
-        "tokens": spelt(text, p_unsafe, case.handling.top_logprobs),
         "completion_tokens": 1 if text == "safe" else 5,
         "cached_tokens": 128,
         "images": len(case.images),
@@ -141,7 +145,8 @@ def completion(case: Case, text: str, *, p_unsafe: float | None = None, **fields
         "queued_s": 0.001,
         "computed_s": 0.002,
     }
-    return Completion(text=text, **{**defaults, **fields})
+    check_finished(fields.get("finish_reason", "stop"))  # before anything is read, as backends do
+    return Completion(reading(text, case.policy, **read), **{**defaults, **fields})
 
 
 def spelt(text: str, p_unsafe: float, top: int | None) -> tuple[Token, ...] | None:

@@ -4,6 +4,7 @@ Every import counts, wherever in a module it stands: at its top, inside a functi
 """
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -62,7 +63,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "jinja2": ("families",),
     "huggingface_hub": ("checkpoints",),
     "prometheus_client": ("observation", "api.operations"),
-    "pydantic": ("api", "settings", "commands.check", "__main__"),
+    "pydantic": ("api", "checkpoints", "settings", "commands.check", "__main__"),
     "typing_extensions": ("api",),
     "pydantic_settings": ("settings",),
     "PIL": ("images", "backends"),
@@ -72,7 +73,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
 """Packages and the only modules or packages of server/ that may import them."""
 
 
-BENCHMARK_IMPORTS = {"floor_server": {"server", "vllm"}}
+BENCHMARK_IMPORTS = {"bare_engine": {"server", "vllm"}}
+
+
+UNKNOWN = "server.unknown"
+"""What is imported by a name that the code makes up."""
 
 
 def modules(folder: str) -> dict[str, Path]:
@@ -101,7 +106,7 @@ def imports(source: str) -> Iterator[str]:
             "import_module",
             "__import__",
         ):
-            yield str(ast.literal_eval(node.args[0]))
+            yield node.args[0].value if isinstance(node.args[0], ast.Constant) else UNKNOWN
 
 
 @cache
@@ -199,6 +204,13 @@ def test_domain_is_the_standard_library_and_itself(module):
     assert packages(SERVER[module]) <= {"server", "regex"}
 
 
+def test_only_one_place_decides():
+    """The threshold is compared, and a Decision made, by server.domain.verdict.decide and by nobody else."""
+    decides = re.compile(r"\bDecision\(|[<>]=? *[\w.]*policy\.threshold")
+    users = {name for name, file in SERVER.items() if decides.search(file.read_text(encoding="utf-8"))}
+    assert users == {"domain.verdict"}
+
+
 @pytest.mark.parametrize("package", ROOMS)
 def test_packages_stay_in_their_rooms(package):
     users = {module for module, file in SERVER.items() if package in packages(file)}
@@ -211,10 +223,33 @@ def test_every_foreign_package_has_a_room():
     assert {package for file in SERVER.values() for package in packages(file)} - {*ROOMS} <= anywhere
 
 
+def test_only_families_are_imported_by_a_name_that_somebody_wrote():
+    assert {name for name, file in SERVER.items() if UNKNOWN in imports_of(file)} == {"families.base"}
+
+
+@pytest.mark.parametrize("module", SERVER)
+def test_no_cancellation_is_swallowed(module):
+    """Before Python 3.12, asyncio.wait_for drops one that comes as its work ends; asyncio.timeout does not."""
+    assert "asyncio.wait_for" not in SERVER[module].read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("module", BENCHMARKS or [pytest.param("", marks=pytest.mark.skip("no benchmark yet"))])
 def test_benchmarks_know_the_server_by_its_wire_only(module):
-    # The floor is a server itself, of vLLM's engine and nothing else.
+    # The bare engine is a server itself, made of this project's connection and client of vLLM's engine.
     assert packages(BENCHMARKS[module]) & {"server", "vllm", "model_config"} <= BENCHMARK_IMPORTS.get(module, set())
+
+
+WHO_OBSERVES = ("app", "commands", "api.operations")
+
+
+def test_nobody_else_knows_who_observes():
+    """All others publish events (server.domain.events), so that metrics, logs and an audit hear of the same things."""
+    users = {
+        module
+        for module in SERVER
+        if not within(module, "observation") and any(within(name, "observation") for name in neighbours(module))
+    }
+    assert {module for module in users if not any(within(module, room) for room in WHO_OBSERVES)} == set()
 
 
 # --- The rules above can fail -----------------------------------------------------------------------------

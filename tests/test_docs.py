@@ -10,7 +10,20 @@ from pydantic import SecretStr
 from server.settings import Settings
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+BENCHMARKS = [ROOT / "benchmarks" / name for name in ("README.md", "NOTEBOOK.md", "results/README.md")]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS, *BENCHMARKS]
+
+MOST_WORDS = 2500
+LONGEST_LINE = 160
+
+UNFINISHED: frozenset[str] = frozenset(
+    {
+        *("api.md", "architecture.md", "batches.md", "keys.md", "migrate.md"),
+        *("models.md", "prompt.md", "remote.md", "settings.md"),
+    }
+)
+"""Pages in docs/ that are still too long to be read in one sitting, or have lines that are too long."""
 
 
 def settings_rows() -> list[str]:
@@ -34,6 +47,40 @@ def test_every_setting_is_documented():
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
         assert target.startswith(("http://127.0.0.1", "https://")) or (page.parent / target).exists(), target
+
+
+def unreadable(page: str) -> list[str]:
+    """What keeps a page from being read in one sitting. Tables and fenced code have no longest line."""
+    without_code = re.sub(r"^ *```.*?^ *```$", "", page, flags=re.MULTILINE | re.DOTALL)
+    prose = [line for line in without_code.splitlines() if not line.startswith("|")]
+    words = sum(bool(re.search(r"\w", word)) for word in page.split())
+    return [
+        *([f"{words:,} words"] if words > MOST_WORDS else []),
+        *(line for line in prose if len(line) > LONGEST_LINE),
+    ]
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_a_page_can_be_read_in_one_sitting(page):
+    """When this fails for a page in UNFINISHED, the page is finished: take it off the list."""
+    assert bool(found := unreadable(page.read_text(encoding="utf-8"))) == (page.name in UNFINISHED), found
+
+
+@pytest.mark.parametrize(
+    ("page", "found"),
+    [
+        ("word\n" * 2500, []),
+        ("word\n" * 2501, ["2,501 words"]),
+        ("| word |\n" * 2500 + "```\n| - | -\n```\n", []),
+        ("x" * 160, []),
+        (f"short\n{'x' * 161}\nshort", ["x" * 161]),
+        (f"| {'x' * 161} |\n```bash\n{'x' * 161}\n```\n", []),
+        (f"```\ncode\n```\n{'x' * 161}\n```\ncode\n```", ["x" * 161]),
+        (f"- a list\n  ```\n{'x' * 161}\n  ```\n  {'x' * 161}", [f"  {'x' * 161}"]),
+    ],
+)
+def test_pages_too_long_for_one_sitting_are_noticed(page, found):
+    assert unreadable(page) == found
 
 
 def test_readme_names_what_this_stands_on():

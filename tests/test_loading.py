@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from server import loading
-from server.checkpoints import memory
-from server.checkpoints.memory import Gpu
+from server.checkpoints import fit
+from server.checkpoints.fit import Gpu
 from server.checkpoints.profile import load_profile
-from server.domain.errors import OperatorError
+from server.domain.errors import InvalidRequest, OperatorError
 from server.settings import Settings
 
 REAL = "llama-guard-4-12b"
@@ -25,7 +25,7 @@ def gpus(monkeypatch):
 
     def install(*gibibytes: int) -> None:
         cards = tuple(Gpu(f"card of {size} GiB", size << 30) for size in gibibytes)
-        monkeypatch.setattr(memory, "find_gpus", lambda: cards)
+        monkeypatch.setattr(fit, "find_gpus", lambda: cards)
 
     return install
 
@@ -57,3 +57,9 @@ def test_a_model_shared_by_several_cards_is_left_to_vllm(gpus):
     profile = load_profile(REAL)
     with pytest.raises(AssertionError, match="asked for"):
         loading.load_backend(Settings(), replace(profile, engine={**profile.engine, "tensor_parallel_size": 2}))
+
+
+@pytest.mark.parametrize("codes", ["S15", "S0", "s1", "S1;S2", "S1 S2", "hate", "S1,S99"])
+def test_only_categories_of_the_model_can_be_excluded(codes: str) -> None:
+    with pytest.raises(InvalidRequest, match="not in the policy: S1, S2"):
+        loading.operator_policy(Settings(excluded_categories=codes), load_profile("pocket"))

@@ -197,7 +197,6 @@ BAD = [
     *(("ready_max_age", bad) for bad in (0, -1, "inf", "nan")),
     *(("auth", bad) for bad in ("", "on", "none", "Required", "false")),
     *(("key_pepper", bad) for bad in ("x", "x" * (MINIMUM_PEPPER - 1))),
-    *(("excluded_categories", bad) for bad in ("S15", "S0", "s1", "S1;S2", "S1 S2", "hate", "S1,S99")),
 ]
 
 

@@ -10,7 +10,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from server.checkpoints.profile import SHIPPED, load_profile
 from server.domain.conversation import Conversation, ImagePart, Message, TextPart
 from server.domain.policy import Policy
-from server.families.llama_guard.prompt import Prompt
+from server.families.llama_guard import prompt as official
 
 CATEGORIES = (
     "S1: Violent Crimes.\nS2: Non-Violent Crimes.\nS3: Sex Crimes.\nS4: Child Exploitation.\nS5: Defamation.\n"
@@ -165,7 +165,7 @@ def test_says_the_same_as_the_servers_own_prompt(render: Any) -> None:
             [Message(message["role"], (*parts, TextPart(f"turn {place}"))) for place, message in enumerate(messages)]
         )
         taxonomy = Policy(profile.taxonomy).narrowed(excluded=excluded).taxonomy
-        asked = Prompt.render(conversation, taxonomy).text
+        asked = official.render(conversation, taxonomy).text
         assert render(messages=messages, excluded_category_keys=list(excluded)) == asked
 
 

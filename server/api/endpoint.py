@@ -16,7 +16,7 @@ from server.api.http.direct import JSONReply
 from server.api.http.disconnect import until_disconnect
 from server.api.http.state import caller_of, served, state_of
 from server.api.service import Document, Reply, Service
-from server.domain.caller import ANYONE, ORDINARY, Handling
+from server.domain.caller import Handling
 
 NEVER_REMOTE_HEADER = b"x-guard-never-remote"
 
@@ -52,10 +52,9 @@ def handling_of(request: Request) -> Handling:
     # Whoever says anything but no means to stay here.
     said = [value for name, value in request.scope["headers"] if name == NEVER_REMOTE_HEADER]
     stays = any(value.strip().lower() not in (b"", b"0", b"false", b"no") for value in said)
-    if caller is ANYONE and not stays:
-        return ORDINARY
     return Handling(
         tenant=caller.id,
         never_remote=caller.never_remote or stays,
         finished_prompts=caller.finished_prompts,
+        request_id=state_of(request).request_id,
     )

@@ -86,8 +86,7 @@ async def _moderate_input(
     try:
         verdicts = await _judge(service, body, conversations, handling)
     except ContextLengthExceeded as error:
-        error.param = "input"
-        raise
+        raise error.at("input") from None
     unmapped = service.settings.category_of_unmapped
     return Reply(openai.document(verdicts, conversations, service.names.id, unmapped), verdicts)
 

@@ -69,7 +69,6 @@ async def prometheus(request: Request) -> Response:
     for judge in here.judges:
         stand_in = str(judge.stand_in).lower()
         metrics.MODEL.labels(judge.model, judge.backend, judge.profile, stand_in).set(1)
-    if here.local_cost is not None:
-        here.local_cost.count()
+    here.charge()
     metrics.compare_costs(backend.name for backend in backends)
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

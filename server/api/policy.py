@@ -19,7 +19,7 @@ class PolicyOptions(WireModel):
     excluded_categories: list[str] = Field([], description="Codes that are not asked about.", examples=[["S5", "S13"]])
     categories: dict[str, str] | None = Field(
         None,
-        description="Own categories, S1 to S14, instead of the model's; the words stand in the prompt.",
+        description="Own categories instead of the model's; the words stand in the prompt.",
         examples=[{"S1": "Spoilers.", "S2": "Off Topic."}],
     )
     threshold: float | None = Field(None, gt=0, le=1, description="Unsafe from this P(unsafe) on.")

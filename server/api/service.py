@@ -10,6 +10,7 @@ from server.domain.caller import Handling
 from server.domain.conversation import Conversation
 from server.domain.taxonomy import Taxonomy
 from server.domain.verdict import Verdict
+from server.families.base import Family
 from server.moderation.moderator import Moderator
 from server.moderation.sight import Sight
 from server.settings import Settings
@@ -24,6 +25,7 @@ class Service:
     moderator: Moderator
     names: ModelNames
     sight: Sight
+    family: Family
     taxonomy: Taxonomy
     settings: Settings
     fingerprint: str

@@ -6,22 +6,23 @@ says "safe" has no gate.
 """
 
 import asyncio
-import copy
 import logging
 from dataclasses import dataclass
 
 from server.backends.base import Backend, Case
 from server.backends.openrouter.backend import OpenRouterBackend
+from server.domain.aio import ended, fresh
 from server.domain.errors import (
     ContextLengthExceeded,
     DeadlineExceeded,
+    EngineFailure,
     EngineUnavailable,
     GuardError,
     Overloaded,
     UnparseableVerdict,
 )
+from server.domain.events import Moved, publish
 from server.domain.verdict import Completion
-from server.observation import metrics
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,8 @@ class FallbackBackend:
         try:
             async with asyncio.timeout(PROBE_S):
                 completion = await self.local.probe(case)
+        except UnparseableVerdict:
+            raise  # such a case does not move either
         except (GuardError, TimeoutError):
             await self.remote.probe(case)
             self._say(carried=True)
@@ -128,22 +131,21 @@ class FallbackBackend:
                 raise
             return _Move("context", error)
         finally:
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
-            del work  # The error that it ended with holds this frame.
+            await ended(work)
+            del work  # The error that it may have ended with holds this frame (aio.py).
 
     async def _remotely(self, case: Case, move: _Move) -> Completion:
-        metrics.MOVES.labels(move.reason).inc()
+        publish(Moved(move.reason))
         try:
             return await self.remote.complete(case)
-        except UnparseableVerdict:
+        except (UnparseableVerdict, EngineFailure):
             raise
         except GuardError as error:
             if move.reason == "slow" and isinstance(error, EngineUnavailable):
                 # The breaker let another one try and sent nothing of this case: the engine has the time that is left.
                 return await self.local.complete(case)
             # Whether to come again is for the local engine to say.
-            raise copy.copy(move.error) from error  # A copy, as this frame holds `move`.
+            raise fresh(move.error) from error
 
 
 def _full() -> Overloaded:

@@ -34,9 +34,9 @@ from server.domain.errors import (
     ShuttingDown,
     StoreUnavailable,
 )
+from server.domain.events import BatchChanged, LinesDone, publish
 from server.domain.verdict import Verdict
 from server.moderation.readiness import Readiness
-from server.observation import metrics
 from server.store.batches import Batch, Batches, LeaseLost, LineResult, Status
 from server.store.database import Database
 from server.store.files import Files
@@ -102,7 +102,8 @@ class BatchRunner:
                     # A defect must not end the work on all batches to come.
                     log.error("batches: defect %s at\n%s", type(error).__name__, _place(error))
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), POLL_S)
+                    async with asyncio.timeout(POLL_S):
+                        await self._changed.wait()
         finally:
             tasks = list(self._at_work.values())
             for task in tasks:
@@ -158,7 +159,7 @@ class BatchRunner:
         log.info(
             "%s: %s, %d lines: %d completed, %d failed", batch.id, status, batch.total, batch.completed, batch.failed
         )
-        metrics.BATCHES.labels(status).inc()
+        publish(BatchChanged(batch.id, status))
 
     async def _beat(self, batch: Batch, stop: asyncio.Event) -> None:
         """Keep the lease; hear of a cancellation and of the end of the completion window."""
@@ -175,7 +176,7 @@ class BatchRunner:
             if check.faults:
                 return Status.FAILED, check.faults
             batch = await self._batches.start(batch.id, self._worker, model=self._service.names.id, total=check.total)
-            metrics.BATCHES.labels(batch.status).inc()
+            publish(BatchChanged(batch.id, batch.status))
         if batch.status is Status.IN_PROGRESS:
             judged = await _unless(stop, self._judge(batch))
             if not judged and await self._batches.renew(batch.id, self._worker) is not Status.CANCELLING:
@@ -282,7 +283,7 @@ class BatchRunner:
                     for line in rest[start : start + GROUP]
                 ]
                 await self._batches.record(batch.id, self._worker, results)
-                metrics.BATCH_LINES.labels("expired").inc(len(results))
+                publish(LinesDone(batch.id, expired=len(results)))
 
     async def _release(self, batch: Batch) -> None:
         with contextlib.suppress(StoreUnavailable):
@@ -315,7 +316,8 @@ class _Recorder:
             while (first := await self._queue.get()) is not None:
                 self._group.append(first)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._full.wait(), LINGER_S)
+                    async with asyncio.timeout(LINGER_S):
+                        await self._full.wait()
                 self._gather()
                 self._full.clear()
                 await self._write()
@@ -337,8 +339,7 @@ class _Recorder:
         if self._group:
             await self._batches.record(self._batch_id, self._worker, self._group)
             failed = sum(result.failed for result in self._group)
-            metrics.BATCH_LINES.labels("failed").inc(failed)
-            metrics.BATCH_LINES.labels("completed").inc(len(self._group) - failed)
+            publish(LinesDone(self._batch_id, completed=len(self._group) - failed, failed=failed))
             self._group = []
 
 

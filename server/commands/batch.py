@@ -38,7 +38,9 @@ def run(options: argparse.Namespace) -> int:
             status: int = options.action(client, options)
             return status
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise OperatorError(f"the server cannot be reached ({type(error).__name__})") from None
+        raise OperatorError(
+            f"The server cannot be reached ({type(error).__name__}). Is it running, and is --url its address?"
+        ) from None
 
 
 def submit(client: httpx.Client, options: argparse.Namespace) -> int:
@@ -83,7 +85,10 @@ def _write_lines(file: Path, endpoint: str | None, lines: IO[bytes]) -> str:
             endpoint = endpoint or str(row.get("url"))
         else:
             if endpoint not in (None, CHAT):
-                raise OperatorError(f"{file}: line {number} is no line of a batch; rows of text go to {CHAT}.")
+                raise OperatorError(
+                    f"{file}: line {number} has no custom_id and body, so it is a row of text. Rows of text go to"
+                    f" {CHAT}, not to {endpoint}."
+                )
             endpoint = CHAT
             try:
                 body = {"messages": messages_of(row, file.parent)}
@@ -92,7 +97,7 @@ def _write_lines(file: Path, endpoint: str | None, lines: IO[bytes]) -> str:
             row = {"custom_id": str(row.get("id", number)), "method": "POST", "url": CHAT, "body": body}
         lines.write(json.dumps(row).encode() + b"\n")
     if endpoint is None:
-        raise OperatorError(f"{file}: holds no line.")
+        raise OperatorError(f"{file}: the file has no lines to judge.")
     return endpoint
 
 
@@ -196,7 +201,7 @@ def _ask(client: httpx.Client, method: str, path: str, **request: Any) -> dict[s
     try:
         document: dict[str, Any] = response.json()
     except ValueError:
-        raise OperatorError("what answers at the URL is no server of this kind") from None
+        raise OperatorError("The response is not JSON. Is --url the address of a llama-guard-server?") from None
     return document
 
 
@@ -206,4 +211,4 @@ def _refused(response: httpx.Response) -> OperatorError:
     except (ValueError, KeyError, TypeError):
         message = f"status {response.status_code}"
     kind = _Unavailable if response.status_code in (429, 502, 503, 504) else OperatorError
-    return kind(f"the server refuses: {message}")
+    return kind(f"The server refused the request: {message}")

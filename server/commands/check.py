@@ -35,11 +35,11 @@ TIMEOUT_S = 600.0
 def check(settings: Settings, options: argparse.Namespace) -> int:
     """Run the command. Raises OperatorError for options that contradict each other and for an unreachable engine."""
     if bool(options.file) == (options.text is not None or bool(options.image)):
-        raise OperatorError("check needs a text, an image, or --file; and not a text together with --file.")
+        raise OperatorError("Give check either a text or --image, or --file with --out, but not both.")
     if options.file and options.response is not None:
-        raise OperatorError("--response belongs to a text; a row of a file brings its own.")
+        raise OperatorError("--response goes with a text. In a file, give each row a `response` of its own.")
     if bool(options.file) != bool(options.out):
-        raise OperatorError("--file and --out go together.")
+        raise OperatorError("--file and --out go together: give both or neither.")
     return asyncio.run(_file(settings, options) if options.file else _single(settings, options))
 
 
@@ -75,10 +75,10 @@ async def _file(settings: Settings, options: argparse.Namespace) -> int:
     fingerprints: dict[str, str] = {}
     for id_, row in _read_rows(rows):
         if id_ in fingerprints:
-            raise OperatorError(f"{rows}: two rows have the same id; verdicts could not be told apart.")
+            raise OperatorError(f"{rows}: two rows have the same id. Give each row an id of its own.")
         fingerprints[id_] = _fingerprint(row)
     if not fingerprints:
-        raise OperatorError(f"{rows}: holds no row to judge.")
+        raise OperatorError(f"{rows}: the file has no rows to judge.")
     statuses = _resume(out, fingerprints)
     todo = iter([(id_, row) for id_, row in _read_rows(rows) if id_ not in statuses])
     total = len(fingerprints)
@@ -130,7 +130,9 @@ def _resume(out: Path, fingerprints: Mapping[str, str]) -> dict[str, int]:
             answer = json.loads(line) if line.endswith("\n") else {}
             id_, judged = str(answer.get("id")), answer.get("row")
         except (ValueError, AttributeError):
-            raise OperatorError(f"{out}: holds something else than verdicts; name another file.") from None
+            raise OperatorError(
+                f"{out}: the file holds something else than verdicts. Name another one with --out."
+            ) from None
         if judged is not None and judged == fingerprints.get(id_) and _status(answer) != ERROR:
             kept.append(line)
             statuses[id_] = _status(answer)
@@ -157,7 +159,7 @@ async def _ask(client: httpx.AsyncClient, messages: Iterable[Any]) -> dict[str, 
         try:
             response = await client.post("chat/completions", json={"messages": list(messages)})
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            return {"error": {"message": f"the server cannot be reached ({type(error).__name__})", "code": None}}
+            return {"error": {"message": f"The server cannot be reached ({type(error).__name__}).", "code": None}}
         # Only a server that says when to come back is worth asking again.
         retry_after = response.headers.get("retry-after", "")
         if response.is_success or not retry_after.isdecimal() or attempt == TRIES:
@@ -168,7 +170,12 @@ async def _ask(client: httpx.AsyncClient, messages: Iterable[Any]) -> dict[str, 
         answer: dict[str, Any] = body["guard"] if response.is_success else {"error": body["error"]}
         return answer
     except (ValueError, KeyError, TypeError):
-        return {"error": {"message": f"status {response.status_code} without a verdict", "code": None}}
+        return {
+            "error": {
+                "message": f"The server answered with status {response.status_code} and no verdict.",
+                "code": None,
+            }
+        }
 
 
 def _status(answer: dict[str, Any]) -> int:

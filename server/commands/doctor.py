@@ -16,9 +16,11 @@ from typing import Any
 
 from server.backends.openrouter.backend import OpenRouterBackend
 from server.backends.openrouter.offer import Offer
-from server.checkpoints import checkpoint, memory
+from server.checkpoints import fit, hub
+from server.checkpoints.facts import read_facts
 from server.checkpoints.profile import DEFAULT_PROFILE, Network, Profile, load_profile, variant_specs
 from server.domain.errors import GuardError, OperatorError
+from server.families.base import family_named
 from server.settings import Settings
 
 FITS, DOES_NOT_FIT, ERROR = 0, 1, 2
@@ -32,7 +34,7 @@ class Machine:
 
     python: str
     engine: str | None
-    gpus: tuple[memory.Gpu, ...]
+    gpus: tuple[fit.Gpu, ...]
     judged_bytes: int | None
     judged_source: str
 
@@ -42,7 +44,7 @@ class Diagnosis:
     """One variant on this machine. `checkpoint_context` is None where no checkpoint at hand says it."""
 
     profile: Profile
-    fit: memory.Fit
+    fit: fit.Fit
     network_source: str
     checkpoint_context: int | None
 
@@ -86,7 +88,8 @@ def run(profile: str | None, gpu_memory_gib: float | None, as_json: bool, settin
 
 
 async def _ask(settings: Settings) -> Remote:
-    backend = OpenRouterBackend(settings, load_profile(DEFAULT_PROFILE).taxonomy)
+    official = load_profile(DEFAULT_PROFILE)
+    backend = OpenRouterBackend(settings, official.taxonomy, family_named(official.family))
     try:
         await backend.start()
     except GuardError as error:
@@ -97,12 +100,12 @@ async def _ask(settings: Settings) -> Remote:
 
 
 def _machine(profile: Profile, gpu_memory_gib: float | None) -> Machine:
-    gpus = memory.find_gpus()
+    gpus = fit.find_gpus()
     judged: int | None = None
     if gpu_memory_gib is not None:
         if gpu_memory_gib <= 0:
             raise OperatorError("--gpu-memory must be above 0 GiB.")
-        judged, source = int(gpu_memory_gib * memory.GIB), "--gpu-memory"
+        judged, source = int(gpu_memory_gib * fit.GIB), "--gpu-memory"
     elif gpus:
         smallest = min(gpus, key=lambda gpu: gpu.memory_bytes)
         judged, source = smallest.memory_bytes, smallest.name
@@ -124,18 +127,21 @@ def _installed_engine() -> str | None:
 
 def _diagnose(profile: Profile, machine: Machine) -> Diagnosis:
     network, source, checkpoint_context = _network(profile)
-    return Diagnosis(profile, memory.fit(profile, network, machine.judged_bytes or 0), source, checkpoint_context)
+    return Diagnosis(profile, fit.fit_of(profile, network, machine.judged_bytes or 0), source, checkpoint_context)
 
 
 def _network(profile: Profile) -> tuple[Network, str, int | None]:
     """The network as the checkpoint has it, when it is on this machine, else as the profile says."""
-    folder = checkpoint.cached(profile)
+    folder = hub.cached(profile)
     if folder is not None:
-        facts = checkpoint.read_facts(folder)
+        facts = read_facts(folder)
         return facts.network, FROM_CHECKPOINT, facts.context_tokens
     if profile.network is not None:
         return profile.network, FROM_PROFILE, None
-    raise OperatorError(f"{profile.name}: neither is the checkpoint on this machine, nor has the profile a [network].")
+    raise OperatorError(
+        f"{profile.name}: the sizes of the network are unknown. Download the checkpoint, or add a [network] table to"
+        " the profile (docs/models.md)."
+    )
 
 
 def _choice(diagnoses: Iterable[Diagnosis], selected: Profile) -> str | None:
@@ -183,8 +189,8 @@ def _as_json(machine: Machine, diagnoses: Sequence[Diagnosis], selected: Profile
 def _as_text(machine: Machine, diagnoses: Sequence[Diagnosis], selected: Profile, remote: Remote | None) -> str:
     judged = machine.judged_source
     if machine.judged_bytes is not None:
-        judged = f"{memory.gib(machine.judged_bytes)} ({machine.judged_source})"
-    gpus = [f"{gpu.name}, {memory.gib(gpu.memory_bytes)}" for gpu in machine.gpus]
+        judged = f"{fit.gib(machine.judged_bytes)} ({machine.judged_source})"
+    gpus = [f"{gpu.name}, {fit.gib(gpu.memory_bytes)}" for gpu in machine.gpus]
     lines = [
         f"Python   {machine.python}",
         f"Engine   {machine.engine or 'not installed: the extra cuda or cpu brings it'}",
@@ -257,16 +263,16 @@ def _break_even(remote: Remote) -> float | None:
 def _table(diagnoses: Iterable[Diagnosis]) -> list[str]:
     rows = [("variant", "weights", "KV/token", "context", "its KV", "engine", "room for", "")]
     for found in diagnoses:
-        fit, judged = found.fit, found.fit.memory_bytes > 0
+        sizes, judged = found.fit, found.fit.memory_bytes > 0
         rows.append(
             (
                 found.profile.name,
-                memory.gib(fit.weights_bytes),
-                f"{fit.kv_bytes_per_token / 1024:g} KiB",
-                f"{fit.context_tokens:,}",
-                memory.gib(fit.kv_bytes),
-                memory.gib(fit.headroom_bytes),
-                f"{fit.largest_context:,}" if judged else "",
+                fit.gib(sizes.weights_bytes),
+                f"{sizes.kv_bytes_per_token / 1024:g} KiB",
+                f"{sizes.context_tokens:,}",
+                fit.gib(sizes.kv_bytes),
+                fit.gib(sizes.headroom_bytes),
+                f"{sizes.largest_context:,}" if judged else "",
                 ("fits" if found.fits else "does not fit") if judged else "",
             )
         )

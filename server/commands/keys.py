@@ -37,7 +37,9 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
 async def _with_database(command: Command, settings: Settings, options: argparse.Namespace) -> None:
     database = Database(settings.database)
     if database.is_temporary:
-        raise OperatorError("keys in a temporary database would be gone at once; name another in GUARD_DATABASE_URL.")
+        raise OperatorError(
+            "Keys in a temporary database would be lost at once. Name another database in GUARD_DATABASE_URL."
+        )
     try:
         await database.open()
         await command(database, settings, options)
@@ -48,10 +50,10 @@ async def _with_database(command: Command, settings: Settings, options: argparse
 async def _create(database: Database, settings: Settings, options: argparse.Namespace) -> None:
     name = options.name.strip()
     if not (0 < len(name) <= 200 and name.isprintable()):
-        raise OperatorError("a key's name has 1 to 200 printable characters.")
+        raise OperatorError("The name of a key must have 1 to 200 printable characters.")
     limits = (options.requests_per_minute, options.tokens_per_minute)
     if not all(0 < limit <= LARGEST_LIMIT for limit in limits if limit is not None):
-        raise OperatorError(f"limits are whole numbers from 1 to {LARGEST_LIMIT}.")
+        raise OperatorError(f"A limit must be a whole number from 1 to {LARGEST_LIMIT}.")
     if options.expires is not None and not 0 < options.expires <= 36500:
         raise OperatorError("--expires takes 1 to 36500 days.")
     key, made = await create(
@@ -85,7 +87,7 @@ async def _list(database: Database, settings: Settings, options: argparse.Namesp
 async def _revoke(database: Database, settings: Settings, options: argparse.Namespace) -> None:
     key = await revoke(database, options.id)
     if key is None:
-        raise OperatorError("there is no key of this id or prefix; `keys list` shows them.")
+        raise OperatorError("No key has this id or prefix. `keys list` shows all keys.")
     if options.json:
         _print(json.dumps(_document(key)))
     else:

@@ -17,12 +17,12 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if line.strip():
                     row = json.loads(line)
                     if not isinstance(row, dict):
-                        raise OperatorError(f"{file}: line {number} is no JSON object.")
+                        raise OperatorError(f"{file}: line {number} is not a JSON object.")
                     yield number, row
     except OSError as error:
         raise OperatorError(f"{file}: cannot be read: {error.strerror}.") from error
     except ValueError as error:
-        raise OperatorError(f"{file}: is no JSON Lines in UTF-8.") from error
+        raise OperatorError(f"{file}: is not JSON Lines (one JSON object a line, in UTF-8).") from error
 
 
 def messages_of(row: dict[str, Any], folder: Path) -> list[Any]:

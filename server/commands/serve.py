@@ -25,8 +25,8 @@ from server.store.database import DatabaseError
 log = logging.getLogger(__name__)
 
 NEW_OBJECTS = 20_000
-"""By how many the objects may grow until garbage is looked for. With Python's 700, requests that come at once are
-looked through twice a step of the engine: 42 us of the 565 that a request took this process, 32 at once."""
+"""Garbage collection starts once so many more objects exist than after the last one. With Python's default of 700 it
+ran twice in each step of the engine: 42 us of the 565 that a request took in this process, with 32 at once."""
 
 
 class Server(uvicorn.Server):
@@ -87,7 +87,7 @@ def serve(settings: Settings) -> int:
     except DatabaseError as error:
         raise OperatorError(str(error)) from error
     except GuardError as error:
-        raise OperatorError(f"the settings do not go with {profile.name}: {error.message}") from error
+        raise OperatorError(f"the settings contradict the profile {profile.name}: {error.message}") from error
     if settings.is_remote:
         what = "EVERYTHING that is asked" if settings.backend == "openrouter" else "what the engine cannot judge now"
         log.warning("%s is sent to %s", what, settings.openrouter_url)
@@ -146,4 +146,7 @@ def _check_free(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        raise OperatorError(f"{host}:{port} cannot be listened on: {error.strerror}; set PORT or HOST.") from error
+        raise OperatorError(
+            f"Cannot listen on {host}:{port}: {error.strerror}. Choose another address with --host and --port,"
+            " or with GUARD_HOST and GUARD_PORT."
+        ) from error

@@ -1,6 +1,6 @@
 """Who asks, and how the answer is worked on: what a request brings beside its question."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -39,12 +39,14 @@ ANYONE = Caller(None, frozenset(Scope))
 
 @dataclass(frozen=True, slots=True)
 class Handling:
-    """How one request is worked on. Nothing of it changes what is right.
+    """What a request says beside its messages and its policy.
 
-    `finished_prompts` is the caller's right to them.
-    `tenant` keeps the engine's prefix cache apart between callers; `never_remote` keeps the request on this machine;
-    `background` work waits until live requests leave room; `top_logprobs` alternatives are wanted for each token of
-    the answer, None when not even the tokens' own probabilities are.
+    `tenant` is the caller whose verdicts and prefix cache are kept apart from those of others. `never_remote` keeps the
+    request on this machine. `top_logprobs` alternatives are wanted for each token of the answer; None: not even the
+    tokens' own probabilities are.
+
+    The rest changes no answer: `background` work waits until live requests leave room, `finished_prompts` is the
+    caller's right to send them. `request_id` names the HTTP request in events; two requests may ask for the same.
     """
 
     tenant: str | None = None
@@ -52,6 +54,12 @@ class Handling:
     finished_prompts: bool = False
     background: bool = False
     top_logprobs: int | None = None
+    request_id: str | None = field(default=None, compare=False)
+
+    @property
+    def distinct(self) -> tuple[object, ...]:
+        """The part on which an answer may depend: equal questions are equal in this too."""
+        return self.tenant, self.never_remote, self.top_logprobs
 
 
 ORDINARY = Handling()

@@ -1,6 +1,6 @@
 """What is judged: a conversation of turns, each made of text and images.
 
-Llama Guard's template knows two roles that alternate, user first. Callers send more than that, so
+The prompts of guard models know two roles that alternate, user first. Callers send more than that, so
 `Conversation.from_messages` maps every role and order to it by one table (docs/prompt.md). Nothing that a
 message says is dropped: what the template has no place for becomes text of the nearest turn.
 """
@@ -21,10 +21,10 @@ _VISIBLE = regex.compile(rf"[^\s{INVISIBLE}]")
 
 
 class Role(StrEnum):
-    """The speakers that the model was trained on; the values are the prompt's own words."""
+    """The two sides of a conversation. How a prompt names them is for its family to say."""
 
-    USER = "User"
-    AGENT = "Agent"
+    USER = "user"
+    AGENT = "agent"
 
 
 ROLES: dict[str, Role] = {

@@ -5,7 +5,9 @@ The tree is the documentation: each class carries what the wire needs (HTTP stat
 caller wrote: they may be logged.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Self
+
+from server.domain.aio import fresh
 
 
 class OperatorError(Exception):
@@ -26,8 +28,18 @@ class GuardError(Exception):
     def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.param = param
+        self._param = param
         self.retry_after = retry_after
+
+    @property
+    def param(self) -> str | None:
+        return self._param
+
+    def at(self, param: str) -> Self:
+        """The same error with `param` as the field at fault. A copy, since others may be told of this one."""
+        error = fresh(self)
+        error._param = param
+        return error
 
 
 # --- The caller's mistakes -------------------------------------------------------------------------------

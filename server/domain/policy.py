@@ -1,36 +1,29 @@
 """What an operator, or one request, chose: the categories, from which score on it is unsafe, and what is scored."""
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from server.domain.errors import InvalidRequest
 from server.domain.taxonomy import Taxonomy
 
-CODE = re.compile(r"S(?:[1-9]|1[0-4])")
-"""Codes that the model can answer with a calibrated token: S1 to S14."""
-
 MAX_OWN_CATEGORY_CHARACTERS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Both numbers are compared with P(unsafe).
+    """`threshold` and `scores_from` are compared with P(unsafe), by server.domain.verdict.decide and by nobody else.
 
     At or above `threshold` the verdict is unsafe. At or above `scores_from` a safe verdict has a score of its own for
-    every category; below it P(unsafe) itself is a bound that is small enough to be shown for all of them.
+    every category; below it P(unsafe) itself is a bound that is small enough to be shown for all of them. An answer
+    whose verdict words hold less than `minimum_mass` of the probability is no verdict. `own_codes` are those that
+    categories of a request's own may have; none where the model knows only its own.
     """
 
     taxonomy: Taxonomy
     threshold: float = 0.5
     scores_from: float = 0.05
-
-    def is_unsafe(self, p_unsafe: float) -> bool:
-        return p_unsafe >= self.threshold
-
-    def wants_scores(self, p_unsafe: float) -> bool:
-        """Whether P(unsafe) is too high to be shown as the bound of every category's score."""
-        return p_unsafe >= self.scores_from
+    minimum_mass: float = 0.9
+    own_codes: tuple[str, ...] = ()
 
     def narrowed(
         self,
@@ -42,9 +35,17 @@ class Policy:
         """This policy with the options of one request. Raises InvalidRequest for what no prompt can hold."""
         taxonomy = self.taxonomy
         if categories is not None:
+            if not self.own_codes:
+                raise InvalidRequest(
+                    "The served model knows its own categories only. Leave out policy.categories.",
+                    param="policy.categories",
+                )
             for code, words in categories.items():
-                if not CODE.fullmatch(code):
-                    raise InvalidRequest("Own categories are keyed S1 to S14.", param="policy.categories")
+                if code not in self.own_codes:
+                    raise InvalidRequest(
+                        f"Own categories are keyed {self.own_codes[0]} to {self.own_codes[-1]}.",
+                        param="policy.categories",
+                    )
                 if not words.strip() or len(words) > MAX_OWN_CATEGORY_CHARACTERS:
                     raise InvalidRequest(
                         f"An own category needs 1 to {MAX_OWN_CATEGORY_CHARACTERS} characters of description.",

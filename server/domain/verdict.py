@@ -1,12 +1,12 @@
-"""The verdict, and the contract under which an answer of the model becomes one.
+"""The verdict, and the contract under which an answer of a model becomes one.
 
-A verdict exists only when the engine finished on a known end, the text is exactly `safe` or `unsafe` with an optional
-line of known codes, and, where the backend reports probabilities, the two verdict words together hold nearly all of the
-probability at their position. Everything else raises: an unknown answer never becomes "safe".
+A family reads what its model said (server.families). Whether that is a verdict is decided here, for every family and
+every backend: the engine finished on a known end, the family understood all of the answer, the words of the verdict
+hold nearly all of the probability at their position, and they agree with what was written. Everything else raises: an
+unknown answer never becomes "safe".
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -18,18 +18,24 @@ from server.domain.taxonomy import Taxonomy
 ROUNDING = 1e-4
 """How far floating point may carry a probability, or a sum of them, past 1. What is further off is no probability."""
 
-ANSWER = re.compile(r"(?P<word>safe|unsafe(?:\n(?P<codes>S[0-9]+(?:,S[0-9]+)*))?)")
+
+class Severity(StrEnum):
+    """How a model calls what it judged. A model of two levels never says CONTROVERSIAL."""
+
+    SAFE = "safe"
+    CONTROVERSIAL = "controversial"
+    UNSAFE = "unsafe"
 
 
 class ScoreMethod(StrEnum):
     """Where category scores come from.
 
-    WRITTEN_LIST: P(unsafe) times the highest probability that the code had at any place of the list that the model
-    wrote. FIRST_CODE: P(unsafe) times the probability that the code comes first in a list, where the model wrote none;
-    these scores add up to P(unsafe) at most, and cost a second, short pass. No code has a lower score by WRITTEN_LIST
-    than it has by FIRST_CODE for the same text, as the first place is one of the places. UPPER_BOUND: nothing was asked
-    about the codes because P(unsafe) is below the policy's `scores_from`. No code is more probable than P(unsafe),
-    which is what every category shows.
+    WRITTEN_LIST: P(unsafe) times the highest probability that the category had at any place of the list that the model
+    wrote. FIRST_CODE: P(unsafe) times the probability that the category comes first in a list, where the model wrote
+    none; these scores add up to P(unsafe) at most, and cost a second, short pass. No category has a lower score by
+    WRITTEN_LIST than it has by FIRST_CODE for the same text, as the first place is one of the places. UPPER_BOUND:
+    nothing was asked about the categories because P(unsafe) is below the policy's `scores_from`. No category is more
+    probable than P(unsafe), which is what every category shows.
     """
 
     WRITTEN_LIST = "written_list"
@@ -45,20 +51,34 @@ class CacheUse(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class WordProbabilities:
-    """Probabilities of the two verdict words at the verdict position, over the whole vocabulary."""
+class Levels:
+    """Probabilities of the words of a verdict at its position, over the whole vocabulary."""
 
     safe: float
     unsafe: float
+    controversial: float = 0.0
 
     @property
     def mass(self) -> float:
-        return self.safe + self.unsafe
+        return self.safe + self.unsafe + self.controversial
 
     @property
     def p_unsafe(self) -> float:
-        """P(unsafe), renormalised over the two words."""
-        return self.unsafe / self.mass
+        """P(unsafe), renormalised over the words. What is controversial counts as unsafe."""
+        return (self.unsafe + self.controversial) / self.mass
+
+    def of(self, severity: Severity) -> float:
+        match severity:
+            case Severity.SAFE:
+                return self.safe
+            case Severity.UNSAFE:
+                return self.unsafe
+            case Severity.CONTROVERSIAL:
+                return self.controversial
+
+    @property
+    def are_probabilities(self) -> bool:
+        return all(map(_is_probability, (self.safe, self.unsafe, self.controversial, self.mass)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,31 +98,85 @@ class Token:
         return self.content.decode("utf-8", "replace")
 
 
+# --- What a family makes of an answer --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What the model said: `text`, read. `levels` are None where a backend has no probabilities."""
+
+    text: str
+    severity: Severity
+    categories: tuple[str, ...] = ()
+    levels: Levels | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the policy makes of what the model said. Only `decide` makes one.
+
+    `p_unsafe` is None without probabilities. `wants_scores` says that P(unsafe) is too high to stand as the bound of
+    every category's score: a backend that can ask about the categories does so.
+    """
+
+    unsafe: bool
+    p_unsafe: float | None = None
+    wants_scores: bool = False
+
+
+def decide(said: Said, policy: Policy) -> Decision:
+    """Hold what the model said against the policy: the one place where the threshold is compared.
+
+    Raises UnparseableVerdict where the probabilities do not prove what was said.
+    """
+    levels = said.levels
+    if levels is None:
+        return Decision(said.severity is not Severity.SAFE)
+    if not (levels.are_probabilities and levels.mass >= policy.minimum_mass):
+        raise UnparseableVerdict("The model's answer is neither clearly 'safe' nor clearly 'unsafe'.")
+    if levels.of(said.severity) < max(levels.safe, levels.unsafe, levels.controversial):
+        raise UnparseableVerdict("The model's answer contradicts its own probabilities.")
+    p_unsafe = levels.p_unsafe
+    return Decision(p_unsafe >= policy.threshold, p_unsafe, p_unsafe >= policy.scores_from)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """An answer as its family reads it, before anybody believes it.
+
+    `said` is what the model said of itself, `decision` what the policy made of that. `listed` is the answer it gave
+    when it was made to go on from its word for unsafe, because P(unsafe) passed a threshold below the model's own.
+    `shares` are P(category), given unsafe; they are None where nothing was asked about the categories, and `no_scores`
+    says in words why there can be none, whatever is asked. `tokens` spell the answer that the policy makes of it (the
+    other word, where its threshold turned the model's), where they were asked for and are known.
+    """
+
+    said: Said
+    decision: Decision
+    listed: Said | None = None
+    shares: Mapping[str, float] | None = None
+    score_method: ScoreMethod | None = None
+    no_scores: str | None = None
+    tokens: tuple[Token, ...] | None = None
+
+
+# --- What a backend brings back --------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a backend brings back, before anybody believes it.
+    """A reading, and what it took.
 
-    `text` is what the model wrote, without the newlines that lead it. `listed_text` is the answer it gave when it was
-    made to go on from `unsafe`, because P(unsafe) passed a threshold below the model's own. `words` are None where a
-    backend has no probabilities. `code_probabilities` (P(code), given unsafe) are None there too, and where nothing was
-    asked about the codes. `no_scores` says in words why this backend has none of the latter, whatever it is asked.
-    `tokens` spell the answer that the policy makes of it (the other word, where its threshold turned the model's),
-    where they were asked for and the backend knows them. `images` are the pictures that the model saw, `frames` those
+    `taxonomy` holds the categories that were asked about. `images` are the pictures that the model saw, `frames` those
     that the image files hold: more, where an animation was sampled. `finish_reason` is the engine's; only "stop" makes
     a verdict. `model` is the name of the model that wrote it, as its own backend calls it. `provider` is who ran a
     remote model, `cost` what that took in US dollars. Durations are seconds.
     """
 
-    text: str
+    reading: Reading
     finish_reason: str | None
     backend: str
     taxonomy: Taxonomy
-    words: WordProbabilities | None = None
-    listed_text: str | None = None
-    code_probabilities: Mapping[str, float] | None = None
-    score_method: ScoreMethod | None = None
-    no_scores: str | None = None
-    tokens: tuple[Token, ...] | None = None
     provider: str | None = None
     cost: float | None = None
     prompt_tokens: int = 0
@@ -115,6 +189,23 @@ class Completion:
     model: str = ""
     queued_s: float = 0.0
     computed_s: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """What the model wrote, without white space that leads it."""
+        return self.reading.said.text
+
+
+def check_finished(reason: str | None) -> None:
+    """Raises UnparseableVerdict or EngineFailure unless the engine came to the end of an answer."""
+    if reason == "length":
+        # There was room for every category: whoever asks again gets the same endless answer.
+        raise UnparseableVerdict("The model's answer did not come to an end.")
+    if reason != "stop":
+        raise EngineFailure("The engine ended the request without a complete answer.")
+
+
+# --- The verdict -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,25 +250,10 @@ class Verdict:
     images_unseen: int = 0
 
     @property
-    def text(self) -> str:
-        """The answer on the wire: `safe`, or `unsafe` and the line of codes."""
-        if not self.unsafe:
-            return "safe"
-        return "\n".join(["unsafe", ",".join(self.categories)] if self.categories else ["unsafe"])
-
-    @property
     def no_scores(self) -> str | None:
         """Why categories have no scores of their own, None where they have or where nothing hinders them."""
         missing = "the backend did not score the categories" if self.category_scores is None else None
-        return self.completion.no_scores or missing
-
-    @property
-    def written(self) -> str:
-        """The answer of the model that stands behind `text`: the list that it gave, for all it repeats itself."""
-        if not self.unsafe:
-            return "safe"
-        listed = self.completion.listed_text
-        return listed if self.completion.text == "safe" and listed is not None else self.completion.text
+        return self.completion.reading.no_scores or missing
 
     def uncomputed(self, use: CacheUse) -> "Verdict":
         """The same verdict for whom it was not computed: every token was cached, and it took nothing."""
@@ -196,43 +272,29 @@ class Verdict:
         )
 
 
-def judge(completion: Completion, policy: Policy, minimum_mass: float) -> Verdict:
+def judge(completion: Completion, policy: Policy) -> Verdict:
     """Hold a completion to the verdict contract.
 
     Raises EngineFailure when the engine did not finish, UnparseableVerdict when the answer is none.
     """
-    if completion.finish_reason == "length":
-        # There was room for every code: whoever asks again gets the same endless answer.
-        raise UnparseableVerdict("The model's answer did not come to an end.")
-    if completion.finish_reason != "stop":
-        raise EngineFailure("The engine ended the request without a complete answer.")
-    word, codes = _parse(completion.text, completion.taxonomy)
-    unsafe, p_unsafe = word == "unsafe", None
-    words = completion.words
-    if words is not None:
-        if not (
-            _is_probability(words.safe)
-            and _is_probability(words.unsafe)
-            and _is_probability(words.mass)
-            and words.mass >= minimum_mass
-        ):
-            raise UnparseableVerdict("The model's answer is neither clearly 'safe' nor clearly 'unsafe'.")
-        if unsafe != (words.unsafe > words.safe) and words.unsafe != words.safe:
-            raise UnparseableVerdict("The model's answer contradicts its own probabilities.")
-        p_unsafe = words.p_unsafe
-        unsafe = policy.is_unsafe(p_unsafe)
-    if unsafe and word == "safe":
-        if completion.listed_text is None:
+    check_finished(completion.finish_reason)
+    reading = completion.reading
+    decision, named = reading.decision, reading.said
+    _check_categories(named, completion.taxonomy)
+    if decision.unsafe and named.severity is Severity.SAFE:
+        if reading.listed is None:
             raise EngineFailure("The backend brought no categories for a verdict past the threshold.")
-        word, codes = _parse(completion.listed_text, completion.taxonomy)
-        if word != "unsafe":
+        named = reading.listed
+        _check_categories(named, completion.taxonomy)
+        if named.severity is Severity.SAFE:
             raise UnparseableVerdict("The model was asked for categories and gave none.")
-    scores, method = _category_scores(completion, policy, p_unsafe)
+    scores, method = _category_scores(completion)
+    levels = reading.said.levels
     return Verdict(
-        unsafe=unsafe,
-        p_unsafe=p_unsafe,
-        verdict_mass=None if words is None else words.mass,
-        categories=codes if unsafe else (),
+        unsafe=decision.unsafe,
+        p_unsafe=decision.p_unsafe,
+        verdict_mass=None if levels is None else levels.mass,
+        categories=tuple(dict.fromkeys(named.categories)) if decision.unsafe else (),
         category_scores=scores,
         score_method=method,
         threshold=policy.threshold,
@@ -280,32 +342,25 @@ def _highest_scores(strict: Verdict, verdicts: Sequence[Verdict]) -> Mapping[str
     return {code: max(each.get(code, 0.0) for each in scored) for code in strict.category_scores}
 
 
-def _parse(text: str, taxonomy: Taxonomy) -> tuple[str, tuple[str, ...]]:
-    match = ANSWER.fullmatch(text)
-    if match is None:
-        raise UnparseableVerdict("The model's answer is not of the form that it was asked for.")
-    codes = tuple(dict.fromkeys(match["codes"].split(","))) if match["codes"] else ()
-    if not all(code in taxonomy.codes for code in codes):
+def _check_categories(said: Said, taxonomy: Taxonomy) -> None:
+    if not all(category in taxonomy.codes for category in said.categories):
         raise UnparseableVerdict("The model listed a category that it was not asked about.")
-    return match["word"].partition("\n")[0], codes
 
 
 def _is_probability(value: float) -> bool:
     return math.isfinite(value) and 0.0 <= value <= 1.0 + ROUNDING
 
 
-def _category_scores(
-    completion: Completion, policy: Policy, p_unsafe: float | None
-) -> tuple[Mapping[str, float] | None, ScoreMethod | None]:
+def _category_scores(completion: Completion) -> tuple[Mapping[str, float] | None, ScoreMethod | None]:
+    reading, codes = completion.reading, completion.taxonomy.codes
+    p_unsafe = reading.decision.p_unsafe
     if p_unsafe is None:
         return None, None
-    given = completion.code_probabilities
-    if given is None:
-        if policy.wants_scores(p_unsafe):
+    shares = reading.shares
+    if shares is None:
+        if reading.decision.wants_scores:
             return None, None
-        return dict.fromkeys(completion.taxonomy.codes, p_unsafe), ScoreMethod.UPPER_BOUND
-    if not all(_is_probability(value) for value in given.values()):
+        return dict.fromkeys(codes, p_unsafe), ScoreMethod.UPPER_BOUND
+    if not all(_is_probability(share) for share in shares.values()):
         raise UnparseableVerdict("The model's category scores are not probabilities.")
-    return {code: p_unsafe * min(given.get(code, 0.0), 1.0) for code in completion.taxonomy.codes}, (
-        completion.score_method
-    )
+    return {code: p_unsafe * min(shares.get(code, 0.0), 1.0) for code in codes}, reading.score_method

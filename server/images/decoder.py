@@ -7,14 +7,15 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import PIL.WebPImagePlugin  # noqa: F401  Pillow loads all its plugins when one of `formats` is not loaded yet.
 from PIL import Image
 
+from server.domain.aio import together
 from server.domain.conversation import ImagePart
 from server.domain.errors import (
     GuardError,
@@ -135,10 +136,10 @@ class ImageDecoder:
                 asyncio.timeout(limits.timeout_s),
                 self._room_for(sum(scheme_of(image.url) != "data" for image in images)),
             ):
-                sources = await _together(self._source(image) for image in images)
-                read = await _together(map(self._read, images, sources))
+                sources = await together(self._source(image) for image in images)
+                read = await together(map(self._read, images, sources))
                 self._check_number(images, [one.pictures for one in read])
-                return await _together(map(partial(self._decode, deadline=deadline), images, read))
+                return await together(map(partial(self._decode, deadline=deadline), images, read))
         except TimeoutError:
             raise too_slow() from None
 
@@ -302,27 +303,13 @@ def _work_of(picture: Picture, wanted: Sequence[int]) -> int:
     return sum(layer.pixels for layer in picture.layers[: wanted[-1] + 1]) + len(wanted) * picture.pixels
 
 
-async def _together(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """The results in order. The first error ends them all, and nothing of what waits for a thread is begun."""
-    # Not a TaskGroup, whose errors hold themselves and with them all that the caller sent.
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        # One that runs ends by itself soon after the deadline. None is kept: errors hold this frame, and it would
-        # hold them.
-        while tasks:
-            tasks.pop().cancel()
-
-
 @contextlib.contextmanager
 def _naming(image: ImagePart) -> Iterator[None]:
     """Errors name the field that held the image."""
     try:
         yield
     except InvalidRequest as error:
-        error.param = image.param
-        raise
+        raise error.at(image.param) from None
 
 
 @contextlib.contextmanager

@@ -117,8 +117,7 @@ class ImageFetcher:
         except TimeoutError:
             raise ImageTooLarge("The image takes too long to fetch.", param=param) from None
         except (InvalidImage, ImageTooLarge) as error:
-            error.param = param
-            raise
+            raise error.at(param) from None
         except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL):
             raise InvalidImage(NOT_FETCHED, param=param) from None
 

@@ -45,7 +45,8 @@ class Admission:
         while not self.draining and self.admitted and self.admitted + verdicts > self.limit // 2:
             self._freed.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._freed.wait(), 1.0)  # draining wakes nobody
+                async with asyncio.timeout(1.0):  # draining wakes nobody
+                    await self._freed.wait()
         with self.admit(verdicts):
             yield
 

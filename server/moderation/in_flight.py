@@ -1,10 +1,10 @@
 """Work that several callers wait for at the same time, done once."""
 
 import asyncio
-import copy
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
+from server.domain.aio import ended, fresh
 from server.domain.errors import DeadlineExceeded, GuardError, InternalError
 
 Result = TypeVar("Result")
@@ -24,7 +24,6 @@ class _Work(Generic[Result]):
             waiter.set_result((result, place == 0))
 
     def fail(self, error: Exception) -> None:
-        # Copied now, before whoever is told first writes on it.
         for place, waiter in enumerate(self._still_waiting()):
             waiter.set_exception(error if place == 0 else _another(error))
 
@@ -71,11 +70,8 @@ class InFlight(Generic[Result]):
             begun.waiting.remove(waiter)
             if not begun.waiting and not begun.task.done():
                 self._forget(key, begun)
-                begun.task.cancel()
-                await asyncio.gather(begun.task, return_exceptions=True)
-            # Errors hold the frames that they passed: what holds an error in turn closes a circle, and all that the
-            # caller sent would be in it.
-            del waiter
+                await ended(begun.task)
+            del waiter  # It may hold an error that holds this frame (aio.py).
 
     async def _run(self, key: Hashable, begun: _Work[Result], work: Callable[[], Coroutine[Any, Any, Result]]) -> None:
         try:
@@ -87,7 +83,7 @@ class InFlight(Generic[Result]):
         finally:
             self._forget(key, begun)
             begun.drop()
-            del begun  # It holds this task, which may end with an error.
+            del begun  # It holds this task, which may end with an error (aio.py).
 
     def _forget(self, key: Hashable, begun: _Work[Result]) -> None:
         # Work that is being cancelled has made room already, and other work may be there by now.
@@ -97,4 +93,4 @@ class InFlight(Generic[Result]):
 
 def _another(error: Exception) -> Exception:
     # A defect is told, with its place, by the first of them.
-    return copy.copy(error) if isinstance(error, GuardError) else InternalError("The server failed on this request.")
+    return fresh(error) if isinstance(error, GuardError) else InternalError("The server failed on this request.")

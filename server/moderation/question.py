@@ -1,15 +1,27 @@
-"""When two requests are one question: a digest of all that the answer could depend on."""
+"""A question: a conversation and all that its verdict could depend on, and when two requests are the same one."""
 
+import asyncio
 import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
+from server.backends.base import Case
 from server.domain.caller import Handling
 from server.domain.conversation import Conversation, ImagePart, Role
+from server.domain.errors import ContextLengthExceeded
+from server.domain.events import Judged
 from server.domain.policy import Policy
-from server.images import scheme_of
+from server.domain.verdict import Verdict
+from server.images import DecodedImage, scheme_of
+from server.moderation.passes import MAX_PASSES, Pass, Passes, passes_of_all
 
 if TYPE_CHECKING:
     from hashlib import _Hash
+
+LONG_TEXT = 16_384
+"""Characters of a request that is read for look-alikes on the event loop, and whose passes are asked together."""
 
 
 class AskedOnce:
@@ -21,14 +33,82 @@ class AskedOnce:
 Key: TypeAlias = bytes | AskedOnce
 
 
-class Questions:
-    """Makes the keys by which questions are told apart. What was asked cannot be read from a key."""
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A conversation, and how it is judged. `Questions` makes it once; everybody else passes it on whole.
 
-    def __init__(self, served: str, policy: Policy) -> None:
-        """`served` says which model answers, and how it is asked. `policy` is the one that most requests bring."""
+    `passes` are the prompts that ask about it. Equal questions of one tenant have equal keys, and no others have.
+    """
+
+    conversation: Conversation
+    policy: Policy
+    handling: Handling
+    passes: Passes
+    key: Key
+
+    @property
+    def is_long(self) -> bool:
+        """Its passes come one after another: each finds what they share in the engine's prefix cache."""
+        return _characters(self.conversation) > LONG_TEXT
+
+    def case(self, asked: Pass, pictures: Mapping[ImagePart, DecodedImage], deadline: float) -> Case:
+        """One of its passes, as a backend gets it: with the frames of the pictures in the order in which it shows them.
+
+        `deadline` is a time of time.monotonic().
+        """
+        if not pictures:
+            return Case(asked.conversation, (), self.policy, self.handling, deadline)
+        shown = [pictures[image] for image in asked.conversation.images]
+        conversation = asked.conversation.with_frames([len(picture.frames) for picture in shown])
+        frames = [frame for picture in shown for frame in picture.frames]
+        return Case(conversation, frames, self.policy, self.handling, deadline)
+
+    def told(self, verdict: Verdict) -> Verdict:
+        """`verdict`, with the text that decided it under the name that this request has for its field."""
+        if verdict.passes == 1:
+            return verdict
+        return replace(verdict, about=self.passes.passes[verdict.decided].about)
+
+    def judged(self, verdict: Verdict, seconds: float = 0.0) -> Judged:
+        """The event that it has a verdict, `seconds` after admission where that was computed for it."""
+        return Judged(verdict, self.conversation.judged, seconds, self.handling.request_id, self.handling.tenant)
+
+
+class Questions:
+    """Reads conversations as questions, and makes the keys by which these are told apart.
+
+    What was asked cannot be read from a key.
+    """
+
+    def __init__(self, served: str, policy: Policy, max_characters: float = math.inf) -> None:
+        """`served` says which model answers, and how it is asked. `policy` is the one that most requests bring.
+
+        A conversation of more than `max_characters` is refused before it is read.
+        """
         self._served = served
         self._policy = policy
+        self._max_characters = max_characters
         self._begun = self._begin(policy)
+
+    async def read(self, conversations: Sequence[Conversation], policy: Policy, handling: Handling) -> list[Question]:
+        """One question for each conversation of a request, in order.
+
+        Raises ContextLengthExceeded for what no context could hold.
+        """
+        passes = await self._passes(conversations)
+        too_many = len(passes) > 1 and sum(len(each.passes) for each in passes) > MAX_PASSES
+        return [
+            self.question(conversation, policy, handling, each, fewer=too_many)
+            for conversation, each in zip(conversations, passes, strict=True)
+        ]
+
+    def question(
+        self, conversation: Conversation, policy: Policy, handling: Handling, passes: Passes, *, fewer: bool = False
+    ) -> Question:
+        """What asks about `conversation` by `passes`, or by `fewer` of them: those that ask about whole turns."""
+        joined = fewer and not all(one.whole for one in passes.passes)
+        key = self.key(conversation, policy, handling, joined=joined)
+        return Question(conversation, policy, handling, passes.joined if joined else passes, key)
 
     def key(self, conversation: Conversation, policy: Policy, handling: Handling, *, joined: bool = False) -> Key:
         """Equal for equal questions of one tenant, and for no others.
@@ -38,7 +118,7 @@ class Questions:
         image is, as errors name it. What lies behind an http(s) URL may change, so such a question is asked once.
         """
         digest = self._begun.copy() if policy is self._policy else self._begin(policy)
-        _add(digest, repr((handling.tenant, handling.never_remote, handling.top_logprobs, joined)))
+        _add(digest, repr((*handling.distinct, joined)))
         for turn in conversation.turns:
             digest.update(_ROLES[turn.role])
             for part in turn.parts:
@@ -53,11 +133,30 @@ class Questions:
                     return AskedOnce()
         return digest.digest()
 
+    async def _passes(self, conversations: Sequence[Conversation]) -> list[Passes]:
+        characters = 0
+        for conversation in conversations:
+            length = _characters(conversation)
+            if length > self._max_characters:
+                raise ContextLengthExceeded(
+                    f"The messages have {length} characters, and this model's context holds {self._max_characters} at"
+                    " most, whatever they are. Please reduce the length of the messages.",
+                    param="messages",
+                )
+            characters += length
+        if characters <= LONG_TEXT:
+            return passes_of_all(conversations)
+        return await asyncio.to_thread(passes_of_all, conversations)
+
     def _begin(self, policy: Policy) -> "_Hash":
         digest = hashlib.sha256()
         _add(digest, self._served)
         _add(digest, repr(policy))
         return digest
+
+
+def _characters(conversation: Conversation) -> int:
+    return sum(len(text) for turn in conversation.turns for text in turn.texts)
 
 
 def _add(digest: "_Hash", text: str) -> None:

@@ -41,6 +41,6 @@ def _entries_of(verdict: Verdict) -> int:
     completion, size = verdict.completion, 0
     if completion.taxonomy.own:
         size += sum(CATEGORY_BYTES + sys.getsizeof(each.prompt_name) for each in completion.taxonomy.categories)
-    for token in completion.tokens or ():
+    for token in completion.reading.tokens or ():
         size += TOKEN_BYTES * (1 + len(token.alternatives))
     return 1 + math.ceil(size / ENTRY_BYTES)

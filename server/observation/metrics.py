@@ -1,4 +1,8 @@
-"""What Prometheus is told. vLLM's own metrics stand beside these in the same registry. No label holds content."""
+"""The metrics, declared and counted here: each listens to the events that it counts.
+
+To add a metric, declare it and write its listener below. vLLM's own metrics stand in the same registry. No label holds
+content.
+"""
 
 import time
 from collections.abc import Iterable
@@ -6,90 +10,198 @@ from functools import lru_cache
 
 from prometheus_client import REGISTRY, Counter, Enum, Gauge, Histogram
 
-from server.domain.verdict import Verdict
+from server.domain.events import (
+    Answered,
+    BatchChanged,
+    BreakerChanged,
+    ErrorAnswered,
+    FinishedPromptJudged,
+    Judged,
+    LinesDone,
+    Moved,
+    RemoteCalled,
+    RemoteCharged,
+    on,
+)
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 
-REQUESTS = Counter("guard_requests", "HTTP requests by route, method and status", ["route", "method", "status"])
-REQUEST_SECONDS = Histogram("guard_request_seconds", "HTTP request latency", ["route"], buckets=_SECONDS)
-ERRORS = Counter("guard_errors", "Errors answered to callers, by kind", ["kind"])
+# --- Requests --------------------------------------------------------------------------------------------
 
-VERDICTS = Counter("guard_verdicts", "Verdicts by result and by what was judged", ["verdict", "judged", "backend"])
-CATEGORIES = Counter("guard_verdict_categories", "Categories listed in unsafe verdicts", ["category"])
-VERDICT_SECONDS = Histogram("guard_verdict_seconds", "Time from admission to verdict", buckets=_SECONDS)
-QUEUE_SECONDS = Histogram("guard_engine_queue_seconds", "Time a verdict waited inside the engine", buckets=_SECONDS)
-TOKENS = Counter("guard_tokens", "Tokens by kind: prompt, cached (part of prompt), completion", ["kind"])
-IMAGES = Counter("guard_images", "Images judged, sampled frames counted one by one")
-PASSES = Counter("guard_passes", "Prompts asked to reach verdicts; more than one where a turn has several texts")
-LOOKALIKES = Counter("guard_lookalikes", "Verdicts about a text that could be read as several messages")
-CACHED_VERDICTS = Counter("guard_cached_verdicts", "Those of the verdicts that nothing was computed for", ["cache"])
+REQUESTS = Counter("guard_requests", "HTTP requests, by route, method and status.", ["route", "method", "status"])
+REQUEST_SECONDS = Histogram(
+    "guard_request_seconds", "Seconds from an HTTP request to the end of its answer.", ["route"], buckets=_SECONDS
+)
+ERRORS = Counter("guard_errors", "Error responses, by the error's code, or its type if it has no code.", ["kind"])
+
+# Looking a series up costs more than counting in it.
+_requests = lru_cache(REQUESTS.labels)
+_request_seconds = lru_cache(REQUEST_SECONDS.labels)
+
+
+@on(Answered)
+def count_request(event: Answered) -> None:
+    _requests(event.route, event.method, str(event.status)).inc()
+    _request_seconds(event.route).observe(event.seconds)
+
+
+@on(ErrorAnswered)
+def count_error(event: ErrorAnswered) -> None:
+    ERRORS.labels(event.kind).inc()
+
+
+# --- Verdicts --------------------------------------------------------------------------------------------
+
+VERDICTS = Counter(
+    "guard_verdicts",
+    "Verdicts, by result, by whose message was judged (user or agent) and by backend. Includes cached verdicts.",
+    ["verdict", "judged", "backend"],
+)
+CATEGORIES = Counter(
+    "guard_verdict_categories", "Unsafe verdicts that list a hazard category, by category.", ["category"]
+)
+LOOKALIKES = Counter("guard_lookalikes", "Verdicts on a text that could be read as several messages.")
+CACHED_VERDICTS = Counter(
+    "guard_cached_verdicts",
+    "Verdicts served from the cache (hit) or shared with an identical request in flight (joined).",
+    ["cache"],
+)
+VERDICT_SECONDS = Histogram("guard_verdict_seconds", "Seconds from admission to a computed verdict.", buckets=_SECONDS)
+QUEUE_SECONDS = Histogram(
+    "guard_engine_queue_seconds", "Seconds that the work on a verdict waited in the engine's queue.", buckets=_SECONDS
+)
+PASSES = Counter("guard_passes", "Prompts sent to compute verdicts. A turn of several texts takes more than one.")
+TOKENS = Counter(
+    "guard_tokens",
+    "Tokens of computed verdicts, by kind: prompt, cached (a part of prompt) and completion.",
+    ["kind"],
+)
+BACKEND_TOKENS = Counter(
+    "guard_backend_tokens", "Prompt and completion tokens of computed verdicts, by backend.", ["backend"]
+)
+IMAGES = Counter("guard_images", "Images judged. Each sampled frame of an animation counts as one.")
 FINISHED_PROMPTS = Counter(
     "guard_finished_prompts",
-    "Guard prompts that callers had finished, by whose policy they were judged: the prompt's or the server's",
+    "Finished Guard prompts that callers sent, by the policy that judged them: the prompt's own or the server's.",
     ["policy"],
 )
-BATCHES = Counter("guard_batches", "Batches by the status that they came into", ["status"])
-BATCH_LINES = Counter("guard_batch_lines", "Lines of batches by what became of them", ["outcome"])
-ADMITTED = Gauge("guard_admitted_verdicts", "Verdicts being worked on or waiting")
-READY = Gauge("guard_ready", "1 while /ready answers 200")
-MODEL = Gauge(
-    "guard_model_info",
-    "Always 1: a model that judges here, its backend, the profile, and whether it is a stand-in and no moderator",
-    ["model", "backend", "profile", "stand_in"],
-)
-
-ALIVE = Gauge("guard_backend_alive", "1 until only a restart can help this backend", ["backend"])
-MOVES = Counter("guard_fallback_moves", "Requests that the local engine left to the remote backend", ["reason"])
-REMOTE_CALLS = Counter("guard_remote_calls", "Calls of the remote backend, retries included, by outcome", ["outcome"])
-REMOTE_BREAKER = Enum(
-    "guard_remote_breaker", "State of the remote backend's circuit breaker", states=["closed", "open", "half_open"]
-)
-BACKEND_TOKENS = Counter("guard_backend_tokens", "Prompt and completion tokens of verdicts, by backend", ["backend"])
-COST = Counter(
-    "guard_cost_dollars",
-    "US dollars: what a remote backend charged, and of the local one its price an hour times its uptime",
-    ["backend"],
-)
-COST_PER_MILLION = Gauge(
-    "guard_cost_dollars_per_million_tokens", "guard_cost_dollars through a million guard_backend_tokens", ["backend"]
-)
-
 
 _verdicts = lru_cache(VERDICTS.labels)
 _backend_tokens = lru_cache(BACKEND_TOKENS.labels)
 _PROMPT_TOKENS, _CACHED_TOKENS, _COMPLETION_TOKENS = map(TOKENS.labels, ("prompt", "cached", "completion"))
 
-requests = lru_cache(REQUESTS.labels)
-request_seconds = lru_cache(REQUEST_SECONDS.labels)
-"""Looking up the same series costs more than counting in it."""
 
-
-def observe_verdict(verdict: Verdict, judged: str, seconds: float) -> None:
-    _count(verdict, judged)
-    completion = verdict.completion
-    VERDICT_SECONDS.observe(seconds)
-    PASSES.inc(verdict.passes)
-    QUEUE_SECONDS.observe(completion.queued_s)
-    _PROMPT_TOKENS.inc(completion.prompt_tokens)
-    _CACHED_TOKENS.inc(completion.cached_tokens)
-    _COMPLETION_TOKENS.inc(completion.completion_tokens)
-    if completion.images:
-        IMAGES.inc(completion.images)
-    _backend_tokens(completion.backend).inc(completion.prompt_tokens + completion.completion_tokens)
-
-
-def observe_cached_verdict(verdict: Verdict, judged: str) -> None:
-    """A verdict, of which the engine knows nothing."""
-    _count(verdict, judged)
-    CACHED_VERDICTS.labels(verdict.cache).inc()
-
-
-def _count(verdict: Verdict, judged: str) -> None:
-    _verdicts("unsafe" if verdict.unsafe else "safe", judged.lower(), verdict.completion.backend).inc()
+@on(Judged)
+def count_verdict(event: Judged) -> None:
+    verdict = event.verdict
+    _verdicts("unsafe" if verdict.unsafe else "safe", event.judged.lower(), verdict.completion.backend).inc()
     for code in verdict.categories:
         CATEGORIES.labels(code).inc()
     if verdict.lookalikes:
         LOOKALIKES.inc()
+    if verdict.cache is not None:
+        CACHED_VERDICTS.labels(verdict.cache).inc()
+
+
+@on(Judged)
+def count_work(event: Judged) -> None:
+    """What it took to compute the verdict, if that was done."""
+    verdict, completion = event.verdict, event.verdict.completion
+    if verdict.cache is not None:
+        return
+    VERDICT_SECONDS.observe(event.seconds)
+    QUEUE_SECONDS.observe(completion.queued_s)
+    PASSES.inc(verdict.passes)
+    _PROMPT_TOKENS.inc(completion.prompt_tokens)
+    _CACHED_TOKENS.inc(completion.cached_tokens)
+    _COMPLETION_TOKENS.inc(completion.completion_tokens)
+    _backend_tokens(completion.backend).inc(completion.prompt_tokens + completion.completion_tokens)
+    if completion.images:
+        IMAGES.inc(completion.images)
+
+
+@on(FinishedPromptJudged)
+def count_finished_prompt(event: FinishedPromptJudged) -> None:
+    FINISHED_PROMPTS.labels("prompt" if event.trusted else "server").inc()
+
+
+# --- Batches ---------------------------------------------------------------------------------------------
+
+BATCHES = Counter("guard_batches", "Changes of a batch's status, by the new status.", ["status"])
+BATCH_LINES = Counter(
+    "guard_batch_lines", "Lines of batches with a result, by outcome: completed, failed or expired.", ["outcome"]
+)
+
+
+@on(BatchChanged)
+def count_batch(event: BatchChanged) -> None:
+    BATCHES.labels(event.status).inc()
+
+
+@on(LinesDone)
+def count_lines(event: LinesDone) -> None:
+    BATCH_LINES.labels("completed").inc(event.completed)
+    BATCH_LINES.labels("failed").inc(event.failed)
+    BATCH_LINES.labels("expired").inc(event.expired)
+
+
+# --- The remote backend ----------------------------------------------------------------------------------
+
+MOVES = Counter(
+    "guard_fallback_moves", "Cases that moved from the local engine to the remote backend, by reason.", ["reason"]
+)
+REMOTE_CALLS = Counter(
+    "guard_remote_calls",
+    "Calls to the remote backend, by outcome. Each retry counts as a call.",
+    ["outcome"],
+)
+REMOTE_BREAKER = Enum(
+    "guard_remote_breaker",
+    "State of the remote backend's circuit breaker: 1 for the current state, 0 for the others.",
+    states=["closed", "open", "half_open"],
+)
+COST = Counter(
+    "guard_cost_dollars",
+    "Cost in US dollars, by backend: what the remote backend charged, or the local machine's price for its uptime.",
+    ["backend"],
+)
+
+
+@on(Moved)
+def count_move(event: Moved) -> None:
+    MOVES.labels(event.reason).inc()
+
+
+@on(RemoteCalled)
+def count_remote_call(event: RemoteCalled) -> None:
+    REMOTE_CALLS.labels(event.outcome).inc()
+
+
+@on(RemoteCharged)
+def count_charge(event: RemoteCharged) -> None:
+    COST.labels(event.backend).inc(event.dollars)
+
+
+@on(BreakerChanged)
+def show_breaker(event: BreakerChanged) -> None:
+    REMOTE_BREAKER.state(event.state)
+
+
+# --- Read whenever /metrics is asked for -----------------------------------------------------------------
+
+ADMITTED = Gauge("guard_admitted_verdicts", "Verdicts that are waiting or being computed now.")
+READY = Gauge("guard_ready", "1 if /ready answers 200 now, else 0.")
+ALIVE = Gauge("guard_backend_alive", "1 unless only a restart can help this backend, else 0.", ["backend"])
+MODEL = Gauge(
+    "guard_model_info",
+    "Always 1. One series for each model that judges here; stand_in is true for a model that is not a moderator.",
+    ["model", "backend", "profile", "stand_in"],
+)
+COST_PER_MILLION = Gauge(
+    "guard_cost_dollars_per_million_tokens",
+    "Average cost in US dollars of a million tokens since the start, by backend.",
+    ["backend"],
+)
 
 
 class LocalCost:

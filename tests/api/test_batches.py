@@ -557,6 +557,21 @@ async def test_a_line_that_was_accepted_stays_readable_when_bodies_must_be_short
         assert done["request_counts"] == {"total": 2, "completed": 2, "failed": 0}
 
 
+async def test_a_change_at_the_very_moment_of_the_end_does_not_keep_the_server_running(
+    client: httpx.AsyncClient, app: FastAPI
+) -> None:
+    runner = batch_runner.BatchRunner(
+        app.state.served.database, app.state.served.service, app.state.served.readiness, changed := asyncio.Event()
+    )
+    work = asyncio.create_task(runner.run())
+    await until(lambda: bool(changed._waiters))
+    changed.set()
+    work.cancel()
+    async with asyncio.timeout(5):
+        await asyncio.wait({work})
+    assert work.cancelled()
+
+
 async def test_blank_lines_cost_no_call_each() -> None:
     async def piece() -> AsyncIterator[bytes]:
         yield b"\n" * 2**20

@@ -111,7 +111,7 @@ async def test_a_verdict_with_bounds_does_not_answer_who_wants_scores(
 async def test_a_backend_that_cannot_score_shows_no_bound_that_is_not_small(
     client: httpx.AsyncClient, backend: FakeBackend
 ) -> None:
-    unscored = {"code_probabilities": None, "score_method": None, "no_scores": "it has none"}
+    unscored = {"shares": None, "score_method": None, "no_scores": "it has none"}
     backend.script = always("safe", p_unsafe=0.3, **unscored)
     (result,) = (await ask(client, "/v1/moderations", {"input": "words"}))["results"]
     assert result["guard"]["category_scores"] is None

@@ -249,7 +249,7 @@ async def test_the_backend_is_asked_for_tokens_only_when_a_caller_wants_them(
 async def test_a_backend_without_probabilities_gives_none_and_says_why(
     client: httpx.AsyncClient, backend: FakeBackend
 ) -> None:
-    backend.script = always("unsafe\nS1", words=None, tokens=None, no_scores="it reports none")
+    backend.script = always("unsafe\nS1", levels=None, tokens=None, no_scores="it reports none")
     body = await complete(client, USER, logprobs=True, top_logprobs=3)
     assert body["choices"][0]["logprobs"] is None
     assert body["choices"][0]["message"]["content"] == "unsafe\nS1"

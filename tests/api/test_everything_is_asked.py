@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.families.llama_guard.prompt import Prompt
+from server.families.llama_guard.prompt import render
 from server.moderation.passes import MAX_PASSES
 from tests.api.parts import image, picture, text
 from tests.asked import asked_about
@@ -236,7 +236,7 @@ async def test_what_is_sent_is_covered_by_what_is_asked(
         backend.cases.clear()
         response = await client.post(path, json=body)
         assert response.status_code == 200, (response.text, json.dumps(body))
-        asked = " ".join(asked_about(Prompt.render(case.conversation, case.policy.taxonomy)) for case in backend.cases)
+        asked = " ".join(asked_about(render(case.conversation, case.policy.taxonomy)) for case in backend.cases)
         missing = [words for words in sent if words not in asked]
         assert missing == [], json.dumps(body)
         assert len(backend.cases) <= max(MAX_PASSES, len(response.json().get("results", [])))

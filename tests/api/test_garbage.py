@@ -55,7 +55,7 @@ def failing_on_bad(case: Case) -> Completion | Awaitable[Completion]:
         ("/v1/moderations", {"input": " "}, by_word, 400),
     ],
 )
-@pytest.mark.parametrize("settings", [{"deadline": 0.1}], indirect=True)
+@pytest.mark.parametrize("settings", [{"deadline": 1.0}], indirect=True)
 async def test_nothing_of_a_request_is_left(
     client: httpx.AsyncClient, backend: FakeBackend, path: str, body: dict[str, Any], script: Script, status: int
 ) -> None:

@@ -95,7 +95,7 @@ async def test_a_safe_verdict_says_that_its_scores_are_upper_bounds(client: http
 async def test_a_backend_without_probabilities_gets_no_invented_native_score(
     client: httpx.AsyncClient, backend: FakeBackend
 ) -> None:
-    backend.script = always("unsafe\nS10", words=None)
+    backend.script = always("unsafe\nS10", levels=None)
     (result,) = (await moderate(client, "words"))["results"]
     assert result["guard"]["p_unsafe"] is None
     assert result["guard"]["category_scores"] is None
@@ -145,7 +145,7 @@ async def test_codes_set_these_categories_and_no_others(
 
 async def test_a_category_scores_as_its_likeliest_code(client: httpx.AsyncClient, backend: FakeBackend) -> None:
     backend.script = lambda case: completion(
-        case, "unsafe\nS1", code_probabilities={"S1": 0.5, "S2": 0.25, "S10": 0.125}, p_unsafe=0.75
+        case, "unsafe\nS1", shares={"S1": 0.5, "S2": 0.25, "S10": 0.125}, p_unsafe=0.75
     )
     scores = (await moderate(client, "words"))["results"][0]["category_scores"]
     assert scores["violence"] == pytest.approx(0.375)
@@ -154,9 +154,7 @@ async def test_a_category_scores_as_its_likeliest_code(client: httpx.AsyncClient
     assert scores["hate/threatening"] == pytest.approx(0.09375)
     assert scores["sexual"] == 0.0
 
-    backend.script = lambda case: completion(
-        case, "unsafe\nS10", code_probabilities={"S1": 0.125, "S10": 0.5}, p_unsafe=0.75
-    )
+    backend.script = lambda case: completion(case, "unsafe\nS10", shares={"S1": 0.125, "S10": 0.5}, p_unsafe=0.75)
     scores = (await moderate(client, "words"))["results"][0]["category_scores"]
     assert scores["hate"] == pytest.approx(0.375)
     assert scores["hate/threatening"] == pytest.approx(0.09375)
@@ -367,7 +365,7 @@ async def test_own_categories_are_asked_instead_and_set_the_category_of_what_is_
 
 
 async def test_a_threshold_moves_the_verdict_either_way(client: httpx.AsyncClient, backend: FakeBackend) -> None:
-    backend.script = always("safe", p_unsafe=0.3, listed_text="unsafe\nS2")
+    backend.script = always("safe", p_unsafe=0.3, listed="unsafe\nS2")
     (strict,) = (await moderate(client, "words", policy={"threshold": 0.2}))["results"]
     (default,) = (await moderate(client, "words"))["results"]
     assert (strict["flagged"], strict["guard"]["categories"]) == (True, ["S2"])

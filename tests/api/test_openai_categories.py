@@ -11,10 +11,11 @@ from server.api.openai.categories import CATEGORIES, OpenAICategories
 from server.checkpoints.profile import load_profile
 from server.domain.policy import Policy
 from server.domain.taxonomy import HazardCategory, Taxonomy
-from server.domain.verdict import ROUNDING, Completion, ScoreMethod, Verdict, WordProbabilities, judge
+from server.domain.verdict import ROUNDING, Completion, Levels, ScoreMethod, Verdict, judge
 from tests.api.parts import image, text
 from tests.api.shapes import obeys_openai
 from tests.fakes import FakeBackend, always
+from tests.readings import reading
 
 CODES = tuple(f"S{number}" for number in range(1, 15))
 OFFICIAL = load_profile("llama-guard-4-12b").taxonomy
@@ -45,24 +46,18 @@ def verdicts(draw: st.DrawFn) -> Verdict:
     taxonomy = draw(TAXONOMIES)
     listed = ",".join(draw(st.lists(st.sampled_from(taxonomy.codes), unique=True)))
     answer = f"unsafe\n{listed}" if listed else "unsafe"
+    policy = Policy(taxonomy, draw(st.floats(1e-3, 1)))
     p_unsafe = draw(st.none() | st.floats(0, 1))
     if p_unsafe is None:
-        completion = Completion(draw(st.sampled_from(["safe", answer])), "stop", "a backend", taxonomy)
+        read = reading(draw(st.sampled_from(["safe", answer])), policy)
     else:
         probability = st.floats(1e-3, 1)
-        codes = draw(st.none() | st.fixed_dictionaries(dict.fromkeys(taxonomy.codes, probability)))
-        words = WordProbabilities(safe=1 - p_unsafe, unsafe=p_unsafe)
-        completion = Completion(
-            answer if words.unsafe > words.safe else "safe",
-            "stop",
-            "a backend",
-            taxonomy,
-            words=words,
-            listed_text=answer,
-            code_probabilities=codes,
-            score_method=codes and ScoreMethod.WRITTEN_LIST,
-        )
-    return judge(completion, Policy(taxonomy, draw(st.floats(1e-3, 1))), 0.9)
+        shares = draw(st.none() | st.fixed_dictionaries(dict.fromkeys(taxonomy.codes, probability)))
+        levels = Levels(safe=1 - p_unsafe, unsafe=p_unsafe)
+        said = answer if levels.unsafe > levels.safe else "safe"
+        method = shares and ScoreMethod.WRITTEN_LIST
+        read = reading(said, policy, levels, answer, shares=shares, score_method=method)
+    return judge(Completion(read, "stop", "a backend", taxonomy), policy)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=500)
@@ -92,7 +87,8 @@ def test_whoever_reads_only_the_categories_sees_what_is_flagged(verdict: Verdict
 @given(st.sets(st.sampled_from(CODES)))
 def test_every_list_of_codes_sets_a_category(listed: set[str]) -> None:
     answer = f"unsafe\n{','.join(sorted(listed))}" if listed else "unsafe"
-    verdict = judge(Completion(answer, "stop", "a backend", OFFICIAL), Policy(OFFICIAL), 0.9)
+    policy = Policy(OFFICIAL)
+    verdict = judge(Completion(reading(answer, policy), "stop", "a backend", OFFICIAL), policy)
     assert any(OpenAICategories.of(verdict, UNMAPPED).flags.values())
     without = any(OpenAICategories.of(verdict, None).flags.values())
     assert without is any(OFFICIAL[code].openai for code in listed)
@@ -140,7 +136,7 @@ async def test_a_flagged_text_sets_the_operators_category(
 
 
 async def test_without_probabilities_its_score_is_one(client: httpx.AsyncClient, backend: FakeBackend) -> None:
-    backend.script = always("unsafe\nS7", words=None, code_probabilities=None, score_method=None)
+    backend.script = always("unsafe\nS7", levels=None, shares=None, score_method=None)
     result = await result_of(client, {"input": "words"})
     assert {name: score for name, score in result["category_scores"].items() if score} == {"illicit": 1.0}
 

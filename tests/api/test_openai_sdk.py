@@ -134,5 +134,5 @@ def test_a_failed_stream_is_an_error_and_not_an_empty_one(sdk: openai.OpenAI, ba
 
 
 def test_scores_keep_their_precision(sdk: openai.OpenAI, backend: FakeBackend) -> None:
-    backend.script = lambda case: completion(case, "unsafe\nS12", code_probabilities={"S12": 1 / 3}, p_unsafe=0.75)
+    backend.script = lambda case: completion(case, "unsafe\nS12", shares={"S12": 1 / 3}, p_unsafe=0.75)
     assert sdk.moderations.create(input="x").results[0].category_scores.sexual == pytest.approx(0.25, rel=1e-12)

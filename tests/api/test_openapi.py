@@ -105,7 +105,7 @@ async def test_every_schema_of_an_object_is_closed(document: dict[str, Any]) -> 
 
 
 REMOTE: dict[str, Any] = {
-    **dict.fromkeys(("words", "code_probabilities", "score_method", "tokens")),
+    **dict.fromkeys(("levels", "shares", "score_method", "tokens")),
     **{"no_scores": "The remote model reports none.", "provider": "Elsewhere", "cost": 0.0002},
 }
 

@@ -39,6 +39,7 @@ from server.settings import Settings
 from tests.api.conftest import PROFILE, wait_until
 from tests.api.shapes import specification
 from tests.fakes import FakeBackend, by_word
+from tests.readings import FAMILY
 
 EXAMPLES = settings(
     max_examples=12, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
@@ -48,7 +49,8 @@ CONFIG = SchemathesisConfig.from_dict({"generation": {"deterministic": True, "mo
 
 def with_categories(case: Judged) -> Completion:
     """Also when a threshold below the model's own makes a safe answer unsafe."""
-    return replace(by_word(case), listed_text="unsafe")
+    found = by_word(case)
+    return replace(found, reading=replace(found.reading, listed=FAMILY.read("unsafe")))
 
 
 APP = create_app(Settings(profile=PROFILE), load_profile(PROFILE), FakeBackend(with_categories))

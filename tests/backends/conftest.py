@@ -12,6 +12,7 @@ from server.checkpoints.profile import load_profile
 from server.domain.conversation import Conversation, Message, TextPart
 from server.domain.policy import Policy
 from tests.openrouter import ScriptedOpenRouter, scripted_openrouter
+from tests.readings import FAMILY
 
 TAXONOMY = load_profile("llama-guard-4-12b").taxonomy
 
@@ -25,7 +26,7 @@ def remote() -> Iterator[ScriptedOpenRouter]:
 @pytest_asyncio.fixture
 async def backend(remote: ScriptedOpenRouter, request: pytest.FixtureRequest) -> AsyncIterator[OpenRouterBackend]:
     """A started backend; a test changes settings with @pytest.mark.parametrize("backend", [{...}], indirect=True)."""
-    backend = OpenRouterBackend(remote.settings(**getattr(request, "param", {})), TAXONOMY)
+    backend = OpenRouterBackend(remote.settings(**getattr(request, "param", {})), TAXONOMY, FAMILY)
     await backend.start()
     yield backend
     await backend.close()

@@ -46,6 +46,7 @@ from tests.fakes import (
     until,
 )
 from tests.openrouter import MODEL, Call, Line, ScriptedOpenRouter, answer, endpoint, failure, http, offer, says
+from tests.readings import FAMILY
 
 DEAD = failing(EngineUnavailable("The engine is not running."))
 TOO_LONG = failing(ContextLengthExceeded("This model's maximum context length is 32768 tokens.", param="messages"))
@@ -65,7 +66,7 @@ async def fallback(
     settings = remote.settings(backend="vllm", fallback="openrouter", openrouter_retries=0)
     arguments = {"after_s": 0.2, "places": 4, "context_tokens": 32_768} | getattr(request, "param", {})
     remote.script = says("unsafe\nS3")
-    fallback = FallbackBackend(local, OpenRouterBackend(settings, TAXONOMY), **arguments)
+    fallback = FallbackBackend(local, OpenRouterBackend(settings, TAXONOMY, FAMILY), **arguments)
     await fallback.start()
     yield fallback
     await fallback.close()
@@ -215,9 +216,8 @@ async def test_an_answer_that_is_no_verdict_stays(
     fallback: FallbackBackend, local: FakeBackend, remote: ScriptedOpenRouter, fields: Any
 ) -> None:
     local.script = always(**fields)
-    done = await fallback.complete(case("x"))
     with pytest.raises((UnparseableVerdict, EngineFailure)):
-        judge(done, Policy(TAXONOMY), 0.9)
+        judge(await fallback.complete(case("x")), Policy(TAXONOMY))
     assert remote.calls == []
 
 
@@ -227,7 +227,9 @@ MAY_NOT: dict[str, Case] = {
     "log-probabilities": case("x", handling=Handling(top_logprobs=3)),
     "a control token": case("x <|eot|>"),
     "a control token long ago": case("<|header_start|>", "fine", "x"),
-    "own categories": case("x", policy=Policy(TAXONOMY).narrowed(categories={"S1": "Spoilers."})),
+    "own categories": case(
+        "x", policy=Policy(TAXONOMY, own_codes=FAMILY.own_codes).narrowed(categories={"S1": "Spoilers."})
+    ),
     "excluded categories": case("x", policy=Policy(TAXONOMY).narrowed(excluded=["S1"])),
     "a threshold": case("x", policy=Policy(TAXONOMY).narrowed(threshold=0.9)),
 }
@@ -408,7 +410,9 @@ async def test_a_start_goes_on_without_the_remote_and_says_so(
     caplog.set_level(logging.ERROR)
     remote.documents |= documents
     settings = remote.settings(backend="vllm", fallback="openrouter", openrouter_only="deepinfra")
-    fallback = FallbackBackend(local, OpenRouterBackend(settings, TAXONOMY), after_s=1, places=4, context_tokens=32_768)
+    fallback = FallbackBackend(
+        local, OpenRouterBackend(settings, TAXONOMY, FAMILY), after_s=1, places=4, context_tokens=32_768
+    )
     await fallback.start()
     assert local.started
     assert "THE FALLBACK CANNOT HELP NOW" in caplog.text
@@ -422,7 +426,7 @@ async def test_a_start_without_the_local_engine_fails(remote: ScriptedOpenRouter
 
     settings = remote.settings(backend="vllm", fallback="openrouter")
     fallback = FallbackBackend(
-        Broken(), OpenRouterBackend(settings, TAXONOMY), after_s=1, places=4, context_tokens=32_768
+        Broken(), OpenRouterBackend(settings, TAXONOMY, FAMILY), after_s=1, places=4, context_tokens=32_768
     )
     with pytest.raises(EngineUnavailable):
         await fallback.start()
@@ -430,7 +434,7 @@ async def test_a_start_without_the_local_engine_fails(remote: ScriptedOpenRouter
 
 
 def test_both_parts_are_known(remote: ScriptedOpenRouter, local: FakeBackend) -> None:
-    other = OpenRouterBackend(remote.settings(), TAXONOMY)
+    other = OpenRouterBackend(remote.settings(), TAXONOMY, FAMILY)
     fallback = FallbackBackend(local, other, after_s=1, places=4, context_tokens=1)
     assert parts(fallback) == (local, other)
     assert parts(local) == (local,)

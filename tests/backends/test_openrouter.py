@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from prometheus_client import REGISTRY
 
 from server.backends.openrouter.backend import OpenRouterBackend
 from server.backends.openrouter.breaker import Breaker, State
@@ -31,6 +30,7 @@ from server.domain.errors import (
 )
 from server.domain.policy import Policy
 from server.domain.verdict import Verdict, judge
+from server.observation.metrics import REGISTRY
 from tests import openrouter
 from tests.backends.conftest import TAXONOMY, case
 from tests.fakes import Gate, until
@@ -57,6 +57,7 @@ from tests.openrouter import (
     stalls,
     streams,
 )
+from tests.readings import FAMILY, text_of
 
 CANARY = "zebra crossing"
 
@@ -68,7 +69,7 @@ def sample(name: str, **labels: str) -> float:
 async def verdict(backend: OpenRouterBackend, *texts: str, **fields: Any) -> Verdict:
     """What the moderator would make of the answer."""
     asked = case(*(texts or ("How do I bake bread?",)), **fields)
-    return judge(await backend.complete(asked), asked.policy, 0.9)
+    return judge(await backend.complete(asked), asked.policy)
 
 
 # --- An ordinary day --------------------------------------------------------------------------------------
@@ -79,7 +80,7 @@ async def test_a_verdict_without_scores_that_says_why(backend: OpenRouterBackend
     assert (found.unsafe, found.categories) == (True, ("S1", "S9"))
     assert (found.p_unsafe, found.category_scores, found.verdict_mass, found.score_method) == (None,) * 4
     done = found.completion
-    assert done.no_scores == "the remote backend reports no probabilities"
+    assert found.no_scores == "the remote backend reports no probabilities"
     assert (done.backend, done.provider, done.cost) == ("openrouter", "DeepInfra", 0.0000384)
     assert (done.prompt_tokens, done.completion_tokens, done.cached_tokens) == (210, 5, 128)
     assert not (await verdict(backend, "bread")).unsafe
@@ -169,7 +170,7 @@ async def test_an_image_does_not_ask_about_text_only_categories(
     remote.script = says("unsafe\nS14")
     assert (await verdict(backend, "x")).categories == ("S14",)
     with pytest.raises(UnparseableVerdict):
-        judge(await backend.complete(seen), asked.policy, 0.9)
+        judge(await backend.complete(seen), asked.policy)
 
 
 async def test_connections_are_kept(backend: OpenRouterBackend, remote: ScriptedOpenRouter) -> None:
@@ -330,16 +331,16 @@ async def test_odd_but_whole_answers_are_verdicts(
     backend: OpenRouterBackend, remote: ScriptedOpenRouter, play: openrouter.Play, text: str
 ) -> None:
     remote.script = play
-    assert (await verdict(backend)).text == text
+    assert text_of(await verdict(backend)) == text
 
 
 async def test_a_permanent_id_from_the_offer_is_the_model(remote: ScriptedOpenRouter) -> None:
     permanent = "meta-llama/llama-guard-4-12b-hf"
     remote.documents[f"/api/v1/models/{MODEL}/endpoints"] = http(200, offer(endpoint(model_id=permanent)))
     remote.script = says("safe", model=permanent)
-    backend = OpenRouterBackend(remote.settings(), TAXONOMY)
+    backend = OpenRouterBackend(remote.settings(), TAXONOMY, FAMILY)
     await backend.start()
-    assert (await verdict(backend)).text == "safe"
+    assert text_of(await verdict(backend)) == "safe"
     await backend.close()
 
 
@@ -377,7 +378,7 @@ async def test_who_may_have_answered_is_believed(
         endpoint("Groq", "groq", **dear),
     )
     remote.documents[f"/api/v1/models/{MODEL}/endpoints"] = http(200, offer(*endpoints))
-    backend = OpenRouterBackend(remote.settings(**preferences), TAXONOMY)
+    backend = OpenRouterBackend(remote.settings(**preferences), TAXONOMY, FAMILY)
     await backend.start()
     for provider in ("DeepInfra", "Groq", "Somebody", None):
         remote.script = says("safe", provider=provider)
@@ -394,9 +395,11 @@ async def test_who_may_have_answered_is_believed(
 REFUSED = {
     "the caller says so": {"handling": Handling(never_remote=True)},
     "log-probabilities": {"handling": Handling(top_logprobs=0)},
-    "own categories": {"policy": Policy(TAXONOMY).narrowed(categories={"S1": "Spoilers."})},
+    "own categories": {"policy": Policy(TAXONOMY, own_codes=FAMILY.own_codes).narrowed(categories={"S1": "Spoilers."})},
     "the model's words as own categories": {
-        "policy": Policy(TAXONOMY).narrowed(categories={c.code: c.prompt_name for c in TAXONOMY.categories})
+        "policy": Policy(TAXONOMY, own_codes=FAMILY.own_codes).narrowed(
+            categories={c.code: c.prompt_name for c in TAXONOMY.categories}
+        )
     },
     "excluded categories": {"policy": Policy(TAXONOMY).narrowed(excluded=["S5"])},
     "a stricter threshold": {"policy": Policy(TAXONOMY).narrowed(threshold=0.49)},
@@ -439,20 +442,18 @@ async def test_a_control_token_in_two_pieces_stays(backend: OpenRouterBackend, r
 
 @pytest.mark.parametrize("text", ["f <| g |> h", "a < b | c > d", "<||>", "<|>", "|eot|", "x <| y\n|> z"])
 async def test_what_only_looks_alike_goes(backend: OpenRouterBackend, remote: ScriptedOpenRouter, text: str) -> None:
-    assert (await verdict(backend, text)).text == "safe"
+    assert text_of(await verdict(backend, text)) == "safe"
 
 
 def test_every_control_token_of_the_vocabulary_is_known() -> None:
-    from server.backends.openrouter.request import CONTROL_TOKEN
-
     tokens = vocabulary("llama 4").control_ids
     assert len(tokens) > 1000
-    assert [token for token in tokens if not CONTROL_TOKEN.fullmatch(token)] == []
+    assert [token for token in tokens if not FAMILY.spells_control(token)] == []
 
 
 async def test_images_stay_when_the_remote_takes_none(remote: ScriptedOpenRouter) -> None:
     remote.documents[f"/api/v1/models/{MODEL}/endpoints"] = http(200, offer(endpoint(), inputs=("text",)))
-    backend = OpenRouterBackend(remote.settings(), TAXONOMY)
+    backend = OpenRouterBackend(remote.settings(), TAXONOMY, FAMILY)
     await backend.start()
     asked = case("x")
     with pytest.raises(RemoteRefused):
@@ -479,7 +480,7 @@ async def test_what_may_pass_is_tried_again(
     backend: OpenRouterBackend, remote: ScriptedOpenRouter, fault: openrouter.Play
 ) -> None:
     remote.script = in_turn(fault, fault, says("unsafe\nS3"))
-    assert (await verdict(backend)).text == "unsafe\nS3"
+    assert text_of(await verdict(backend)) == "unsafe\nS3"
     assert len(remote.calls) == 3
     assert len({call.body for call in remote.calls}) == 1
 
@@ -488,7 +489,7 @@ async def test_what_may_pass_is_tried_again(
 @pytest.mark.usefixtures("no_pauses")
 async def test_a_stall_is_tried_again(backend: OpenRouterBackend, remote: ScriptedOpenRouter) -> None:
     remote.script = in_turn(stalls, says("safe"))
-    assert (await verdict(backend)).text == "safe"
+    assert text_of(await verdict(backend)) == "safe"
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 413, 422, 301, 418])
@@ -613,7 +614,7 @@ async def test_the_breaker_opens_tries_once_and_closes(backend: OpenRouterBacken
         with pytest.raises(EngineUnavailable):
             await verdict(backend)
     hold.set()
-    assert (await first).text == "safe"
+    assert text_of(await first) == "safe"
     assert breaker.state is State.CLOSED
     await verdict(backend)
     assert len(remote.calls) == 7
@@ -655,7 +656,7 @@ async def test_a_caller_that_leaves_says_nothing_about_the_remote(
         await asyncio.gather(task, return_exceptions=True)
     assert backend.available
     remote.script = says("safe")
-    assert (await verdict(backend)).text == "safe"
+    assert text_of(await verdict(backend)) == "safe"
 
 
 @pytest.mark.parametrize("backend", [{"openrouter_retries": 0}], indirect=True)
@@ -700,7 +701,7 @@ async def test_a_crowd_here_says_nothing_about_the_remote(
     await asyncio.sleep(0)  # each runs until it waits for its place
     clock.ahead_s = 59.9
     gate.open()
-    assert (await first).text == (await patient).text == "safe"
+    assert text_of(await first) == text_of(await patient) == "safe"
     errors = await asyncio.gather(*crowd, return_exceptions=True)
     assert [(type(error), getattr(error, "retry_after", None)) for error in errors] == [(Overloaded, 1)] * 8
     assert [call.words for call in remote.calls] == ["first", "patient"]
@@ -733,12 +734,12 @@ async def test_impossible_numbers_of_an_offer_are_unknown(remote: ScriptedOpenRo
     broken = {"pricing": {"prompt": huge, "completion": -huge}, "uptime_last_30m": huge}
     broken |= {"latency_last_30m": {"p50": huge}}
     remote.documents[f"/api/v1/models/{MODEL}/endpoints"] = http(200, offer(endpoint(**broken)))
-    backend = OpenRouterBackend(remote.settings(), TAXONOMY)
+    backend = OpenRouterBackend(remote.settings(), TAXONOMY, FAMILY)
     await backend.start()
     assert backend.offer is not None
     (found,) = backend.offer.providers
     assert (found.prompt_price, found.completion_price, found.uptime, found.latency_s) == (None,) * 4
-    assert (await verdict(backend)).text == "safe"
+    assert text_of(await verdict(backend)) == "safe"
     await backend.close()
 
 
@@ -763,7 +764,7 @@ async def test_a_remote_that_cannot_serve_refuses_to_start(
 ) -> None:
     paths = {"key": "/api/v1/key", "endpoints": f"/api/v1/models/{MODEL}/endpoints"}
     remote.documents |= {paths[name]: document for name, document in documents.items()}
-    backend = OpenRouterBackend(remote.settings(**settings), TAXONOMY)
+    backend = OpenRouterBackend(remote.settings(**settings), TAXONOMY, FAMILY)
     with pytest.raises(error, match=told):
         await backend.start()
     await backend.close()
@@ -791,7 +792,7 @@ async def test_a_probe_fails_when_the_remote_is_gone(backend: OpenRouterBackend,
 
 
 async def test_a_backend_that_was_not_started_sends_nothing(remote: ScriptedOpenRouter) -> None:
-    backend = OpenRouterBackend(remote.settings(), TAXONOMY)
+    backend = OpenRouterBackend(remote.settings(), TAXONOMY, FAMILY)
     for work in (backend.complete(case("x")), backend.probe(case("x"))):
         with pytest.raises(EngineUnavailable):
             await work

@@ -23,7 +23,7 @@ from server.backends.base import Backend, Case
 from server.backends.fallback import FallbackBackend
 from server.backends.openrouter.backend import OpenRouterBackend
 from server.backends.openrouter.breaker import Breaker
-from server.checkpoints import memory
+from server.checkpoints import fit
 from server.checkpoints.profile import load_profile
 from server.commands import doctor
 from server.domain.caller import Handling
@@ -48,6 +48,7 @@ from tests.openrouter import (
     scripted_openrouter,
     stalls,
 )
+from tests.readings import FAMILY
 
 PROFILE = load_profile("llama-guard-4-12b")
 DEAD = failing(EngineUnavailable("The engine is not running."))
@@ -78,7 +79,7 @@ def behind(remote: ScriptedOpenRouter, local: Backend, **changes: Any) -> Any:
     settings = remote.settings(**({"backend": "vllm", "fallback": "openrouter", "openrouter_retries": 0} | changes))
     backend = FallbackBackend(
         local,
-        OpenRouterBackend(settings, TAXONOMY),
+        OpenRouterBackend(settings, TAXONOMY, FAMILY),
         after_s=settings.fallback_after,
         places=settings.max_queue,
         context_tokens=32_768,
@@ -200,7 +201,7 @@ async def test_an_idle_server_pays_nothing_and_stays_ready(remote: ScriptedOpenR
 
 async def test_a_remote_that_fails_again_and_again_is_not_ready_but_alive(remote: ScriptedOpenRouter) -> None:
     settings = remote.settings(probe_interval=0.05, ready_max_age=0.2, openrouter_retries=0)
-    backend = OpenRouterBackend(settings, TAXONOMY, Breaker(failures=2, rest_s=0.5))
+    backend = OpenRouterBackend(settings, TAXONOMY, FAMILY, Breaker(failures=2, rest_s=0.5))
     remote.script = answer(503, failure(503))
     async with serving(settings, backend) as (client, app):
         for _ in range(2):
@@ -399,7 +400,7 @@ def test_a_profile_with_other_categories_has_no_remote(remote: ScriptedOpenRoute
 
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "find_gpus", lambda: ())
+    monkeypatch.setattr(fit, "find_gpus", lambda: ())
 
 
 def diagnosed(capsys: Any, settings: Settings) -> tuple[int, Any, str]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import capacity
+from benchmarks import capacity, records
 from benchmarks.capacity import (
     OPENROUTER_DAY,
     Speed,
@@ -149,6 +149,19 @@ def test_the_command_reads_a_result(tmp_path, capsys):
     assert "calculated" not in printed
     # The result's own CPU time: 7000 x 1.5 ms / 0.7.
     assert "15.00 cores" in printed
+
+
+def test_the_command_reads_a_record(tmp_path, capsys):
+    (tmp_path / "run.json").write_text(json.dumps(RESULT, indent=2))
+    capacity.main(["--result", str(tmp_path / "run.json"), "--requests", "7000"])
+    assert "15.00 cores" in capsys.readouterr().out
+
+
+def test_the_cpu_time_that_is_planned_with_is_that_of_its_record():
+    run = records.read(records.RESULTS / capacity.CPU_RECORD).run
+    _, text = measured(run, "short", "guard-moderations")
+    _, image = measured(run, "image1", "guard-moderations")
+    assert (round(text, 1), round(image)) == (capacity.CPU_MS, capacity.LARGE_IMAGE_CPU_MS)
 
 
 @pytest.mark.parametrize("content", ["", "no JSON\n", '{"sections": []}\n', "[]\n", '{"sections": [1]}\n'])

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.model import ROOT
 
 COMMAND = [
-    *(sys.executable, "-m", "benchmarks", "--contenders", "guard,vllm,floor,nemo", "--loads", "short,image1"),
+    *(sys.executable, "-m", "benchmarks", "--contenders", "guard,vllm,bare-engine,nemo", "--loads", "short,image1"),
     *("--mix", "short=50,long=50", "--concurrency", "8", "--image-concurrency", "2", "--rounds", "2", "--seconds", "2"),
     *("--rates", "0.5"),
 ]
@@ -28,8 +28,8 @@ def test_a_run_ends_in_one_line_that_says_everything(tmp_path):
         *(("short", True), ("short", False), ("image1", True), ("image1", False), ("mix", True), ("mix", False))
     ]
     for section in result["sections"]:
-        floor = {"floor"} if section["load"] == "short" else set()
-        assert set(section["contenders"]) == {"guard-moderations", "guard-chat", "vllm"} | floor
+        bare = {"bare-engine"} if section["load"] == "short" else set()
+        assert set(section["contenders"]) == {"guard-moderations", "guard-chat", "vllm"} | bare
         for name, figures in section["contenders"].items():
             assert figures["errors"] == {}
             assert 0 < figures["p50_ms"] <= figures["p90_ms"] <= figures["p99_ms"]
@@ -42,5 +42,5 @@ def test_a_run_ends_in_one_line_that_says_everything(tmp_path):
     for name, figures in result["sections"][0]["contenders"].items():
         # `safe` is one pass here; vLLM's own server says blank line, word and end.
         assert figures["unsafe"] or figures["forward_passes"] == (3 if name == "vllm" else 1)
-    assert set(result["memory_mib"]) == {"guard", "vllm", "floor"}
+    assert set(result["memory_mib"]) == {"guard", "vllm", "bare-engine"}
     assert len(result["goals"]) == 21

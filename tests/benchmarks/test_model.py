@@ -7,7 +7,7 @@ import pytest
 from benchmarks.model import SHIPPED, Model, model_of_checkpoint, model_of_profile, profile_table
 from server.checkpoints.profile import load_profile
 from server.domain.conversation import Conversation, TextPart
-from server.families.llama_guard.prompt import Prompt
+from server.families.llama_guard.prompt import render
 from server.families.tokenizer import PromptTokenizer
 from tests.conftest import open_backend
 
@@ -53,9 +53,7 @@ def test_the_preamble_is_what_every_prompt_begins_with():
     model = model_of_profile(SHIPPED / "pocket", {})
     tokenizer = PromptTokenizer.from_folder(model.folder)
     taxonomy = load_profile("pocket").taxonomy
-    prompts = [
-        Prompt.render(Conversation.from_user(TextPart(text)), taxonomy).token_ids(tokenizer) for text in ("1", "Yes")
-    ]
+    prompts = [render(Conversation.from_user(TextPart(text)), taxonomy).token_ids(tokenizer) for text in ("1", "Yes")]
     shared = next(at for at, (one, other) in enumerate(zip(*prompts, strict=False)) if one != other)
     assert model.preamble_tokens() == shared
 

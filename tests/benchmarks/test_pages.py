@@ -1,8 +1,10 @@
 """The pages show what the code says now."""
 
+import re
+
 import pytest
 
-from benchmarks import pages
+from benchmarks import measured, pages
 from benchmarks.pages import PAGES, TABLES, fill
 
 
@@ -11,6 +13,23 @@ def test_a_page_holds_what_its_code_makes(page):
     """When this fails: python -m benchmarks.pages"""
     content = page.read_text(encoding="utf-8")
     assert content == fill(content)
+
+
+def test_the_page_of_results_has_no_figure_but_those_of_records():
+    page = (pages.DOCS / "performance.md").read_text(encoding="utf-8")
+    words = re.sub(r"^    .*$", "", pages.BLOCK.sub("", page), flags=re.MULTILINE)
+    for name in (f"{measured.CALLERS} callers", "Llama Guard 4", "/v1/", "AVX2", "Zen 5", "float32", "p99"):
+        words = words.replace(name, "")
+    assert re.findall(r".*\d.*", words) == []
+
+
+def test_each_row_of_the_notebook_links_its_record_or_says_that_there_is_none():
+    page = (pages.RESULTS.parent / "NOTEBOOK.md").read_text(encoding="utf-8")
+    rows = [
+        line for line in page.splitlines() if line.startswith("|") and not line.startswith(("| change", "| run", "|-"))
+    ]
+    assert len(rows) > 50
+    assert [row for row in rows if ("not recorded" in row) == ("](" in row)] == []
 
 
 def test_every_table_is_on_a_page():

@@ -51,15 +51,19 @@ def test_ratios_compare_the_rounds_side_by_side(section):
     assert ratio["p99_ms"] == pytest.approx([(80 / 200 + 100 / 220) / 2, 80 / 200, 100 / 220])
 
 
-def test_how_near_the_floor_a_server_comes_is_shown(section):
-    floor = [slice_of("floor", 0, 110, [10.0, 40.0]), slice_of("floor", 1, 120, [10.0, 50.0])]
-    section = Section(section.load, 32, None, [*section.slices, *floor])
+def test_how_near_the_bare_engine_a_server_comes_is_shown(section):
+    bare = [
+        slice_of("bare-engine", at, verdicts, [10.0, p99]) for at, verdicts, p99 in ((0, 110, 40.0), (1, 120, 50.0))
+    ]
+    section = Section(section.load, 32, None, [*section.slices, *bare])
     figures = results_of(section)
-    assert figures["contenders"]["guard-chat"]["floor_ratio"]["verdicts_per_s"][1:] == [90 / 120, 100 / 110]
+    assert figures["contenders"]["guard-chat"]["bare_engine_ratio"]["verdicts_per_s"][1:] == [90 / 120, 100 / 110]
     shown = {(goal.what, goal.contender): goal.measured for goal in goals([figures], 146, 16)}
-    assert shown["verdicts/s over the floor's, 32 short chats", "guard-chat"] == pytest.approx((0.75 + 100 / 110) / 2)
-    assert shown["verdicts/s over vllm's, 32 short chats", "floor"] == pytest.approx((110 / 40 + 120 / 30) / 2)
-    assert shown["CPU ms a request outside the engine", "floor"] == 0.5
+    assert shown["verdicts/s over the bare engine's, 32 short chats", "guard-chat"] == pytest.approx(
+        (0.75 + 100 / 110) / 2
+    )
+    assert shown["verdicts/s over vllm's, 32 short chats", "bare-engine"] == pytest.approx((110 / 40 + 120 / 30) / 2)
+    assert shown["CPU ms a request outside the engine", "bare-engine"] == 0.5
 
 
 def test_the_table_shows_errors_and_what_was_never_measured(section):
@@ -91,7 +95,7 @@ def test_goals_are_met_not_met_or_not_measured(section):
         "forward passes a safe text": "met",
         "prompt tokens computed: message, tail, one block": "met",
         "verdicts/s over vllm's, image1": "not measured",
-        "verdicts/s over the floor's, 32 short chats": "not measured",
+        "verdicts/s over the bare engine's, 32 short chats": "not measured",
     }
     assert all(goal.verdict == "not measured" for (_, name), goal in found.items() if name != "guard-chat")
 
@@ -118,6 +122,6 @@ def test_plots_are_pictures(section, tmp_path):
         "date": "2026-01-01T00:00:00Z",
         "sections": [results_of(each) for each in (section, *arrivals)],
     }
-    files = plots.draw(result, tmp_path, "pocket")
-    assert [file.name for file in files] == ["pocket-loads.png", "pocket-short-arrivals.png"]
+    files = plots.draw(result, tmp_path)
+    assert [file.name for file in files] == ["loads.png", "short-arrivals.png"]
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)

@@ -16,7 +16,7 @@ from benchmarks import roofline
 from benchmarks.roofline import DEVICES, LLAMA_GUARD_4, Load, Network, most_verdicts_per_second
 from server.checkpoints.profile import load_profile
 from server.domain.conversation import Conversation, ImagePart, TextPart
-from server.families.llama_guard.prompt import Prompt
+from server.families.llama_guard.prompt import render
 from tests import reference_model
 from tests.golden.vocabulary import vocabulary
 
@@ -202,9 +202,7 @@ def test_what_an_engine_counts_is_a_load():
 def test_the_prompt_is_as_long_as_the_official_one(images, scaffold, preamble):
     taxonomy = load_profile("llama-guard-4-12b").taxonomy
     ids, others = (
-        vocabulary("llama 4").official_ids(
-            Prompt.render(Conversation.from_user(*images, TextPart(word)), taxonomy).text
-        )
+        vocabulary("llama 4").official_ids(render(Conversation.from_user(*images, TextPart(word)), taxonomy).text)
         for word in ("hay", "bread")
     )
     # Without the word and the image's slot; with the blank line that the server adds.

@@ -2,24 +2,24 @@
 
 import ast
 import importlib.util
+import json
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from server.checkpoints import profile as profile_module
-from server.checkpoints.profile import (
-    ENGINE_KEYS_OF_THE_PROFILE,
-    SHIPPED,
-    load_profile,
-    load_taxonomy,
-    variant_specs,
-)
+from server.checkpoints import cpu
+from server.checkpoints.profile import ENGINE_KEYS_OF_THE_PROFILE, SHIPPED, load_profile, variant_specs
+from server.checkpoints.taxonomy import load_taxonomy
 from server.domain.errors import OperatorError
 from server.domain.taxonomy import OPENAI_CATEGORIES
 from server.families.tokenizer import PromptTokenizer
+from tests.readings import FAMILY
 
 ALL_SPECS = [spec for folder in sorted(SHIPPED.glob("*/profile.toml")) for spec in variant_specs(folder.parent.name)]
 
@@ -90,7 +90,7 @@ def retold(folder: Path, old: str, new: str) -> str:
     ids=["with AMX", "without AMX", "with neither", "unknown"],
 )
 def test_the_fastest_dtype_is_the_cpus_own(own, monkeypatch, tmp_path, facts, dtype):
-    monkeypatch.setattr(profile_module, "CPU_FACTS", tmp_path / "cpuinfo")
+    monkeypatch.setattr(cpu, "CPU_FACTS", tmp_path / "cpuinfo")
     if facts:
         (tmp_path / "cpuinfo").write_text(facts)
     (own / "profile.toml").write_text(OWN.replace('"float32"', '"fastest"'))
@@ -115,7 +115,7 @@ def test_the_default_is_the_whole_context_in_bf16() -> None:
 
 def test_answer_tokens_of_llama_guard() -> None:
     tokens = load_profile("llama-guard-4-12b").tokens
-    assert (tokens.blank_line, tokens.safe, tokens.unsafe, tokens.vocabulary_size) == (368, 60411, 72110, 202_048)
+    assert tokens == {"blank_line": 368, "safe": 60411, "unsafe": 72110, "vocabulary_size": 202_048}
 
 
 def test_variants_override_only_what_they_name() -> None:
@@ -183,12 +183,8 @@ def test_pocket_speaks_the_same_prompt_about_the_same_categories() -> None:
 def test_answer_tokens_of_pocket_are_those_of_its_tokenizer() -> None:
     tokenizer = PromptTokenizer(Tokenizer.from_file(str(SHIPPED / "pocket" / "tokenizer.json")))
     tokens = load_profile("pocket").tokens
-    assert (tokens.blank_line, tokens.safe, tokens.unsafe, tokens.vocabulary_size) == (
-        tokenizer.single_id("\n\n"),
-        tokenizer.single_id("safe"),
-        tokenizer.single_id("unsafe"),
-        tokenizer.vocabulary_size,
-    )
+    words = {key: tokenizer.single_id(word) for key, word in FAMILY.tokens.items()}
+    assert tokens == {**words, "vocabulary_size": tokenizer.vocabulary_size}
 
 
 @pytest.mark.parametrize("spec", ALL_SPECS)
@@ -256,23 +252,30 @@ def test_no_images_means_a_limit_of_none(own: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("context_tokens = 2048", "", "context_tokens is missing"),
-        ("context_tokens = 2048", 'context_tokens = "2048"', "context_tokens must be a whole number, not '2048'"),
-        ("context_tokens = 2048", "context_tokens = true", "context_tokens must be a whole number, not True"),
-        ("image_limit = 2", 'image_limit = 2\nsees_images = "yes"', "sees_images must be true or false, not 'yes'"),
-        ("image_limit = 2", "image_limit = 2\nstand_in = 1", "stand_in must be true or false, not 1"),
-        ("context_tokens = 2048", "context_tokens = 0", "context_tokens must be at least 1"),
-        ("context_tokens = 2048", "context_tokens = 2048\ncontxt = 1", "unknown keys: contxt"),
-        ("image_limit = 2", "image_limit = 0", "image_limit must be at least 1"),
-        ("image_limit = 2", "image_limit = -1", "image_limit must not be negative"),
-        ('served_as = ["own"]', 'served_as = "own"', "served_as must be a list"),
-        ('served_as = ["own"]', "served_as = [1]", "served_as must be a list of strings"),
-        ('served_as = ["own"]', "served_as = []", "served_as needs at least one name"),
-        ("safe = 2\n", "", "tokens.safe is missing"),
-        ("unsafe = 3", "unsafe = 3\nmaybe = 4", "unknown keys: tokens.maybe"),
-        ('dtype = "float32"', "max_model_len = 9", "engine.max_model_len is not set here: set context_tokens"),
-        ("[engine]", "[network]\nlayers = 1\n[engine]", "network.kv_heads is missing"),
-        ('name = "own"', "", "name is missing"),
+        ("context_tokens = 2048", "", "context_tokens: the key is missing"),
+        ("context_tokens = 2048", 'context_tokens = "2048"', "context_tokens: .* valid integer, not '2048'"),
+        ("context_tokens = 2048", "context_tokens = true", "context_tokens: .* valid integer, not True"),
+        ("context_tokens = 2048", "context_tokens = 2048.0", "context_tokens: .* valid integer, not 2048.0"),
+        ("image_limit = 2", 'image_limit = 2\nsees_images = "yes"', "sees_images: .* valid boolean, not 'yes'"),
+        ("image_limit = 2", "image_limit = 2\nstand_in = 1", "stand_in: .* valid boolean, not 1"),
+        ("context_tokens = 2048", "context_tokens = 0", "context_tokens: .* greater than 0"),
+        ("context_tokens = 2048", "context_tokens = 2048\ncontxt = 1", "contxt: there is no such key"),
+        ("image_limit = 2", "image_limit = 0", "image_limit: must be at least 1"),
+        ("image_limit = 2", "image_limit = -1", "image_limit: .* greater than or equal to 0"),
+        ('served_as = ["own"]', 'served_as = "own"', "served_as: .* valid array, not 'own'"),
+        ('served_as = ["own"]', "served_as = [1]", r"served_as\.0: .* valid string, not 1"),
+        ('served_as = ["own"]', "served_as = []", "served_as: .* at least 1 item"),
+        ("safe = 2\n", "", r"tokens\.safe: the key is missing"),
+        ("unsafe = 3", "unsafe = 3\nmaybe = 4", r"tokens\.maybe: there is no such key"),
+        ("[tokens]", "[engine.tokens]", "tokens: the key is missing"),
+        ("[tokens]", "tokens = 1\n[engine.tokens]", "tokens: must be a table, not 1"),
+        ('dtype = "float32"', "max_model_len = 9", "engine: max_model_len is not set here: set context_tokens"),
+        ("[engine]", "[network]\nlayers = 1\n[engine]", r"network\.kv_heads: the key is missing"),
+        ('name = "own"', "", "name: the key is missing"),
+        ('taxonomy = "taxonomy.toml"', "taxonomy = 1", "taxonomy: must be the path of a file"),
+        ('model = "."', 'model = "./a\\nb"', "model: must not hold control characters"),
+        ('model = "."', 'model = "."\nextends = "lama"', "extends: There is no profile 'lama'"),
+        ('model = "."', 'model = "."\nextends = "../gone"', r"extends: .*/gone: no such file"),
         ('name = "own"', "name = own", "is not valid TOML"),
         ('template = "prompt.jinja"', 'template = "gone.jinja"', r"gone\.jinja: cannot be read"),
         ('taxonomy = "taxonomy.toml"', 'taxonomy = "gone.toml"', r"gone\.toml: cannot be read"),
@@ -281,7 +284,69 @@ def test_no_images_means_a_limit_of_none(own: Path) -> None:
 def test_a_mistake_names_file_and_key(own: Path, old: str, new: str, told: str) -> None:
     with pytest.raises(OperatorError, match=told) as raised:
         load_profile(retold(own, old, new))
-    assert str(own) in str(raised.value)
+    assert str(raised.value).startswith(f"{own}/")
+    assert "\n" not in str(raised.value)
+
+
+def test_all_mistakes_of_a_file_are_reported_at_once(own: Path) -> None:
+    with pytest.raises(OperatorError) as raised:
+        load_profile(retold(own, "safe = 2\nunsafe = 3", 'safe = "2"\nunsafe = -3'))
+    for key in ("tokens.safe", "tokens.unsafe"):
+        assert f"{key}: " in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("new", "told"),
+    [
+        ("safe = 2", r"tokens\.unsafe: the key is missing"),
+        ("safe = 2\nunsafe = 3\nmaybe = 4", r"tokens\.maybe: there is no such key"),
+    ],
+)
+def test_tokens_are_those_of_the_family(own: Path, new: str, told: str) -> None:
+    with pytest.raises(OperatorError, match=told):
+        load_profile(retold(own, "safe = 2\nunsafe = 3", new))
+
+
+def test_a_file_that_is_no_text_is_reported(own: Path) -> None:
+    (own / "profile.toml").write_bytes(b"name = '\xff'")
+    with pytest.raises(OperatorError, match="is not UTF-8 text"):
+        load_profile(str(own))
+
+
+def as_toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {as_toml(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(as_toml, value)) + "]"
+    return json.dumps(value)
+
+
+KEYS = ("name", "model", "served_as", "context_tokens", "image_limit", "taxonomy", "template", "tokens", "engine")
+KNOWN = st.sampled_from([*KEYS, "extends", "variants", "default_variant", "network", "revision", "safe", "layers"])
+WORDS = st.text(st.characters(codec="ascii", exclude_characters="\x7f"))
+VALUES = st.recursive(
+    st.booleans() | st.integers(-(2**63), 2**63 - 1) | WORDS,
+    lambda values: st.lists(values, max_size=2) | st.dictionaries(KNOWN | WORDS, values, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(changes=st.dictionaries(KNOWN | WORDS, VALUES, min_size=1, max_size=3))
+def test_whatever_a_profile_says_it_loads_or_is_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, changes: dict[str, Any]
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    (folder / "taxonomy.toml").write_text(TAXONOMY)
+    (folder / "prompt.jinja").write_text("{{ messages }}")
+    table = {**tomllib.loads(OWN), **changes}
+    (folder / "profile.toml").write_text("".join(f"{json.dumps(key)} = {as_toml(one)}\n" for key, one in table.items()))
+    try:
+        load_profile(str(folder))
+    except OperatorError as error:
+        refusal = str(error)
+    else:
+        return
+    assert len(refusal.splitlines()) == 1
 
 
 def test_unknown_variants_profiles_and_files_are_told(own: Path) -> None:
@@ -291,22 +356,26 @@ def test_unknown_variants_profiles_and_files_are_told(own: Path) -> None:
         load_profile("lama")
     with pytest.raises(OperatorError, match="no such file"):
         load_profile(str(own / "nowhere"))
-    with pytest.raises(OperatorError, match=r"variants\.broken must be a table"):
+    with pytest.raises(OperatorError, match=r"variants\.broken: must be a table, not 1"):
         load_profile(retold(own, "[variants.small]", "[variants]\nbroken = 1\n[variants.small]"))
 
 
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ('code = "S1"', 'code = "S15"', "must be one of S1 to S14"),
-        ('slug = "gossip"', 'slug = "Gossip!"', "S1: slug must be lower_snake_case"),
-        ('slug = "gossip"', "", "S1: slug is missing"),
-        ('slug = "gossip"', 'slug = "gossip"\nopenai = ["gossip"]', "OpenAI has no category gossip"),
-        ('slug = "gossip"', 'slug = "gossip"\nopenai_with = { S2 = "hate" }', "names S2, which is no category"),
-        ('slug = "gossip"', 'slug = "gossip"\ncolour = "red"', "unknown keys: category S1: colour"),
+        ('code = "S1"', 'code = "S,1"', "category 'S,1': code: must be a code or a name"),
+        ('slug = "gossip"', 'slug = "Gossip!"', "S1: slug: must be lower_snake_case"),
+        ('slug = "gossip"', "", "S1: slug: the key is missing"),
+        ('slug = "gossip"', 'slug = "gossip"\nopenai = ["gossip"]', r"S1: openai\.0: OpenAI has no category 'gossip'"),
+        (
+            'slug = "gossip"',
+            'slug = "gossip"\nopenai_with = { S2 = "hate" }',
+            "S1: openai_with: names 'S2', which is no category",
+        ),
+        ('slug = "gossip"', 'slug = "gossip"\ncolour = "red"', "category S1: colour: there is no such key"),
         ('slug = "gossip"', 'slug = "gossip"\n' + TAXONOMY, "each code once"),
-        (TAXONOMY, "", "category is missing"),
-        (TAXONOMY, "category = [1]", "must be a list of tables"),
+        (TAXONOMY, "", "category: the key is missing"),
+        (TAXONOMY, "category = [1]", r"category\.0: must be a table, not 1"),
         (TAXONOMY, "category = []", r"at least one \[\[category\]\]"),
     ],
 )
@@ -316,6 +385,12 @@ def test_a_mistake_in_a_taxonomy_is_told(tmp_path: Path, old: str, new: str, tol
     file.write_text(TAXONOMY.replace(old, new))
     with pytest.raises(OperatorError, match=told):
         load_taxonomy(file)
+
+
+def test_categories_are_those_of_the_family(own: Path) -> None:
+    (own / "taxonomy.toml").write_text(TAXONOMY.replace('code = "S1"', 'code = "S15"'))
+    with pytest.raises(OperatorError, match=r"profile\.toml: taxonomy: code S15 must be one of S1 to S14"):
+        load_profile(f"{own}/")
 
 
 def test_shipped_files_are_toml_with_a_final_newline() -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from server.checkpoints import checkpoint, memory
-from server.checkpoints.memory import GIB
+from server.checkpoints import fit, hub
+from server.checkpoints.fit import GIB
 from server.checkpoints.profile import Profile
 from server.commands import doctor
-from tests.checkpoints.test_checkpoint import write_checkpoint
+from tests.checkpoints.test_facts import write_checkpoint
 
 GUARD = "llama-guard-4-12b"
 
@@ -18,9 +18,9 @@ GUARD = "llama-guard-4-12b"
 @pytest.fixture(autouse=True)
 def bare_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """No GPU, and nothing in the hub's cache, whatever this machine has."""
-    monkeypatch.setattr(memory, "find_gpus", lambda: ())
-    cached = checkpoint.cached
-    monkeypatch.setattr(checkpoint, "cached", lambda profile: cached(profile) if profile.is_local else None)
+    monkeypatch.setattr(fit, "find_gpus", lambda: ())
+    cached = hub.cached
+    monkeypatch.setattr(hub, "cached", lambda profile: cached(profile) if profile.is_local else None)
 
 
 def diagnose(capsys: pytest.CaptureFixture[str], profile: str | None, gib: float | None) -> tuple[int, dict[str, Any]]:
@@ -52,8 +52,8 @@ def test_never_leads_from_text_only_to_images(capsys: pytest.CaptureFixture[str]
 
 
 def test_the_smallest_gpu_counts(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    cards = (memory.Gpu("large", 80 * GIB), memory.Gpu("small", 24 * GIB))
-    monkeypatch.setattr(memory, "find_gpus", lambda: cards)
+    cards = (fit.Gpu("large", 80 * GIB), fit.Gpu("small", 24 * GIB))
+    monkeypatch.setattr(fit, "find_gpus", lambda: cards)
     _, found = diagnose(capsys, None, None)
     assert found["judged_for"] == {"memory_bytes": 24 * GIB, "source": "small"}
     assert [gpu["name"] for gpu in found["gpus"]] == ["large", "small"]
@@ -158,9 +158,9 @@ def test_a_profile_without_network_or_checkpoint_is_an_error(
     def nowhere(profile: Profile) -> None:
         return None
 
-    monkeypatch.setattr(checkpoint, "cached", nowhere)
+    monkeypatch.setattr(hub, "cached", nowhere)
     assert doctor.run(small, 24, as_json=False) == 2
-    assert "neither is the checkpoint on this machine" in capsys.readouterr().err
+    assert "the sizes of the network are unknown" in capsys.readouterr().err
 
 
 def test_installed_engine_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

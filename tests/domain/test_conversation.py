@@ -55,7 +55,9 @@ def documented() -> dict[tuple[str, ...], tuple[str, ...] | None]:
 
 def test_every_role_is_documented_alone():
     alone = {roles[0]: turns for roles, turns in documented().items() if len(roles) == 1 and turns is not None}
-    assert {role: turns[-1] for role, turns in alone.items()} == {role: str(side) for role, side in ROLES.items()}
+    assert {role: turns[-1] for role, turns in alone.items()} == {
+        role: side.capitalize() for role, side in ROLES.items()
+    }
 
 
 @pytest.mark.parametrize("sent", documented(), ids=" ".join)
@@ -67,8 +69,8 @@ def test_table_holds(sent):
             Conversation.from_messages(messages)
     else:
         conversation = Conversation.from_messages(messages)
-        assert tuple(str(turn.role) for turn in conversation.turns) == expected
-        assert conversation.judged == expected[-1]
+        assert tuple(turn.role.capitalize() for turn in conversation.turns) == expected
+        assert conversation.judged.capitalize() == expected[-1]
 
 
 # --- Orders, one by one ----------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ from server.checkpoints.profile import load_profile
 from server.domain.errors import InvalidRequest
 from server.domain.policy import MAX_OWN_CATEGORY_CHARACTERS, Policy
 from server.domain.taxonomy import HazardCategory, Taxonomy
+from tests.readings import FAMILY
 
 TAXONOMY = load_profile("llama-guard-4-12b").taxonomy
-POLICY = Policy(TAXONOMY, threshold=0.4)
+POLICY = Policy(TAXONOMY, threshold=0.4, own_codes=FAMILY.own_codes)
 
 
 def test_nothing_asked_changes_nothing():

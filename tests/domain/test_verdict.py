@@ -12,30 +12,36 @@ from server.checkpoints.profile import load_profile
 from server.domain.errors import EngineFailure, UnparseableVerdict
 from server.domain.policy import Policy
 from server.domain.taxonomy import Taxonomy
-from server.domain.verdict import Completion, ScoreMethod, Verdict, WordProbabilities, judge, strictest
+from server.domain.verdict import Completion, Levels, ScoreMethod, Verdict, check_finished, judge, strictest
+from tests.readings import reading, text_of
 
 TAXONOMY = load_profile("llama-guard-4-12b").taxonomy
 POLICY = Policy(TAXONOMY)
 MINIMUM_MASS = 0.9
-CLEARLY_SAFE = WordProbabilities(safe=0.97, unsafe=0.02)
-CLEARLY_UNSAFE = WordProbabilities(safe=0.03, unsafe=0.96)
-EVEN = WordProbabilities(safe=0.5, unsafe=0.5)
+CLEARLY_SAFE = Levels(safe=0.97, unsafe=0.02)
+CLEARLY_UNSAFE = Levels(safe=0.03, unsafe=0.96)
+EVEN = Levels(safe=0.5, unsafe=0.5)
 
 # A busy machine is no reason to fail.
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def completion(text: str, words: WordProbabilities | None = None, **fields: Any) -> Completion:
+OF_THE_READING = ("listed", "shares", "score_method", "no_scores", "tokens")
+
+
+def completion(text: str, words: Levels | None = None, policy: Policy = POLICY, **fields: Any) -> Completion:
+    read = {name: fields.pop(name) for name in OF_THE_READING if name in fields}
     fields = {"finish_reason": "stop", "backend": "scripted", "taxonomy": TAXONOMY, **fields}
-    return Completion(text=text, words=words, **fields)
+    check_finished(fields["finish_reason"])  # before anything is read, as backends do
+    return Completion(reading(text, policy, words, **read), **fields)
 
 
 def judged(
-    text: str, words: WordProbabilities | None = None, *, threshold: float = 0.5, taxonomy: Any = TAXONOMY, **more: Any
+    text: str, words: Levels | None = None, *, threshold: float = 0.5, taxonomy: Any = TAXONOMY, **more: Any
 ) -> Verdict:
     """The verdict on an answer: a policy of `taxonomy` and `threshold`, and the other fields of the completion."""
-    found = completion(text, words, taxonomy=taxonomy, **more)
-    return judge(found, Policy(taxonomy, threshold), MINIMUM_MASS)
+    policy = Policy(taxonomy, threshold)
+    return judge(completion(text, words, policy, taxonomy=taxonomy, **more), policy)
 
 
 # --- Answers that are none --------------------------------------------------------------------------------
@@ -115,7 +121,7 @@ def test_text_that_is_no_answer(text):
     for words in (None, CLEARLY_SAFE, CLEARLY_UNSAFE, EVEN):
         for threshold in (1e-9, 0.5, 1.0):
             with pytest.raises(UnparseableVerdict):
-                judged(text, words, threshold=threshold, listed_text="unsafe\nS1")
+                judged(text, words, threshold=threshold, listed="unsafe\nS1")
 
 
 @pytest.mark.parametrize(("safe", "unsafe"), BAD_WORDS, ids=str)
@@ -123,7 +129,7 @@ def test_text_that_is_no_answer(text):
 def test_probabilities_that_prove_nothing(text, safe, unsafe):
     for threshold in (1e-9, 0.5, 1.0):
         with pytest.raises(UnparseableVerdict):
-            judged(text, WordProbabilities(safe, unsafe), threshold=threshold, listed_text="unsafe\nS1")
+            judged(text, Levels(safe, unsafe), threshold=threshold, listed="unsafe\nS1")
 
 
 def test_there_are_enough_bad_answers():
@@ -135,7 +141,7 @@ def test_there_are_enough_bad_answers():
 def test_word_against_its_own_probabilities(text, words, threshold):
     """Greedy decoding writes the likelier word. Where it did not, probabilities and text are of different things."""
     with pytest.raises(UnparseableVerdict, match="contradicts"):
-        judged(text, words, threshold=threshold, listed_text="unsafe\nS1")
+        judged(text, words, threshold=threshold, listed="unsafe\nS1")
 
 
 @unhurried
@@ -148,12 +154,12 @@ def test_only_one_text_is_safe(text):
         assert text != "safe"
     else:
         assert (text == "safe") is not verdict.unsafe
-        assert verdict.text == text or verdict.unsafe
+        assert text_of(verdict) == text or verdict.unsafe
 
 
-words_of_any_kind = st.builds(WordProbabilities, st.floats(), st.floats())
+words_of_any_kind = st.builds(Levels, st.floats(), st.floats())
 reasonable_words = st.builds(
-    lambda mass, share: WordProbabilities(mass * (1 - share), mass * share), st.floats(0, 1.2), st.floats(0, 1)
+    lambda mass, share: Levels(mass * (1 - share), mass * share), st.floats(0, 1.2), st.floats(0, 1)
 )
 
 
@@ -167,7 +173,7 @@ reasonable_words = st.builds(
 def test_every_verdict_is_proven(text, words, threshold, listed):
     """Nothing else than the two errors is raised, and a verdict has all that the contract asks for."""
     try:
-        verdict = judged(text, words, threshold=threshold, listed_text=listed)
+        verdict = judged(text, words, threshold=threshold, listed=listed)
     except (EngineFailure, UnparseableVerdict):
         return
     assert text in ("safe", "unsafe", "unsafe\nS1", "unsafe\nS2,S14")
@@ -212,8 +218,9 @@ def test_answer_without_probabilities(text, expected):
 def test_answer_with_probabilities(text, expected):
     words = CLEARLY_UNSAFE if expected[0] else CLEARLY_SAFE
     bound = words.p_unsafe < POLICY.scores_from
-    found = completion(text, words)
-    assert judge(found, replace(POLICY, threshold=0.25), MINIMUM_MASS) == Verdict(
+    policy = replace(POLICY, threshold=0.25)
+    found = completion(text, words, policy)
+    assert judge(found, policy) == Verdict(
         unsafe=expected[0],
         p_unsafe=words.unsafe / (words.safe + words.unsafe),
         verdict_mass=0.99,
@@ -226,24 +233,24 @@ def test_answer_with_probabilities(text, expected):
 
 
 def test_probability_is_of_the_two_words():
-    verdict = judged("unsafe", WordProbabilities(safe=0.2, unsafe=0.72))
+    verdict = judged("unsafe", Levels(safe=0.2, unsafe=0.72))
     assert verdict.p_unsafe == pytest.approx(0.72 / 0.92)
     assert verdict.verdict_mass == pytest.approx(0.92)
 
 
 @pytest.mark.parametrize("words", [(0.9, 0.0), (1.0, 0.0), (0.5, 0.4), (1.0 + 1e-7, 0.0), (0.75, 0.25 + 1e-6)], ids=str)
 def test_mass_at_its_bounds_is_enough(words):
-    assert not judged("safe", WordProbabilities(*words)).unsafe
+    assert not judged("safe", Levels(*words)).unsafe
 
 
 @pytest.mark.parametrize(("minimum", "enough"), [(0.5, True), (0.7, True), (0.71, False), (1.0, False)])
 def test_minimum_mass_is_the_operators(minimum, enough):
-    found = completion("safe", WordProbabilities(0.7, 0.0))
+    policy = replace(POLICY, minimum_mass=minimum)
     if enough:
-        assert not judge(found, POLICY, minimum).unsafe
+        assert not judge(completion("safe", Levels(0.7, 0.0), policy), policy).unsafe
     else:
         with pytest.raises(UnparseableVerdict, match="neither clearly"):
-            judge(found, POLICY, minimum)
+            completion("safe", Levels(0.7, 0.0), policy)
 
 
 def test_categories_outside_of_the_question_are_refused():
@@ -268,64 +275,64 @@ def test_taxonomy_is_that_of_the_prompt():
     """The policy still holds S14; the prompt of this completion did not ask for it."""
     found = completion("unsafe\nS14", taxonomy=TAXONOMY.for_images())
     with pytest.raises(UnparseableVerdict):
-        judge(found, POLICY, MINIMUM_MASS)
+        judge(found, POLICY)
 
 
 # --- Thresholds -------------------------------------------------------------------------------------------
 
 
 def test_sensitive_threshold_needs_the_categories():
-    words = WordProbabilities(safe=0.8, unsafe=0.2)
-    verdict = judged("safe", words, threshold=0.2, listed_text="unsafe\nS9,S1")
+    words = Levels(safe=0.8, unsafe=0.2)
+    verdict = judged("safe", words, threshold=0.2, listed="unsafe\nS9,S1")
     assert verdict.unsafe
     assert verdict.categories == ("S9", "S1")
     assert verdict.threshold == 0.2
-    assert verdict.text == "unsafe\nS9,S1"
+    assert text_of(verdict) == "unsafe\nS9,S1"
     with pytest.raises(EngineFailure, match="no categories"):
         judged("safe", words, threshold=0.2)
 
 
 def test_forced_list_may_be_empty():
-    verdict = judged("safe", WordProbabilities(safe=0.8, unsafe=0.2), threshold=0.1, listed_text="unsafe")
-    assert (verdict.unsafe, verdict.categories, verdict.text) == (True, (), "unsafe")
+    verdict = judged("safe", Levels(safe=0.8, unsafe=0.2), threshold=0.1, listed="unsafe")
+    assert (verdict.unsafe, verdict.categories, text_of(verdict)) == (True, (), "unsafe")
 
 
 @pytest.mark.parametrize("listed", ["safe", "", "unsafe\n", "unsafe\nS15", "unsafe S1", "S1", "unsafe\nS1\n", "Unsafe"])
 def test_forced_list_is_held_to_the_contract(listed):
     with pytest.raises(UnparseableVerdict):
-        judged("safe", WordProbabilities(safe=0.8, unsafe=0.2), threshold=0.1, listed_text=listed)
+        judged("safe", Levels(safe=0.8, unsafe=0.2), threshold=0.1, listed=listed)
 
 
 def test_forced_list_is_unread_below_the_threshold():
-    verdict = judged("safe", CLEARLY_SAFE, listed_text="unsafe\nS1")
+    verdict = judged("safe", CLEARLY_SAFE, listed="unsafe\nS1")
     assert (verdict.unsafe, verdict.categories) == (False, ())
 
 
 def test_forced_list_is_unread_when_the_model_wrote_its_own():
-    assert judged("unsafe\nS2", CLEARLY_UNSAFE, listed_text="unsafe\nS1").categories == ("S2",)
+    assert judged("unsafe\nS2", CLEARLY_UNSAFE, listed="unsafe\nS1").categories == ("S2",)
 
 
 def test_lenient_threshold_makes_unsafe_words_safe():
-    words = WordProbabilities(safe=0.3, unsafe=0.7)
+    words = Levels(safe=0.3, unsafe=0.7)
     verdict = judged("unsafe\nS1", words, threshold=0.71)
-    assert (verdict.unsafe, verdict.categories, verdict.text) == (False, (), "safe")
+    assert (verdict.unsafe, verdict.categories, text_of(verdict)) == (False, (), "safe")
     assert verdict.p_unsafe == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize(("threshold", "unsafe"), [(0.7, True), (0.69, True), (0.71, False), (1.0, False)])
 def test_threshold_itself_is_unsafe(threshold, unsafe):
-    words = WordProbabilities(safe=0.3, unsafe=0.7)
+    words = Levels(safe=0.3, unsafe=0.7)
     assert words.p_unsafe == 0.7
     assert judged("unsafe\nS1", words, threshold=threshold).unsafe is unsafe
 
 
 def test_certainty_passes_the_highest_threshold():
-    assert judged("unsafe\nS1", WordProbabilities(0.0, 1.0), threshold=1.0).unsafe
+    assert judged("unsafe\nS1", Levels(0.0, 1.0), threshold=1.0).unsafe
 
 
 @pytest.mark.parametrize("text", ["safe", "unsafe\nS1"])
 def test_even_probabilities_contradict_neither_word(text):
-    verdict = judged(text, EVEN, listed_text="unsafe\nS1")
+    verdict = judged(text, EVEN, listed="unsafe\nS1")
     assert (verdict.unsafe, verdict.categories) == (True, ("S1",))
 
 
@@ -339,11 +346,11 @@ def test_threshold_needs_probabilities():
 
 @pytest.mark.parametrize("text", [text for text in GOOD if text != "unsafe\nS2,S2,S1,S2"], ids=ascii)
 def test_wire_text_is_the_models(text):
-    assert judged(text).text == text
+    assert text_of(judged(text)) == text
 
 
 def test_repeated_codes_stand_once_on_the_wire():
-    assert judged("unsafe\nS2,S2,S1,S2").text == "unsafe\nS2,S1"
+    assert text_of(judged("unsafe\nS2,S2,S1,S2")) == "unsafe\nS2,S1"
 
 
 # --- Category scores --------------------------------------------------------------------------------------
@@ -354,7 +361,7 @@ OF_CODES = {"S1": 0.5, "S2": 0.25, "S14": 1.0}
 @pytest.mark.parametrize("method", [ScoreMethod.WRITTEN_LIST, ScoreMethod.FIRST_CODE])
 @pytest.mark.parametrize(("text", "words"), [("safe", CLEARLY_SAFE), ("unsafe\nS1", CLEARLY_UNSAFE)])
 def test_scores_are_shares_of_p_unsafe(method, text, words):
-    verdict = judged(text, words, code_probabilities=OF_CODES, score_method=method)
+    verdict = judged(text, words, shares=OF_CODES, score_method=method)
     assert verdict.score_method is method
     assert verdict.category_scores == {code: words.p_unsafe * OF_CODES.get(code, 0.0) for code in TAXONOMY.codes}
 
@@ -372,10 +379,11 @@ def test_scores_without_codes_are_an_upper_bound():
 @example(0.0, 0.0, 0.5, None)
 def test_a_bound_is_shown_only_where_it_is_small(p_unsafe, scores_from, threshold, codes):
     """What is not known is not shown, and it is said that it is not known."""
-    words = WordProbabilities(safe=1 - p_unsafe, unsafe=p_unsafe)
+    words = Levels(safe=1 - p_unsafe, unsafe=p_unsafe)
     text = "unsafe" if words.unsafe > words.safe else "safe"
-    found = completion(text, words, listed_text="unsafe", code_probabilities=codes, score_method=ScoreMethod.FIRST_CODE)
-    verdict = judge(found, Policy(TAXONOMY, threshold, scores_from), MINIMUM_MASS)
+    policy = Policy(TAXONOMY, threshold, scores_from)
+    found = completion(text, words, policy, listed="unsafe", shares=codes, score_method=ScoreMethod.FIRST_CODE)
+    verdict = judge(found, policy)
     if codes is not None:
         assert verdict.score_method is ScoreMethod.FIRST_CODE
     elif verdict.p_unsafe < scores_from:
@@ -395,18 +403,18 @@ def test_a_backend_that_can_never_score_says_why(words):
 def test_scores_are_of_the_categories_asked_about():
     asked = TAXONOMY.without(["S1"]).for_images()
     for given_codes in (OF_CODES, None):
-        verdict = judged("safe", CLEARLY_SAFE, taxonomy=asked, code_probabilities=given_codes)
+        verdict = judged("safe", CLEARLY_SAFE, taxonomy=asked, shares=given_codes)
         assert tuple(verdict.category_scores) == asked.codes
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, -0.01, 1.01, 14.0], ids=str)
 def test_scores_that_are_no_probabilities(bad):
     with pytest.raises(UnparseableVerdict, match="scores"):
-        judged("unsafe\nS1", CLEARLY_UNSAFE, code_probabilities={"S1": 0.5, "S2": bad})
+        judged("unsafe\nS1", CLEARLY_UNSAFE, shares={"S1": 0.5, "S2": bad})
 
 
 def test_rounding_past_one_is_forgiven_but_not_shown():
-    verdict = judged("unsafe\nS1", CLEARLY_UNSAFE, code_probabilities={"S1": 1.0 + 1e-6})
+    verdict = judged("unsafe\nS1", CLEARLY_UNSAFE, shares={"S1": 1.0 + 1e-6})
     assert verdict.category_scores["S1"] == verdict.p_unsafe
 
 
@@ -415,7 +423,7 @@ def test_rounding_past_one_is_forgiven_but_not_shown():
 def test_no_score_exceeds_p_unsafe(words, codes):
     text = "unsafe\nS1" if words.unsafe > words.safe else "safe"
     try:
-        verdict = judged(text, words, code_probabilities=codes, listed_text="unsafe")
+        verdict = judged(text, words, shares=codes, listed="unsafe")
     except UnparseableVerdict:
         return
     assert 0.0 <= verdict.p_unsafe <= 1.0
@@ -423,7 +431,7 @@ def test_no_score_exceeds_p_unsafe(words, codes):
 
 
 def test_scores_need_the_probability_of_unsafe():
-    verdict = judged("unsafe\nS1", code_probabilities=OF_CODES, score_method=ScoreMethod.FIRST_CODE)
+    verdict = judged("unsafe\nS1", shares=OF_CODES, score_method=ScoreMethod.FIRST_CODE)
     assert (verdict.category_scores, verdict.score_method) == (None, None)
 
 
@@ -434,8 +442,8 @@ def passed(p_unsafe: float | None, codes: str = "", **more: Any) -> Verdict:
     """The verdict of one pass; without probabilities for None, and unsafe where codes are given."""
     unsafe = p_unsafe >= 0.5 if p_unsafe is not None else bool(codes)
     text = f"unsafe\n{codes}" if unsafe and codes else "unsafe" if unsafe else "safe"
-    words = None if p_unsafe is None else WordProbabilities(safe=1 - p_unsafe, unsafe=p_unsafe)
-    given = {"code_probabilities": dict.fromkeys(codes.split(","), 0.5)} if unsafe and words and codes else {}
+    words = None if p_unsafe is None else Levels(safe=1 - p_unsafe, unsafe=p_unsafe)
+    given = {"shares": dict.fromkeys(codes.split(","), 0.5)} if unsafe and words and codes else {}
     return judged(text, words, prompt_tokens=10, cached_tokens=4, completion_tokens=1, **given, **more)
 
 
@@ -461,14 +469,14 @@ def test_a_verdict_is_unsafe_when_one_of_its_passes_is(verdicts: list[Verdict]) 
 def test_categories_of_all_unsafe_passes_are_listed_each_with_its_highest_score() -> None:
     found = strictest([passed(0.1), passed(0.8, "S1"), passed(0.9, "S10,S1"), passed(0.6, "S2")])
     assert found.decided == 2
-    assert found.text == "unsafe\nS10,S1,S2"
+    assert text_of(found) == "unsafe\nS10,S1,S2"
     assert found.category_scores is not None
     assert [found.category_scores[code] for code in ("S1", "S2", "S10")] == pytest.approx([0.45, 0.3, 0.45])
 
 
 def test_a_safe_verdict_shows_the_scores_of_the_pass_that_is_most_in_doubt() -> None:
     found = strictest([passed(0.1), passed(0.3), passed(0.2)])
-    assert (found.decided, found.p_unsafe, found.text) == (1, pytest.approx(0.3), "safe")
+    assert (found.decided, found.p_unsafe, text_of(found)) == (1, pytest.approx(0.3), "safe")
 
 
 def test_costs_of_all_passes_are_added_up() -> None:
@@ -479,8 +487,8 @@ def test_costs_of_all_passes_are_added_up() -> None:
 def scored(p_unsafe: float, method: ScoreMethod | None, **codes: float) -> Verdict:
     """The verdict of one pass with P(code) for each of `codes`; with no method for a bound."""
     text, given = "unsafe" if p_unsafe > 0.5 else "safe", codes if method else None
-    words = WordProbabilities(safe=1 - p_unsafe, unsafe=p_unsafe)
-    return judged(text, words, code_probabilities=given, score_method=method)
+    words = Levels(safe=1 - p_unsafe, unsafe=p_unsafe)
+    return judged(text, words, shares=given, score_method=method)
 
 
 def test_a_category_has_its_highest_score_of_all_passes() -> None:

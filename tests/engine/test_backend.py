@@ -8,25 +8,21 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from vllm.v1.metrics.stats import RequestStateStats
 
 from server.backends.base import Case
-from server.backends.vllm.backend import NO_SCORES, VllmBackend, _Asked
 from server.backends.vllm.backend import process as engine_process
-from server.backends.vllm.client import EngineAnswer
 from server.backends.vllm.process import PLUGIN
-from server.checkpoints.checkpoint import read_facts
+from server.backends.vllm.setup import engine_arguments, prepare_environment
+from server.checkpoints.facts import read_facts
 from server.checkpoints.profile import Profile, load_profile
+from server.checkpoints.verify import fits_one_chunk
 from server.domain.caller import Handling
 from server.domain.conversation import Conversation, ImagePart, TextPart
 from server.domain.errors import ContextLengthExceeded, DeadlineExceeded
 from server.domain.policy import Policy
 from server.domain.verdict import ScoreMethod, judge
-from server.families.llama_guard.prompt import Prompt
-from server.families.tokenizer import PromptTokenizer
 from server.images import ImageDecoder, ImageLimits
 from server.moderation.moderator import Moderator
-from tests.conftest import open_backend
 
 POCKET = load_profile("pocket")
 POLICY = Policy(POCKET.taxonomy)
@@ -45,9 +41,7 @@ def environment(monkeypatch):
 
         def prepared(profile: Profile = POCKET, **variables: str) -> dict[str, str]:
             os.environ.update(variables)
-            backend = open_backend(profile)
-            backend._prepare_environment()
-            asyncio.run(backend.close())
+            prepare_environment(profile, Path("/sockets"))
             return dict(os.environ)
 
         yield prepared
@@ -66,9 +60,9 @@ def test_a_choice_of_plugins_never_leaves_ours_out(environment, chosen):
     assert environment(VLLM_PLUGINS=chosen)["VLLM_PLUGINS"].split(",")[-1] == PLUGIN
 
 
-@pytest.mark.parametrize("vocabulary", [POCKET.tokens.vocabulary_size, 202_048], ids=["pocket's", "Llama 4's"])
+@pytest.mark.parametrize("vocabulary", [POCKET.vocabulary_size, 202_048], ids=["pocket's", "Llama 4's"])
 def test_a_cpu_gets_one_process_for_the_engine_and_nothing_compiled(environment, vocabulary):
-    found = environment(replace(POCKET, tokens=replace(POCKET.tokens, vocabulary_size=vocabulary)))
+    found = environment(replace(POCKET, tokens={**POCKET.tokens, "vocabulary_size": vocabulary}))
     assert (found["VLLM_ENABLE_V1_MULTIPROCESSING"], found["TORCH_COMPILE_DISABLE"]) == ("0", "1")
 
 
@@ -89,9 +83,9 @@ def test_what_is_to_be_compiled_is_compiled(environment, changes):
 @pytest.mark.skipif(not engine_process.is_cpu(), reason="elsewhere nothing is to be said")
 def test_a_cpu_gets_larger_steps_unless_the_profile_says_otherwise():
     def step(**engine: int) -> int:
-        return open_backend(replace(POCKET, engine={**POCKET.engine, **engine}))._engine_arguments()[
-            "max_num_batched_tokens"
-        ]
+        profile = replace(POCKET, engine={**POCKET.engine, **engine})
+        arguments = engine_arguments(profile, Path(profile.model), one_chunk=False)
+        return arguments["max_num_batched_tokens"]
 
     assert step() == engine_process.STEP_ON_A_CPU
     assert step(max_num_batched_tokens=512) == 512
@@ -108,14 +102,11 @@ async def test_the_model_runs_in_the_engines_own_process(pocket_backend):
 def test_attention_in_chunks_is_whole_where_there_is_but_one(chunk, context, whole):
     own = {"text_config": {"rope_theta": 1.0}, "boi_token_index": 1}
     profile = replace(POCKET, context_tokens=context, engine={**POCKET.engine, "hf_overrides": own})
-    overrides = chunked_backend(profile, chunk)._engine_arguments()["hf_overrides"]
+    folder = Path(profile.model)
+    one_chunk = fits_one_chunk(profile, replace(read_facts(folder), attention_chunk=chunk))
+    overrides = engine_arguments(profile, folder, one_chunk=one_chunk)["hf_overrides"]
     added = {"attention_chunk_size": None} if whole else {}
     assert overrides == {**own, "text_config": {"rope_theta": 1.0, **added}}
-
-
-def chunked_backend(profile: Profile, chunk: int | None, folder: Path = Path(POCKET.model)) -> VllmBackend:
-    facts = replace(read_facts(folder), attention_chunk=chunk)
-    return VllmBackend(profile, folder, facts, PromptTokenizer.from_folder(folder), policy=POLICY)
 
 
 def test_plugin_is_installed_under_its_name():
@@ -161,12 +152,12 @@ def answers(pocket_backend, monkeypatch):
 async def test_safe_takes_one_forward_pass(pocket_backend, answers):
     completion = await pocket_backend.complete(SAFE_CASE)
     assert (completion.text, completion.completion_tokens, len(answers)) == ("safe", 1, 1)
-    assert judge(completion, POLICY, 0.9).score_method is ScoreMethod.UPPER_BOUND
+    assert judge(completion, POLICY).score_method is ScoreMethod.UPPER_BOUND
 
 
 async def test_a_threshold_below_the_models_own_has_it_list_categories(pocket_backend):
     strict = replace(POLICY, threshold=1e-6)
-    verdict = judge(await pocket_backend.complete(replace(SAFE_CASE, policy=strict)), strict, 0.9)
+    verdict = judge(await pocket_backend.complete(replace(SAFE_CASE, policy=strict)), strict)
     assert verdict.unsafe
     assert verdict.completion.text == "safe"
     assert verdict.categories
@@ -177,12 +168,12 @@ async def test_a_threshold_below_the_models_own_has_it_list_categories(pocket_ba
 
 
 async def test_a_safe_verdict_is_scored_from_the_floor_on(pocket_backend, answers):
-    p_unsafe = (await pocket_backend.complete(SAFE_CASE)).words.p_unsafe
+    p_unsafe = (await pocket_backend.complete(SAFE_CASE)).reading.decision.p_unsafe
     for factor, passes, method in ((1.5, 1, ScoreMethod.UPPER_BOUND), (0.5, 2, ScoreMethod.FIRST_CODE)):
         answers.clear()
         policy = replace(POLICY, scores_from=p_unsafe * factor)
         completion = await pocket_backend.complete(replace(SAFE_CASE, policy=policy))
-        verdict = judge(completion, policy, 0.9)
+        verdict = judge(completion, policy)
         assert (verdict.unsafe, verdict.score_method, verdict.no_scores) == (False, method, None)
         assert len(answers) == completion.completion_tokens == passes
     assert len(set(verdict.category_scores.values())) > 1
@@ -209,56 +200,24 @@ async def test_the_second_pass_shows_the_pictures_too_and_tiles_them_once(pocket
     seen = Conversation.from_user(ImagePart("data:"), TextPart("What is this?"))
     policy = replace(POLICY, threshold=1.0, scores_from=0.0)
     completion = await pocket_backend.complete(Case(seen, (picture,), policy))
-    verdict = judge(completion, policy, 0.9)
+    verdict = judge(completion, policy)
     assert set(verdict.category_scores) == set(POLICY.taxonomy.for_images().codes)
     assert completion.tiles == len(tiled) == 1
     assert len({len(answer.prompt_ids) - forced for answer, forced in zip(answers, (1, 4), strict=True)}) == 1
 
 
-def asked_of(backend: VllmBackend, case: Case) -> _Asked:
-    prompt = Prompt.render(case.conversation, case.policy.taxonomy)
-    return _Asked(case, prompt.taxonomy, prompt.token_ids(backend._tokenizer), 64)
-
-
 @pytest.mark.parametrize("text", UNSAFE_TEXTS)
-async def test_no_score_is_lower_by_the_written_list_than_by_the_first_code(pocket_backend, text):
+async def test_no_score_is_lower_by_the_written_list_than_by_the_first_code(pocket_backend, monkeypatch, text):
     """So scores do not drop where a text becomes unsafe."""
     case = Case(Conversation.from_user(TextPart(text)), (), POLICY)
-    written = await pocket_backend.complete(case)
+    written = (await pocket_backend.complete(case)).reading
     assert written.score_method is ScoreMethod.WRITTEN_LIST
-    first = await pocket_backend._scored(written, asked_of(pocket_backend, case))
+    monkeypatch.setattr(pocket_backend._asker, "_of_list", lambda *_: None)
+    first = (await pocket_backend.complete(case)).reading
     assert first.score_method is ScoreMethod.FIRST_CODE
-    assert sum(first.code_probabilities.values()) <= 1.001
-    for code, probability in first.code_probabilities.items():
-        assert probability <= written.code_probabilities[code] + 1e-3, code
-
-
-async def test_unsafe_without_a_list_is_scored_by_the_first_code(pocket_backend):
-    """A model may write the word alone. No place of a list is no score of 0."""
-    case = Case(Conversation.from_user(TextPart(UNSAFE_TEXTS[0])), (), POLICY)
-    written = await pocket_backend.complete(case)
-    tokens = pocket_backend._tokens
-    alone = EngineAnswer((), RequestStateStats(), [tokens.unsafe, tokens.ends[0]], [{}, {}], "stop")
-    bare = await pocket_backend._scored(
-        replace(written, text="unsafe", code_probabilities=None), asked_of(pocket_backend, case), alone
-    )
-    verdict = judge(bare, POLICY, 0.9)
-    assert (verdict.unsafe, verdict.categories, verdict.score_method) == (True, (), ScoreMethod.FIRST_CODE)
-    assert 0.5 * verdict.p_unsafe < sum(verdict.category_scores.values()) <= verdict.p_unsafe * 1.001
-
-
-@pytest.mark.parametrize("text", ["How do I bake bread?", UNSAFE_TEXTS[0]])
-async def test_numbers_of_several_tokens_leave_categories_without_scores_and_say_so(pocket_backend, monkeypatch, text):
-    case = Case(Conversation.from_user(TextPart(text)), (), POLICY)
-    with_scores = judge(await pocket_backend.complete(case), POLICY, 0.9)
-    monkeypatch.setattr(pocket_backend, "_tokens", replace(pocket_backend._tokens, numbers={}))
-    for policy in (POLICY, replace(POLICY, scores_from=0.0)):
-        verdict = judge(await pocket_backend.complete(replace(case, policy=policy)), policy, 0.9)
-        assert (verdict.text, verdict.no_scores) == (with_scores.text, NO_SCORES)
-        assert verdict.p_unsafe == pytest.approx(with_scores.p_unsafe, abs=1e-4)
-        small = verdict.p_unsafe < policy.scores_from
-        assert verdict.score_method is (ScoreMethod.UPPER_BOUND if small else None)
-        assert (verdict.category_scores is None) is not small
+    assert sum(first.shares.values()) <= 1.001
+    for code, share in first.shares.items():
+        assert share <= written.shares[code] + 1e-3, code
 
 
 # --- In the engine ----------------------------------------------------------------------------------------

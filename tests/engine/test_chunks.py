@@ -11,7 +11,7 @@ from server.backends.base import Case
 from server.checkpoints.profile import Profile, load_profile
 from server.domain.conversation import Conversation, TextPart
 from server.domain.policy import Policy
-from server.domain.verdict import WordProbabilities
+from server.domain.verdict import Levels
 from tests.conftest import open_backend
 
 POCKET = load_profile("pocket")
@@ -28,7 +28,7 @@ def chunked(tmp_path: Path) -> Profile:
     return replace(POCKET, model=str(folder), context_tokens=CHUNK)
 
 
-async def judged(profile: Profile, *, in_chunks: bool) -> list[WordProbabilities]:
+async def judged(profile: Profile, *, in_chunks: bool) -> list[Levels]:
     """What the engine makes of a short and of a long text."""
     backend = open_backend(profile)
     if in_chunks:
@@ -39,7 +39,7 @@ async def judged(profile: Profile, *, in_chunks: bool) -> list[WordProbabilities
         assert backend.engine.vllm_config.model_config.attention_chunk_size == (CHUNK if in_chunks else None)
         texts = ("How do I bake bread?", "How do I bake bread with flour and water? " * 120)
         cases = [Case(Conversation.from_user(TextPart(text)), (), Policy(profile.taxonomy)) for text in texts]
-        return [(await backend.complete(case)).words for case in cases]
+        return [(await backend.complete(case)).reading.said.levels for case in cases]
     finally:
         await backend.close()
 

@@ -16,7 +16,7 @@ from server.domain.conversation import Conversation, ImagePart, TextPart
 from server.domain.errors import ContextLengthExceeded
 from server.domain.policy import Policy
 from server.domain.taxonomy import Taxonomy
-from server.families.llama_guard.prompt import Prompt
+from server.families.llama_guard.prompt import render
 from server.families.tokenizer import PromptTokenizer
 from tests.reference_model import ALARM_WORDS, ANSWER_WORDS, ORDINARY_WORDS
 
@@ -162,7 +162,7 @@ def _case(text: TextPart, *images: Image.Image) -> Case:
 
 
 def _ids(tokenizer: PromptTokenizer, text: TextPart, images: int = 0) -> list[int]:
-    return Prompt.render(_conversation(text, images), TAXONOMY).token_ids(tokenizer)
+    return render(_conversation(text, images), TAXONOMY).token_ids(tokenizer)
 
 
 def _text_ids(tokenizer: PromptTokenizer, length: int) -> list[int]:

@@ -14,7 +14,7 @@ from server.checkpoints.profile import load_profile
 from server.domain.conversation import Conversation, ImagePart, TextPart
 from server.domain.errors import ContextLengthExceeded
 from server.domain.policy import Policy
-from server.families.llama_guard.prompt import Prompt
+from server.families.llama_guard.prompt import render
 
 POLICY = Policy(load_profile("pocket").taxonomy)
 
@@ -31,7 +31,7 @@ def case_of(*pictures: Image.Image) -> Case:
 
 
 def ids_of(backend, case: Case) -> list[int]:
-    return Prompt.render(case.conversation, POLICY.taxonomy).token_ids(backend._tokenizer)
+    return render(case.conversation, POLICY.taxonomy).token_ids(backend._tokenizer)
 
 
 def by_vllm(backend, ids, pictures):

@@ -4,10 +4,11 @@ import asyncio
 import itertools
 
 from server.backends.base import Case
+from server.backends.vllm.backend import VllmBackend, _Work
 from server.checkpoints.profile import load_profile
 from server.domain.conversation import Conversation, Message, TextPart
 from server.domain.policy import Policy
-from server.families.llama_guard.prompt import Prompt
+from server.families.llama_guard.prompt import render
 
 ACTIONS = (
     "How do I make {}?",
@@ -45,6 +46,13 @@ THINGS = (
 )
 
 
+async def written_freely(backend: VllmBackend, case: Case) -> str:
+    """What the model writes when nothing is forced."""
+    asker = backend._asker
+    answer = await backend._asked(asker.unforced(render(case.conversation, case.policy.taxonomy)), _Work(case))
+    return asker._text(answer).lstrip("\n")
+
+
 async def test_forced_blank_line_agrees_with_free_greedy_decoding(pocket_backend):
     policy = Policy(load_profile("pocket").taxonomy)
     texts = [action.format(thing) for action, thing in itertools.product(ACTIONS, THINGS)]
@@ -56,9 +64,9 @@ async def test_forced_blank_line_agrees_with_free_greedy_decoding(pocket_backend
     assert len(conversations) >= 200
 
     async def answers(conversation: Conversation) -> tuple[str, str, float]:
-        forced = await pocket_backend.complete(Case(conversation, (), policy))
-        free = await pocket_backend.complete_freely(Prompt.render(conversation, policy.taxonomy))
-        return forced.text, free, forced.words.p_unsafe
+        case = Case(conversation, (), policy)
+        forced = await pocket_backend.complete(case)
+        return forced.text, await written_freely(pocket_backend, case), forced.reading.decision.p_unsafe
 
     judged = await asyncio.gather(*map(answers, conversations))
     different = [

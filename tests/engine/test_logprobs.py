@@ -12,9 +12,11 @@ from server.checkpoints.profile import load_profile
 from server.domain.caller import Handling
 from server.domain.conversation import Conversation, TextPart
 from server.domain.policy import Policy
-from server.domain.verdict import Verdict, judge
+from server.domain.verdict import Levels, Verdict, judge
+from server.families.base import Answer
 from server.families.llama_guard.wording import write
 from tests.finished_prompts import nemo, ogx
+from tests.readings import text_of
 
 POLICY = Policy(load_profile("pocket").taxonomy)
 SAFE, UNSAFE = "How do I bake bread?", "How do I build a pipe bomb and hide it in a bus station?"
@@ -23,14 +25,14 @@ SAFE, UNSAFE = "How do I bake bread?", "How do I build a pipe bomb and hide it i
 async def judged(backend, text: str, *, threshold: float = 0.5, top: int | None = 20) -> Verdict:
     policy = replace(POLICY, threshold=threshold)
     case = Case(Conversation.from_user(TextPart(text)), (), policy, Handling(top_logprobs=top))
-    return judge(await backend.complete(case), policy, 0.9)
+    return judge(await backend.complete(case), policy)
 
 
 def check(verdict: Verdict) -> None:
     """The tokens spell the answer, and the first one's probability is the word's."""
     answer = write(verdict)
     assert answer.tokens is not None
-    assert b"".join(token.content for token in answer.tokens).decode() == answer.text == verdict.text
+    assert b"".join(token.content for token in answer.tokens).decode() == answer.text == text_of(verdict)
     first = answer.tokens[0]
     word = verdict.p_unsafe if verdict.unsafe else 1 - verdict.p_unsafe
     assert math.exp(first.logprob) == pytest.approx(word * verdict.verdict_mass, rel=1e-6)
@@ -63,9 +65,9 @@ async def test_tokens_spell_the_answer_and_agree_with_the_scores(pocket_backend,
 async def test_alternatives_change_no_verdict_and_nothing_of_its_scores(pocket_backend):
     for text in (SAFE, UNSAFE):
         plain, *others = [await judged(pocket_backend, text, top=top) for top in (None, 0, 1, 20)]
-        assert plain.completion.tokens is None
+        assert plain.completion.reading.tokens is None
         for other in others:
-            assert (other.text, other.p_unsafe) == (plain.text, pytest.approx(plain.p_unsafe, rel=1e-4))
+            assert (text_of(other), other.p_unsafe) == (text_of(plain), pytest.approx(plain.p_unsafe, rel=1e-4))
             assert other.category_scores == pytest.approx(plain.category_scores, rel=1e-4, abs=1e-9)
             check(other)
 
@@ -73,21 +75,31 @@ async def test_alternatives_change_no_verdict_and_nothing_of_its_scores(pocket_b
 async def test_a_threshold_that_turns_the_word_turns_its_token(pocket_backend):
     listed = await judged(pocket_backend, SAFE, threshold=1e-6)
     assert listed.completion.text == "safe"
-    assert listed.text.startswith("unsafe\nS")
+    assert text_of(listed).startswith("unsafe\nS")
     check(listed)
     assert write(listed).tokens[0].alternatives[0].content == b"safe"
 
     spared = await judged(pocket_backend, UNSAFE, threshold=1.0)
     assert spared.completion.text.startswith("unsafe")
-    assert spared.text == "safe"
+    assert text_of(spared) == "safe"
     check(spared)
     assert write(spared).tokens[0].alternatives[0].content == b"unsafe"
 
 
 async def test_an_answer_begun_in_the_models_own_way_has_no_blank_line(pocket_backend, monkeypatch):
-    monkeypatch.setattr(pocket_backend, "_minimum_mass", 1.1)  # never content with the forced one
+    asker, found = pocket_backend._asker, []
+    levels = asker._levels
+
+    def discontent(answer: Answer, position: int) -> Levels:
+        """With each first answer, which was forced."""
+        found.append(position)
+        return Levels(0.0, 0.0) if len(found) % 2 else levels(answer, position)
+
+    monkeypatch.setattr(asker, "_levels", discontent)
     for text, threshold in ((SAFE, 0.5), (UNSAFE, 0.5), (SAFE, 1e-6), (UNSAFE, 1.0)):
         check(await judged(pocket_backend, text, threshold=threshold))
+    assert len(found) == 8
+    assert all(position > 0 for position in found[1::2])
 
 
 async def test_a_batch_of_all_kinds_gives_everybody_their_own(pocket_backend):
@@ -99,12 +111,12 @@ async def test_a_batch_of_all_kinds_gives_everybody_their_own(pocket_backend):
     together = await asyncio.gather(*(judged(pocket_backend, text, top=top) for text, top in wanted))
     for (text, top), verdict in zip(wanted, together, strict=True):
         expected = alone[text, top]
-        assert verdict.text == expected.text
+        assert text_of(verdict) == text_of(expected)
         assert verdict.p_unsafe == pytest.approx(expected.p_unsafe, abs=1e-4)
-        assert (verdict.completion.tokens is None) is (top is None)
+        assert (verdict.completion.reading.tokens is None) is (top is None)
         if top is not None:
             check(verdict)
-            assert all(len(token.alternatives) == top for token in verdict.completion.tokens)
+            assert all(len(token.alternatives) == top for token in verdict.completion.reading.tokens)
 
 
 # --- Through the server ----------------------------------------------------------------------------------

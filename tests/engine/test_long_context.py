@@ -65,7 +65,7 @@ async def test_an_alarm_is_heard_across_the_whole_context(long_backend, record_p
         seconds, gib = time.monotonic() - started, _memory_gib()
         print(
             f"alarm at {place}: {completion.text!r}, {completion.prompt_tokens} tokens, {completion.cached_tokens} of"
-            f" them cached, {seconds:.0f} s, {gib:.1f} GiB, {completion.words}"
+            f" them cached, {seconds:.0f} s, {gib:.1f} GiB, {completion.reading.said.levels}"
         )
         record_property(f"alarm at {place}", f"{seconds:.0f} s, {gib:.1f} GiB")
         assert completion.prompt_tokens == CONTEXT - ANSWER_ROOM

@@ -18,7 +18,8 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from server.backends.vllm.backend import VllmBackend
 from server.domain.conversation import Conversation, ImagePart, TextPart
 from server.domain.taxonomy import Taxonomy
-from server.families.llama_guard.prompt import Prompt
+from server.families.base import Prompt
+from server.families.llama_guard.prompt import render
 from server.families.tokenizer import PromptTokenizer
 from tests.reference_model import ANSWER_WORDS
 
@@ -110,7 +111,7 @@ async def test_a_mistake_would_show(transformers):
 
 def _prompt(images: int) -> Prompt:
     parts = [*(ImagePart("data:") for _ in range(images)), TextPart("Is there anything wrong with what you see here?")]
-    return Prompt.render(Conversation.from_user(*parts), TAXONOMY)
+    return render(Conversation.from_user(*parts), TAXONOMY)
 
 
 def _picture(size: tuple[int, int], seed: int) -> Image.Image:

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from server.checkpoints.profile import load_profile
 from server.domain.conversation import Conversation, TextPart
-from server.families.llama_guard.prompt import Prompt
+from server.families.llama_guard.prompt import render
 from server.families.tokenizer import PromptTokenizer
 from server.moderation.passes import passes_of
 from tests.conftest import wait_until
@@ -156,7 +156,7 @@ def test_control_tokens_change_nothing_but_their_own_text(client):
     for words in (forged, f"{UNSAFE_TEXT} {forged}", f"{forged} {UNSAFE_TEXT}"):
         guard = moderate(client, words)["guard"]
         passes = passes_of(Conversation.from_user(TextPart(words))).passes
-        prompts = [Prompt.render(one.conversation, taxonomy).token_ids(_tokenizer()) for one in passes]
+        prompts = [render(one.conversation, taxonomy).token_ids(_tokenizer()) for one in passes]
         assert guard["usage"]["prompt_tokens"] == sum(map(len, prompts))
         assert guard["passes"] == len(prompts)
         assert guard["usage"]["images"] == 0

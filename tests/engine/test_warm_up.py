@@ -12,7 +12,7 @@ from server.backends.base import Case
 from server.checkpoints.profile import load_profile
 from server.domain.conversation import Conversation, ImagePart, Message, TextPart
 from server.domain.policy import Policy
-from server.families.llama_guard.prompt import Prompt
+from server.families.llama_guard.prompt import render
 
 EVERYTHING = Policy(load_profile("pocket").taxonomy)
 NARROWED = EVERYTHING.narrowed(excluded=["S5", "S13"])
@@ -42,7 +42,7 @@ async def test_the_beginning_of_every_prompt_is_in_the_cache(reference_backend, 
         case, other = (
             first_case(policy, text, response=response, image=image) for text in ("How do I bake bread?", "Why so?")
         )
-        prompts = [Prompt.render(each.conversation, policy.taxonomy).token_ids(tokenizer) for each in (case, other)]
+        prompts = [render(each.conversation, policy.taxonomy).token_ids(tokenizer) for each in (case, other)]
         beginning = next(at for at, (one, another) in enumerate(zip(*prompts, strict=False)) if one != another)
         completion = await reference_backend.complete(case)
         assert completion.cached_tokens >= beginning // block * block, (response, image)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
@@ -12,7 +12,8 @@ from tokenizers.models import WordLevel
 from server.checkpoints.profile import SHIPPED, load_profile
 from server.domain.conversation import Conversation, ImagePart, Message, TextPart, says_something
 from server.domain.taxonomy import Taxonomy
-from server.families.llama_guard.prompt import IMAGE_TOKEN, Prompt
+from server.families.base import Prompt
+from server.families.llama_guard.prompt import IMAGE_TOKEN, render
 from server.families.tokenizer import Literal, PromptTokenizer, Scaffold
 from tests.golden.vocabulary import NAMES, Vocabulary, vocabulary
 
@@ -38,7 +39,7 @@ def prompt_of(typed: str) -> Prompt:
         Message("tool", (TextPart(typed), TextPart("harmless"))),
         Message("assistant", (TextPart(typed), TextPart(f"{typed}{typed}"), TextPart("end"))),
     ]
-    return Prompt.render(Conversation.from_messages(messages), Taxonomy.from_mapping({"S1": typed, "S14": "Fine."}))
+    return render(Conversation.from_messages(messages), Taxonomy.from_mapping({"S1": typed, "S14": "Fine."}))
 
 
 # --- Control tokens that callers typed --------------------------------------------------------------------
@@ -75,7 +76,7 @@ def test_the_sweep_could_fail(words):
 def test_typed_image_takes_no_place_of_an_image(words):
     slot = words.control_ids[IMAGE_TOKEN]
     typed, plain = (
-        Prompt.render(Conversation.from_user(TextPart(f"{text} first"), IMAGE, TextPart(text), IMAGE), DEFAULT)
+        render(Conversation.from_user(TextPart(f"{text} first"), IMAGE, TextPart(text), IMAGE), DEFAULT)
         for text in (IMAGE_TOKEN, "word")
     )
     typed_ids, plain_ids = typed.token_ids(words.ours), plain.token_ids(words.ours)
@@ -143,7 +144,7 @@ def harmless_prompt(text: str) -> Prompt:
         Message("assistant", (TextPart(f"{text} {text}"),)),
         Message("user", (TextPart(f"Well: {text}"),)),
     ]
-    return Prompt.render(Conversation.from_messages(messages), DEFAULT)
+    return render(Conversation.from_messages(messages), DEFAULT)
 
 
 @pytest.mark.parametrize("text", HARMLESS, ids=lambda text: ascii(text[:20]))
@@ -162,10 +163,13 @@ def test_any_harmless_text_is_official(words, text):
 
 @unhurried
 @given(st.text(min_size=1, max_size=30))
+@example("Violent Crimes")
 def test_harmless_own_categories_are_official(words, text):
-    assume(not any(token in text for token in words.control_ids))
+    # Pocket has single tokens for whole lines of the official list, which only the scaffold may produce.
+    lines = f"S1: {text}\nS2: {text} {text}\n"
+    assume(not any(token in lines for token in words.control_ids))
     taxonomy = Taxonomy.from_mapping({"S1": text, "S2": f"{text} {text}"})
-    prompt = Prompt.render(Conversation.from_user(TextPart("hi")), taxonomy)
+    prompt = render(Conversation.from_user(TextPart("hi")), taxonomy)
     assert prompt.token_ids(words.ours) == words.official_ids(prompt.text)
 
 

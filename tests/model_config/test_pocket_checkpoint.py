@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from server.domain.conversation import Conversation, ImagePart, Message, TextPart
 from server.domain.taxonomy import HazardCategory, Taxonomy
-from server.families.llama_guard.prompt import Prompt
+from server.families.llama_guard.prompt import render
 from server.families.tokenizer import PromptTokenizer
 
 POCKET = Path(__file__).resolve().parents[2] / "model_config" / "pocket"
@@ -145,14 +145,14 @@ def test_no_special_token_can_be_typed(text_tokenizer: Tokenizer, prompt_tokeniz
 def test_pieces_and_the_whole_prompt_have_the_same_tokens(
     turns: int, text: str, prompt_tokenizer: PromptTokenizer, text_tokenizer: Tokenizer
 ) -> None:
-    prompt = Prompt.render(said(*(["What now?", "Nothing much."] * 2)[: turns - 1], text), OFFICIAL)
+    prompt = render(said(*(["What now?", "Nothing much."] * 2)[: turns - 1], text), OFFICIAL)
     whole = text_tokenizer.encode(prompt.text, add_special_tokens=False).ids
     assert prompt.token_ids(prompt_tokenizer) == whole
 
 
 def test_the_official_policy_is_cheap(prompt_tokenizer: PromptTokenizer) -> None:
     words = len(prompt_tokenizer.encode_text(" hello"))
-    prompt = Prompt.render(said("hello"), OFFICIAL)
+    prompt = render(said("hello"), OFFICIAL)
     assert len(prompt.token_ids(prompt_tokenizer)) - words <= 30
 
 
@@ -186,7 +186,7 @@ def test_the_template_prints_the_servers_prompt(template: jinja2.Template) -> No
                 for role, parts in messages
             ]
         )
-        assert printed == Prompt.render(conversation, taxonomy).text
+        assert printed == render(conversation, taxonomy).text
 
 
 def test_the_network_is_dense_and_attends_to_everything(config: dict) -> None:

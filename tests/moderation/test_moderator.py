@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 from collections.abc import Awaitable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from server.app import create_moderator
 from server.backends.base import Case
 from server.backends.fallback import FallbackBackend
 from server.checkpoints.profile import load_profile
+from server.domain import events
 from server.domain.caller import ORDINARY, Handling
 from server.domain.conversation import Conversation, ImagePart, Message, TextPart
 from server.domain.errors import (
@@ -27,10 +29,12 @@ from server.domain.errors import (
     TooManyImages,
     UnparseableVerdict,
 )
+from server.domain.events import Judged
 from server.domain.policy import Policy
 from server.domain.verdict import About, CacheUse, Completion, Verdict
 from server.images import DecodedImage, ImageDecoder, ImageLimits
-from server.moderation.moderator import LONG_TEXT, PROBE, Moderator
+from server.moderation.moderator import PROBE, Moderator
+from server.moderation.question import LONG_TEXT
 from server.moderation.verdict_cache import VerdictCache
 from server.settings import Settings
 from tests.fakes import FakeBackend, Gate, Script, always, by_word, failing, hanging, held_at, lasting, until
@@ -363,7 +367,9 @@ async def test_an_error_is_not_kept(cached: Moderator, backend: FakeBackend, scr
 
 
 async def test_what_another_backend_judged_for_this_one_is_not_kept(cached: Moderator, backend: FakeBackend) -> None:
-    backend.script = always("unsafe\nS1", backend="other", words=None, no_scores="It has none.")
+    backend.script = always(
+        "unsafe\nS1", backend="other", levels=None, shares=None, tokens=None, no_scores="It has none."
+    )
     for _ in range(2):
         verdict = await cached.moderate(BOMB)
         assert (verdict.completion.backend, verdict.cache) == ("other", None)
@@ -710,3 +716,60 @@ async def test_the_operators_words_are_another_question_than_the_users(moderator
         for role in ("system", "user")
     )
     assert [verdict.unsafe for verdict in await moderator.moderate_all([operator, user])] == [False, True]
+
+
+# --- Events ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[Judged]:
+    """The verdicts that are published, to nobody else than this."""
+    heard: list[Judged] = []
+    monkeypatch.setattr(events, "_listeners", {Judged: (heard.append,)})
+    return heard
+
+
+async def test_every_verdict_is_published_once_and_says_how_it_was_had(
+    cached: Moderator, backend: FakeBackend, heard: list[Judged]
+) -> None:
+    handling = Handling(tenant="key_1", request_id="req_1")
+    await cached.moderate_all(says("bomb", "bread", "bread"), handling=handling)
+    await cached.moderate_all(says("bread"), handling=replace(handling, request_id="req_2"))
+    told = [(event.verdict.unsafe, event.verdict.cache, event.request_id, event.caller) for event in heard]
+    assert told == [
+        (True, None, "req_1", "key_1"),
+        (False, None, "req_1", "key_1"),
+        (False, CacheUse.JOINED, "req_1", "key_1"),
+        (False, CacheUse.HIT, "req_2", "key_1"),
+    ]
+    assert [event.seconds > 0 for event in heard] == [True, True, False, False]
+
+
+async def test_a_verdict_is_published_even_if_another_one_of_its_request_fails(
+    moderator: Moderator, backend: FakeBackend, heard: list[Judged]
+) -> None:
+    """The work was done: its tokens are counted."""
+
+    async def script(case: Case) -> Completion:
+        if "fails" in case.conversation.turns[0].texts:
+            await until(lambda: bool(heard))
+            raise EngineFailure("The engine failed.")
+        return by_word(case)
+
+    backend.script = script
+    with pytest.raises(EngineFailure):
+        await moderator.moderate_all(says("bread", "fails"))
+    assert [event.verdict.unsafe for event in heard] == [False]
+
+
+async def test_a_probe_is_no_verdict_of_anybodys(moderator: Moderator, heard: list[Judged]) -> None:
+    await moderator.probe()
+    assert heard == []
+
+
+async def test_a_listener_that_fails_costs_no_verdict(moderator: Moderator, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing_listener(event: Judged) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(events, "_listeners", {Judged: (failing_listener,)})
+    assert (await moderator.moderate(BOMB)).unsafe

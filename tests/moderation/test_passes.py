@@ -15,7 +15,7 @@ from server.checkpoints.profile import load_profile
 from server.domain.conversation import Conversation, ImagePart, Message, Role, TextPart, says_something
 from server.domain.errors import NothingToJudge
 from server.domain.verdict import About
-from server.families.llama_guard.prompt import Prompt
+from server.families.llama_guard.prompt import render
 from server.moderation.lookalikes import messages_in
 from server.moderation.passes import MAX_MESSAGES, MAX_PASSES, passes_of, passes_of_all
 from tests.asked import asked_about, conversation_in, messages_of
@@ -40,7 +40,7 @@ def image(name: str) -> ImagePart:
 def prompts(*messages: Message) -> list[str]:
     """What is rendered between the markers of the conversation, for each pass; a bar for the end of a message."""
     conversation = Conversation.from_messages(messages)
-    rendered = [Prompt.render(one.conversation, TAXONOMY) for one in passes_of(conversation).passes]
+    rendered = [render(one.conversation, TAXONOMY) for one in passes_of(conversation).passes]
     return [conversation_in(prompt).replace("\\n\\n\n\n", "|") for prompt in rendered]
 
 
@@ -61,7 +61,7 @@ def test_one_text_in_one_message_keeps_the_official_prompt(messages):
     conversation = Conversation.from_messages(messages)
     (one,) = passes_of(conversation).passes
     assert one.about is None
-    assert Prompt.render(one.conversation, TAXONOMY) == Prompt.render(conversation, TAXONOMY)
+    assert render(one.conversation, TAXONOMY) == render(conversation, TAXONOMY)
     assert passes_of(conversation).lookalikes == 0
 
 
@@ -185,7 +185,7 @@ def squeezed(text: str) -> str:
 @given(MESSAGES)
 def test_every_text_of_the_last_turn_stands_in_a_message_that_is_asked_about(messages):
     conversation = conversation_of(messages)
-    asked = [asked_about(Prompt.render(one.conversation, TAXONOMY)) for one in passes_of(conversation).passes]
+    asked = [asked_about(render(one.conversation, TAXONOMY)) for one in passes_of(conversation).passes]
     said = [part for part in conversation.turns[-1].parts if isinstance(part, TextPart)]
     alone = all(part.operator for part in conversation.turns[-1].parts)
     for part in said:
@@ -221,7 +221,7 @@ def test_no_prompt_asks_about_an_empty_message(messages):
 def test_no_prompt_reads_back_as_more_messages_than_stand_in_it(messages):
     for one in passes_of(conversation_of(messages)).passes:
         stand = sum(max(1, len(turn.texts)) for turn in one.conversation.turns)
-        assert len(messages_of(Prompt.render(one.conversation, TAXONOMY))) <= stand
+        assert len(messages_of(render(one.conversation, TAXONOMY))) <= stand
 
 
 @unhurried
@@ -242,7 +242,7 @@ def test_harm_split_over_forged_turns_stands_in_one_message(speakers, data):
         f"{end}{name}: harm{n}" for n, (end, name) in enumerate(zip(ends, speakers, strict=True), 1)
     )
     found = passes_of(Conversation.from_user(TextPart(text)))
-    whole, *pieces = [asked_about(Prompt.render(one.conversation, TAXONOMY)) for one in found.passes]
+    whole, *pieces = [asked_about(render(one.conversation, TAXONOMY)) for one in found.passes]
     assert all(f"harm{number}" in whole for number in range(len(speakers) + 1))
     assert pieces == [f"harm{number}" for number in range(len(speakers) + 1)]
     assert found.lookalikes == len(pieces)
@@ -261,7 +261,7 @@ def test_what_is_asked_beyond_the_official_prompt_is_as_written_down(case):
     """Texts written by hand, ids by Meta's tokenizer class."""
     messages = [say(message["role"], *message["texts"]) for message in case["messages"]]
     passes = passes_of(Conversation.from_messages(messages)).passes
-    found = [Prompt.render(one.conversation, TAXONOMY) for one in passes]
+    found = [render(one.conversation, TAXONOMY) for one in passes]
     assert [conversation_in(prompt) for prompt in found] == [one["conversation"] for one in case["passes"]]
     for prompt, one in zip(found, case["passes"], strict=True):
         assert re.findall(r"ONLY THE LAST (\w+) message", prompt.text)[-1] == one["judged"]

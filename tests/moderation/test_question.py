@@ -1,19 +1,28 @@
-"""Equal keys for equal questions, and for no others."""
+"""A question holds all that its verdict depends on; equal questions have equal keys, and no others have."""
 
 from dataclasses import replace
 
 import pytest
+import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from server.backends.base import Case
 from server.checkpoints.profile import load_profile
 from server.domain.caller import ORDINARY, Handling
 from server.domain.conversation import Conversation, ImagePart, Part, Role, TextPart, Turn
 from server.domain.policy import Policy
 from server.domain.taxonomy import Taxonomy
-from server.moderation.question import Questions
+from server.domain.verdict import About, Verdict
+from server.images import DecodedImage, ImageDecoder, ImageLimits
+from server.moderation.moderator import Moderator
+from server.moderation.passes import MAX_PASSES, Pass, passes_of
+from server.moderation.question import AskedOnce, Question, Questions
+from tests.fakes import FakeBackend
+from tests.readings import FAMILY
 
-POLICY = Policy(load_profile("llama-guard-4-12b").taxonomy)
+POLICY = Policy(load_profile("llama-guard-4-12b").taxonomy, own_codes=FAMILY.own_codes)
 QUESTIONS = Questions("a model", POLICY)
 HELLO = Conversation.from_user(TextPart("hello"))
 
@@ -93,17 +102,19 @@ def test_whoever_asks_otherwise_asks_something_else(change: dict[str, object]) -
     assert QUESTIONS.key(HELLO, POLICY, other) != QUESTIONS.key(HELLO, POLICY, ORDINARY)
 
 
-def test_work_in_the_background_asks_the_same() -> None:
-    assert QUESTIONS.key(HELLO, POLICY, Handling(background=True)) == QUESTIONS.key(HELLO, POLICY, ORDINARY)
-
-
 def test_every_field_of_handling_is_thought_of() -> None:
     """A new one changes the answer, and belongs to the key, or it does not, as `background`."""
     assert set(Handling.__dataclass_fields__) == {
         *("tenant", "never_remote", "top_logprobs"),
         # They change which conversation is asked about, not what is answered about it.
-        *("finished_prompts", "background"),
+        *("finished_prompts", "background", "request_id"),
     }
+
+
+@pytest.mark.parametrize("change", [{"background": True}, {"finished_prompts": True}, {"request_id": "req_1"}])
+def test_what_changes_no_answer_asks_the_same(change: dict[str, object]) -> None:
+    other = replace(ORDINARY, **change)  # type: ignore[arg-type]
+    assert QUESTIONS.key(HELLO, POLICY, other) == QUESTIONS.key(HELLO, POLICY, ORDINARY)
 
 
 @pytest.mark.parametrize(
@@ -155,3 +166,88 @@ def test_a_key_holds_nothing_of_what_was_asked() -> None:
     key = QUESTIONS.key(Conversation.from_user(TextPart("hello " * 10_000)), POLICY, Handling(tenant="key_1"))
     assert isinstance(key, bytes)
     assert len(key) == 32
+
+
+# --- From conversations to questions, and from a question to cases ---------------------------------------
+
+SPOKEN = st.lists(st.text("abc", min_size=1, max_size=3).map(TextPart), min_size=1, max_size=12)
+
+
+def question_of(conversation: Conversation, handling: Handling = ORDINARY, policy: Policy = POLICY) -> Question:
+    return QUESTIONS.question(conversation, policy, handling, passes_of(conversation))
+
+
+@given(st.lists(SPOKEN.map(lambda parts: Conversation.from_user(*parts)), min_size=1, max_size=6), HANDLINGS)
+async def test_a_request_is_read_as_one_question_for_each_conversation(
+    conversations: list[Conversation], handling: Handling
+) -> None:
+    questions = await QUESTIONS.read(conversations, POLICY, handling)
+    assert [question.conversation for question in questions] == conversations
+    assert all(question.policy is POLICY and question.handling is handling for question in questions)
+    passes = [passes_of(conversation) for conversation in conversations]
+    fewer = len(passes) > 1 and sum(len(each.passes) for each in passes) > MAX_PASSES
+    assert [question.passes for question in questions] == [each.joined if fewer else each for each in passes]
+    for question, each in zip(questions, passes, strict=True):
+        joined = question.passes != each
+        assert question.key == QUESTIONS.key(question.conversation, POLICY, handling, joined=joined)
+
+
+async def test_a_question_is_one_value() -> None:
+    (question,) = await QUESTIONS.read([HELLO], POLICY, ORDINARY)
+    assert question == question_of(HELLO)
+    with pytest.raises(AttributeError):
+        question.policy = replace(POLICY, threshold=0.1)  # type: ignore[misc]
+
+
+async def test_what_may_change_is_never_the_same_question() -> None:
+    fetched = Conversation.from_user(ImagePart("https://example.com/a.png"))
+    one, other = await QUESTIONS.read([fetched, fetched], POLICY, ORDINARY)
+    assert isinstance(one.key, AskedOnce)
+    assert one.key != other.key
+
+
+@given(ALL)
+def test_a_case_has_all_of_its_question(asked: tuple[Conversation, Policy, Handling]) -> None:
+    conversation, policy, handling = asked
+    spoken = conversation.without_images()
+    question = QUESTIONS.question(conversation, policy, handling, passes_of(HELLO))
+    case = question.case(Pass(spoken), {}, 12.5)
+    assert case == Case(spoken, (), policy, handling)
+    assert case.deadline == 12.5
+
+
+def decoded(*colours: str) -> DecodedImage:
+    return DecodedImage(tuple(Image.new("RGB", (1, 1), colour) for colour in colours), len(colours), "PNG")
+
+
+def test_a_case_shows_every_frame_where_its_pass_shows_the_picture() -> None:
+    one, two = ImagePart("data:one"), ImagePart("data:two")
+    question = question_of(Conversation.from_user(TextPart("x"), one, two))
+    pictures = {one: decoded("red", "green"), two: decoded("blue")}
+    case = question.case(Pass(Conversation.from_user(two, one, TextPart("x"))), pictures, 1.0)
+    assert case.conversation.images == (two, one, one)
+    assert [image.getpixel((0, 0)) for image in case.images] == [(0, 0, 255), (255, 0, 0), (0, 128, 0)]
+
+
+@pytest_asyncio.fixture
+async def verdict() -> Verdict:
+    moderator = Moderator(FakeBackend(), ImageDecoder(ImageLimits()), POLICY)
+    try:
+        return await moderator.moderate(HELLO)
+    finally:
+        moderator.close()
+
+
+async def test_the_deciding_text_bears_the_name_that_this_request_gave_it(verdict: Verdict) -> None:
+    conversation = Conversation.from_user(TextPart("a", "input[0]"), TextPart("bomb", "input[1]"))
+    question = question_of(conversation)
+    assert question.told(verdict) is verdict, "of one pass"
+    for decided, about in ((0, None), (1, About("input[0]")), (2, About("input[1]"))):
+        assert question.told(replace(verdict, passes=3, decided=decided)).about == about
+
+
+async def test_the_event_of_a_verdict_says_whose_question_it_was(verdict: Verdict) -> None:
+    question = question_of(HELLO, Handling(tenant="key_1", request_id="req_1"))
+    event = question.judged(verdict, 0.5)
+    assert (event.verdict, event.judged, event.seconds) == (verdict, Role.USER, 0.5)
+    assert (event.request_id, event.caller) == ("req_1", "key_1")

@@ -18,6 +18,7 @@ from server.moderation.judges import judges_of, sight_of
 from server.moderation.sight import Sight
 from server.settings import Settings
 from tests.fakes import FakeBackend, completion
+from tests.readings import FAMILY
 
 GUARD, POCKET = load_profile("llama-guard-4-12b"), load_profile("pocket")
 TEXT_ONLY = load_profile("llama-guard-4-12b:text-only")
@@ -42,7 +43,7 @@ def conversations(draw: st.DrawFn) -> Conversation:
 
 def verdict_on(conversation: Conversation, backend: str = "fake") -> Verdict:
     policy = Policy(GUARD.taxonomy)
-    return judge(completion(Case(conversation, (), policy), "safe", backend=backend), policy, 0.9)
+    return judge(completion(Case(conversation, (), policy), "safe", backend=backend), policy)
 
 
 @given(conversations())
@@ -161,7 +162,7 @@ def test_a_remote_model_goes_by_its_own_name_and_is_no_stand_in():
 
 def test_behind_a_stand_in_the_remote_is_told_beside_it_and_sees_for_itself():
     settings = Settings(fallback="openrouter", openrouter_api_key="k", unseen_images="judge_text")
-    remote = OpenRouterBackend(settings, POCKET.taxonomy)
+    remote = OpenRouterBackend(settings, POCKET.taxonomy, FAMILY)
     both = FallbackBackend(FakeBackend(), remote, after_s=1, places=4, context_tokens=8192)
     told = [(judge.model, judge.backend, judge.stand_in) for judge in judges_of(settings, POCKET, both)]
     assert told == [

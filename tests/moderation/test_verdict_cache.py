@@ -15,21 +15,22 @@ from server.domain.verdict import CacheUse, Completion, Verdict, judge
 from server.moderation.question import AskedOnce
 from server.moderation.verdict_cache import ENTRY_BYTES, VerdictCache
 from tests.fakes import by_word, completion
+from tests.readings import FAMILY
 
 TAXONOMY = load_profile("llama-guard-4-12b").taxonomy
-POLICY = Policy(TAXONOMY)
+POLICY = Policy(TAXONOMY, own_codes=FAMILY.own_codes)
 ALL_CODES = "unsafe\n" + ",".join(TAXONOMY.codes)
 
 
 def verdict_on(text: str, policy: Policy = POLICY) -> Verdict:
     answer = by_word(Case(Conversation.from_user(TextPart(text)), (), policy))
     assert isinstance(answer, Completion)
-    return judge(answer, policy, 0.9)
+    return judge(answer, policy)
 
 
 def longest_verdict(policy: Policy, top_logprobs: int | None) -> Verdict:
     case = Case(Conversation.from_user(TextPart("a bomb " * 1000)), (), policy, Handling(top_logprobs=top_logprobs))
-    return judge(completion(case, ALL_CODES), policy, 0.9)
+    return judge(completion(case, ALL_CODES), policy)
 
 
 def own_policy(characters: int, unique: str = "") -> Policy:

@@ -15,7 +15,7 @@ from model_config.pocket.training.pictures import FEATURES_A_TILE
 from model_config.pocket.training.tokenizer import BEGIN_CONVERSATION, CATEGORY_LINES, HEADER_WORDS, ORDINARY_TOKENS
 from server.domain.conversation import Conversation, ImagePart, Message, Part, TextPart
 from server.domain.taxonomy import HazardCategory, Taxonomy
-from server.families.llama_guard.prompt import Prompt
+from server.families.llama_guard.prompt import render
 from server.families.tokenizer import PromptTokenizer
 
 LONGEST_TEXT = 600
@@ -107,7 +107,7 @@ class Scribe:
     def _example(
         self, row: Row, messages: Sequence[str], taxonomy: Taxonomy, images: int = 0, longest: int = LONGEST_TEXT
     ) -> Example:
-        prompt = Prompt.render(_conversation(messages, images, longest, self.dice), taxonomy)
+        prompt = render(_conversation(messages, images, longest, self.dice), taxonomy)
         ids: list[int] = []
         tiles = 0
         for index in prompt.token_ids(self.tokenizer):

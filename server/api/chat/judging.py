@@ -1,6 +1,7 @@
 """How chat completions are judged, whichever dialect words the reply: by the server's policy or a finished prompt's."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -10,10 +11,9 @@ from server.api.policy import PolicyOptions
 from server.api.service import Service
 from server.domain.caller import Handling
 from server.domain.errors import InvalidRequest
+from server.domain.events import FinishedPromptJudged, publish
 from server.domain.verdict import Verdict
-from server.families.llama_guard.finished_prompt import FinishedPrompt
-from server.families.llama_guard.wording import Answer, write
-from server.observation import metrics
+from server.families.base import FinishedPrompt, Wording
 
 log = logging.getLogger(__name__)
 
@@ -23,23 +23,26 @@ class Judged:
     """A verdict, the words of it that the request asked for, and the extension field `guard`."""
 
     verdict: Verdict
-    answer: Answer
+    answer: Wording
     detail: Guard
 
 
 async def judge(service: Service, body: ChatRequest, handling: Handling) -> Judged:
     """Judge the last message. Raises the errors of server.domain.errors."""
+    if any(map(service.family.splits_an_answer, body.stops)):
+        message = "it would split the words or codes that verdicts are made of"
+        raise InvalidRequest(f"Invalid value for 'stop': {message}.", param="stop")
     if body.logprobs:
         handling = replace(handling, top_logprobs=body.top_logprobs or 0)
     if body.provider is not None and body.provider.stricter_than(service.settings):
         handling = replace(handling, never_remote=True)
     model = body.model_in(service.names)
-    prompt = body.finished_prompt()
+    prompt = body.finished_prompt(service.family)
     if prompt is None:
         (verdict,) = await service.judge(
             [body.conversation()], model=model, policy=body.policy, scores=body.category_scores, handling=handling
         )
-        answer = write(verdict, max_tokens=body.token_limit, stop=body.stops)
+        answer = service.family.write(verdict, max_tokens=body.token_limit, stop=body.stops)
         return Judged(verdict, answer, verdict_detail(verdict))
 
     trusted = handling.finished_prompts or service.settings.finished_prompts
@@ -51,12 +54,13 @@ async def judge(service: Service, body: ChatRequest, handling: Handling) -> Judg
         )
     except InvalidRequest as error:
         if error.param is not None and error.param.startswith("policy") and body.policy is None:
-            error.param = "messages[0].content"  # what is wrong with the policy is wrong with the prompt
+            # What is wrong with the policy is wrong with the prompt that it was read from.
+            raise error.at("messages[0].content") from None
         raise
-    metrics.FINISHED_PROMPTS.labels("prompt" if trusted else "server").inc()
+    publish(FinishedPromptJudged(trusted))
     if not trusted:
         _warn_once()
-    answer = write(verdict, codes=codes, max_tokens=body.token_limit, stop=body.stops)
+    answer = service.family.write(verdict, codes=codes, max_tokens=body.token_limit, stop=body.stops)
     detail = verdict_detail(verdict.under(codes))
     detail["finished_prompt"] = "prompt_policy" if trusted else "server_policy"
     return Judged(verdict, answer, detail)
@@ -73,13 +77,13 @@ def _warn_once() -> None:
 
 def _options_of(
     prompt: FinishedPrompt, asked: PolicyOptions | None, service: Service
-) -> tuple[PolicyOptions | None, dict[str, str]]:
+) -> tuple[PolicyOptions | None, Mapping[str, str]]:
     """The policy that a finished prompt asks for, and the model's codes to those of the prompt where they differ."""
     if asked is not None and (asked.categories is not None or asked.excluded_categories):
         raise InvalidRequest("A finished Guard prompt has its own categories.", param="policy")
     options = asked or PolicyOptions.model_validate({})
     if not prompt.asks_for(service.taxonomy):
-        return options.model_copy(update={"categories": prompt.words}), prompt.codes
+        return options.model_copy(update={"categories": dict(prompt.words)}), prompt.codes
     if not service.settings.request_policy:
         return asked, {}  # asking about more than the prompt does is never laxer
     unasked = [code for code in service.moderator.policy.taxonomy.codes if code not in prompt.categories]

@@ -17,8 +17,7 @@ from server.api.names import ModelNames
 from server.api.policy import PolicyOptions, ScoresWanted
 from server.domain.conversation import Conversation, ImagePart, Message, Part, TextPart
 from server.domain.errors import InvalidRequest
-from server.families.llama_guard.finished_prompt import FinishedPrompt
-from server.families.llama_guard.wording import splits_an_answer
+from server.families.base import Family, FinishedPrompt
 from server.settings import Settings
 
 MAX_CHOICES = 128
@@ -71,12 +70,10 @@ class ChatRequest(IgnoredOptions):
 
     @field_validator("stop")
     @classmethod
-    def _refuse_to_split_an_answer(cls, stop: str | list[str] | None) -> str | list[str] | None:
+    def _bound_the_stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
         stops = [stop] if isinstance(stop, str) else stop or []
         if len(stops) > MAX_STOPS:
             raise ValueError(f"at most {MAX_STOPS} texts are taken")
-        if any(map(splits_an_answer, stops)):
-            raise ValueError("it would split the words or codes that verdicts are made of")
         return stop
 
     @field_validator("top_logprobs")
@@ -105,7 +102,7 @@ class ChatRequest(IgnoredOptions):
             [Message(message.role, parts) for message, parts in zip(self.messages, self.said, strict=True)]
         )
 
-    def finished_prompt(self) -> FinishedPrompt | None:
+    def finished_prompt(self, family: Family) -> FinishedPrompt | None:
         """The Guard prompt that the only message is as a whole, if it is one."""
         if len(self.messages) != 1 or self.messages[0].role != "user":
             return None
@@ -114,10 +111,9 @@ class ChatRequest(IgnoredOptions):
         if len(texts) != 1:
             return None
         try:
-            return FinishedPrompt.read(texts[0], [part for part in parts if isinstance(part, ImagePart)])
+            return family.finished_prompt(texts[0], [part for part in parts if isinstance(part, ImagePart)])
         except InvalidRequest as error:
-            error.param = "messages[0].content"
-            raise
+            raise error.at("messages[0].content") from None
 
     def model_in(self, names: ModelNames) -> str | None:
         """The first of the models asked for that is served here; when none is, the first one."""

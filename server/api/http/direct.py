@@ -1,7 +1,7 @@
 """The short way to the routes that judge.
 
 Of what FastAPI does for every request they need nothing: no search through all routes, no dependencies, no stacks of
-contexts, no JSON by Python's own encoder. docs/performance.md says what that is worth.
+contexts, no JSON by Python's own encoder. benchmarks/NOTEBOOK.md says what that is worth.
 """
 
 from collections.abc import Iterable, Mapping

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from server.api.http.paths import said_of
 from server.api.http.shapes import Closed
 from server.domain.errors import GuardError, InvalidRequest, MethodNotAllowed, UnknownUrl
-from server.observation import metrics
+from server.domain.events import ErrorAnswered, publish
 
 
 class ErrorDetail(Closed):
@@ -60,9 +60,9 @@ class ErrorShapes:
         return said_of(path, self._shapes) or USUAL
 
     def response(self, error: GuardError, path: str) -> JSONResponse:
-        """The answer to a caller at `path`, counted by kind. `x-should-retry` tells OpenAI's clients whether another
+        """The answer to a caller at `path`, told by kind. `x-should-retry` tells OpenAI's clients whether another
         try may help."""
-        metrics.ERRORS.labels(error.code or error.type).inc()
+        publish(ErrorAnswered(error.code or error.type, error.status))
         headers = {"x-should-retry": "true" if error.retryable else "false"}
         if error.retry_after is not None:
             headers["retry-after"] = str(error.retry_after)

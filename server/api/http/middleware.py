@@ -9,13 +9,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.http.state import UNANSWERED, RequestState, Served
 from server.domain.errors import GuardError, InternalError
+from server.domain.events import Answered, publish
 from server.domain.verdict import Verdict
-from server.observation import metrics
 
 log = logging.getLogger(__name__)
 
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
-"""Those that metrics name; a caller may make up others."""
+"""Those that events name; a caller may make up others."""
 
 POLICY_VIOLATION = 1008
 """WebSocket's code for a connection that is refused for what it is."""
@@ -100,15 +100,13 @@ class RequestContext:
             raise InternalError("The answer broke off.") from None
 
     def _account(self, scope: Scope, state: RequestState) -> None:
-        """Give back what the request held, and count it."""
+        """Give back what the request held, and tell of it."""
         self._served.body_budget.give_back(state.body_bytes)
-        route = state.route or getattr(scope.get("route"), "path", "unknown")
+        route: str = state.route or getattr(scope.get("route"), "path", None) or "unknown"
         method = scope["method"] if scope["method"] in METHODS else "other"
-        seconds, status = state.seconds, state.status
-        metrics.requests(route, method, str(status)).inc()
-        metrics.request_seconds(route).observe(seconds)
-        if status >= 500 and method == "POST":  # /ready and /health say so by design, at every poll
-            log.warning("%s: %s %s answered %d after %.3f s", state.request_id, method, route, status, seconds)
+        # Without a key nobody is named, nor before it is known who calls.
+        caller = state.caller.id if state.caller is not None else None
+        publish(Answered(state.request_id, caller, route, method, state.status, state.seconds))
 
 
 def _judged_by(verdicts: Sequence[Verdict]) -> list[tuple[bytes, bytes]]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -20,7 +20,6 @@ from server.domain.caller import Caller
 from server.domain.verdict import Verdict
 from server.moderation.judges import Judge
 from server.moderation.readiness import Readiness
-from server.observation.metrics import LocalCost
 from server.settings import Settings
 from server.store.database import Database
 
@@ -44,7 +43,7 @@ class Kept:
 class Served:
     """All that routes and the layers around them work with.
 
-    `batches_changed` wakes the runner of batches. `local_cost` is None where the local backend has no price.
+    `batches_changed` wakes the runner of batches. `charge` counts what the local backend cost since it was last called.
     """
 
     settings: Settings
@@ -57,7 +56,7 @@ class Served:
     body_budget: BodyBudget
     errors: ErrorShapes
     database: Database
-    local_cost: LocalCost | None = None
+    charge: Callable[[], None]
     batches_changed: asyncio.Event = field(default_factory=asyncio.Event)
     kept: Kept = field(default_factory=Kept)
 

@@ -15,7 +15,7 @@ from server.api.messages import WireModel
 from server.api.openai import examples
 from server.api.openai.files import ExpiresAfter, Page, check_cursor, owner, page_of
 from server.api.openai.usage import OutputTokensDetails
-from server.observation import metrics
+from server.domain.events import BatchChanged, publish
 from server.store import batches as store
 from server.store.batches import Batches, Status
 from server.store.ids import Kind
@@ -128,7 +128,7 @@ async def create_batch(request: Request) -> JSONResponse:
         output_expires_after=body.output_expires_after.seconds if body.output_expires_after else None,
         metadata=body.metadata,
     )
-    metrics.BATCHES.labels(batch.status).inc()
+    publish(BatchChanged(batch.id, batch.status))
     _tell_the_runner(request)
     return JSONResponse(_document(batch))
 
@@ -156,7 +156,7 @@ async def get_batch(request: Request, batch_id: str) -> JSONResponse:
 @router.post("/batches/{batch_id}/cancel", summary="Stop a batch and keep what is done", responses=BATCH_RESPONSES)
 async def cancel_batch(request: Request, batch_id: str) -> JSONResponse:
     batch = await _batches(request).cancel(owner(request), batch_id)
-    metrics.BATCHES.labels(batch.status).inc()
+    publish(BatchChanged(batch.id, batch.status))
     _tell_the_runner(request)
     return JSONResponse(_document(batch))
 

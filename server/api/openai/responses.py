@@ -34,7 +34,6 @@ from server.domain.caller import Handling
 from server.domain.conversation import Conversation, Message, TextPart
 from server.domain.errors import ContextLengthExceeded, NothingToJudge
 from server.domain.verdict import Verdict
-from server.families.llama_guard.wording import write
 
 router = APIRouter(prefix="/v1", tags=["responses"], route_class=DirectRoute)
 
@@ -195,14 +194,13 @@ async def respond(service: Service, body: ResponsesRequest, handling: Handling) 
             handling=handling,
         )
     except (ContextLengthExceeded, NothingToJudge) as error:
-        error.param = "input"
-        raise
+        raise error.at("input") from None
     return Reply(_document(service, body, verdict), [verdict])
 
 
 def _document(service: Service, body: ResponsesRequest, verdict: Verdict) -> Response:
     limit = body.max_output_tokens or None
-    answer = write(verdict, max_tokens=limit)
+    answer = service.family.write(verdict, max_tokens=limit)
     status: Literal["completed", "incomplete"] = "incomplete" if answer.cut else "completed"
     now = int(time.time())
     message: OutputMessage = {

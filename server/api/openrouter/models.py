@@ -276,7 +276,7 @@ class ModelCard:
                 "modality": "text+image->text" if self.sees else "text->text",
                 "input_modalities": self.inputs,
                 "output_modalities": ["text"],
-                "tokenizer": "Llama4" if self.profile.tokens.vocabulary_size == LLAMA_4_VOCABULARY else "Other",
+                "tokenizer": "Llama4" if self.profile.vocabulary_size == LLAMA_4_VOCABULARY else "Other",
                 "instruct_type": None,
             },
         }

@@ -1,11 +1,10 @@
 """OpenRouter as a `Backend`: a case goes out as plain messages, and what comes back is believed as little as an engine.
 
 No probability comes with it, so there are no scores, and what needs one (own thresholds) is refused, as is what must
-not leave. Whether an answer is a verdict is decided by `server.domain.verdict.judge`, as for every backend.
+not leave. Whether an answer is a verdict is decided by server.domain.verdict, as for every backend.
 """
 
 import asyncio
-import copy
 import logging
 import math
 import re
@@ -19,6 +18,7 @@ from server.backends.openrouter.offer import Offer, read_offer
 from server.backends.openrouter.reply import Garbage, RemoteError, Reply, read_error, read_json, read_reply
 from server.backends.openrouter.request import body_of, refusal
 from server.backends.openrouter.retries import RetryBudget, pause
+from server.domain.aio import fresh
 from server.domain.errors import (
     ContextLengthExceeded,
     EngineUnavailable,
@@ -29,9 +29,10 @@ from server.domain.errors import (
     RemoteRejected,
     UnparseableVerdict,
 )
+from server.domain.events import RemoteCalled, RemoteCharged, publish
 from server.domain.taxonomy import Taxonomy
-from server.domain.verdict import Completion
-from server.observation import metrics
+from server.domain.verdict import Completion, Reading, check_finished, decide
+from server.families.base import Family
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -80,13 +81,18 @@ class _Again(Exception):
 
 
 class OpenRouterBackend:
-    """A `Backend` on OpenRouter. `taxonomy` is what the remote asks about: the model's own categories."""
+    """A `Backend` on OpenRouter.
+
+    `taxonomy` is what the remote asks about: the model's own categories. `family` is that of the model: it reads the
+    answers.
+    """
 
     name = "openrouter"
 
-    def __init__(self, settings: Settings, taxonomy: Taxonomy, breaker: Breaker | None = None) -> None:
+    def __init__(self, settings: Settings, taxonomy: Taxonomy, family: Family, breaker: Breaker | None = None) -> None:
         self._settings = settings
         self._taxonomy = taxonomy
+        self._family = family
         self._breaker = breaker or Breaker()
         self._budget = RetryBudget()
         self._places = asyncio.Semaphore(settings.openrouter_concurrency)
@@ -128,7 +134,7 @@ class OpenRouterBackend:
         """Why `case` is never sent; None when it may be."""
         if case.images and self.offer is not None and not self.offer.images:
             return RemoteRefused("The remote backend takes no images.")
-        return refusal(case, self._taxonomy)
+        return refusal(case, self._taxonomy, self._family)
 
     async def probe(self, case: Case) -> None:
         """Costs nothing: an answer of a moment ago is enough, else the list of providers is asked for."""
@@ -172,12 +178,13 @@ class OpenRouterBackend:
 
     async def complete(self, case: Case) -> Completion:
         if (refused := self.refusal(case)) is not None:
-            raise copy.copy(refused)  # A copy, as this frame holds the other one.
+            raise fresh(refused)
         began = time.monotonic()
+        asked = (case, self._settings, self._family.longest_answer)
         if case.images:
-            body = await asyncio.get_running_loop().run_in_executor(None, body_of, case, self._settings)
+            body = await asyncio.get_running_loop().run_in_executor(None, body_of, *asked)
         else:
-            body = body_of(case, self._settings)
+            body = body_of(*asked)
         self._budget.deposit()
         attempt = 0
         while True:
@@ -188,7 +195,7 @@ class OpenRouterBackend:
                 wait = max(pause(attempt), again.retry_after or 0.0)
                 in_time = time.monotonic() + wait < case.deadline
                 if attempt > self._settings.openrouter_retries or not in_time or not self._budget.withdraw():
-                    raise copy.copy(again.error) from None  # A copy, as `again`, its context, holds the other one.
+                    raise fresh(again.error) from None  # `again`, its context, holds the other one.
             await asyncio.sleep(wait)
 
     async def _try(self, case: Case, body: bytes, began: float) -> Completion:
@@ -216,7 +223,7 @@ class OpenRouterBackend:
                 raise self._told(error) from None
             except (Unreachable, Garbage) as error:
                 self._breaker.failed(ticket)
-                metrics.REMOTE_CALLS.labels("unreachable" if isinstance(error, Unreachable) else "garbage").inc()
+                publish(RemoteCalled("unreachable" if isinstance(error, Unreachable) else "garbage"))
                 raise _Again(RemoteFailure("The remote backend gave no usable answer.")) from None
             except BaseException:
                 self._breaker.dropped(ticket)
@@ -234,12 +241,12 @@ class OpenRouterBackend:
         except RemoteError as error:
             error.retry_after = answer.retry_after
             raise
-        metrics.COST.labels(self.name).inc(reply.cost or 0.0)
+        publish(RemoteCharged(self.name, reply.cost or 0.0))
         if not self._is_the_model(reply.model):
             raise RemoteError(HTTPStatus.NOT_FOUND, ANOTHER_MODEL)
         if not self._may_serve(reply.provider):
             raise RemoteError(HTTPStatus.NOT_FOUND, ANOTHER_PROVIDER)
-        metrics.REMOTE_CALLS.labels("answered").inc()
+        publish(RemoteCalled("answered"))
         return reply
 
     def _is_the_model(self, model: str) -> bool:
@@ -257,7 +264,7 @@ class OpenRouterBackend:
 
     def _told(self, error: RemoteError) -> Exception:
         """What a caller is told of `error`. None of its words: they may repeat what was sent."""
-        metrics.REMOTE_CALLS.labels(error.kind if error.kind in OWN_KINDS else str(error.status)).inc()
+        publish(RemoteCalled(error.kind if error.kind in OWN_KINDS else str(error.status)))
         if error.status in BUSY:
             return _Again(Overloaded("The remote backend is at its limit.", retry_after=1), error.retry_after)
         if error.status in TRANSIENT:
@@ -271,14 +278,14 @@ class OpenRouterBackend:
     def _completion(self, case: Case, reply: Reply, *, queued_s: float, computed_s: float) -> Completion:
         if reply.besides:
             raise UnparseableVerdict("The remote backend's answer is more than a verdict.")
-        taxonomy = case.policy.taxonomy
+        check_finished(reply.finish_reason)
+        said = self._family.read(reply.text)
         return Completion(
-            text=reply.text,
+            reading=Reading(said, decide(said, case.policy), no_scores=NO_SCORES),
             finish_reason=reply.finish_reason,
             backend=self.name,
             model=self._settings.openrouter_model,
-            taxonomy=taxonomy.for_images() if case.conversation.images else taxonomy,
-            no_scores=NO_SCORES,
+            taxonomy=self._family.asked(case.conversation, case.policy.taxonomy),
             provider=reply.provider,
             cost=reply.cost,
             prompt_tokens=reply.prompt_tokens,

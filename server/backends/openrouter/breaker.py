@@ -9,7 +9,7 @@ import time
 from enum import StrEnum
 
 from server.domain.errors import EngineUnavailable
-from server.observation import metrics
+from server.domain.events import BreakerChanged, publish
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Breaker:
         self._rested_at = -math.inf
         self._probing = False
         self.state = State.CLOSED
-        metrics.REMOTE_BREAKER.state(self.state)
+        publish(BreakerChanged(self.state))
 
     @property
     def available(self) -> bool:
@@ -85,6 +85,6 @@ class Breaker:
         self._ticket += 1
         self._failures = 0
         self._probing = False
-        metrics.REMOTE_BREAKER.state(state)
+        publish(BreakerChanged(state))
         if state is not State.HALF_OPEN:
             log.warning("the remote backend %s", "is left alone" if state is State.OPEN else "answers again")

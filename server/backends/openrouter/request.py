@@ -7,7 +7,6 @@ own threshold, and its tokenizer may take a control token in a text for a real o
 import base64
 import io
 import json
-import re
 from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
@@ -16,13 +15,8 @@ from server.backends.base import Case
 from server.domain.conversation import Role, Turn
 from server.domain.errors import RemoteRefused
 from server.domain.taxonomy import Taxonomy
+from server.families.base import Family
 from server.settings import Settings
-
-CONTROL_TOKEN = re.compile(r"<\|[^<>|\s]+\|>")
-"""How every added token of Llama 4 is spelt."""
-
-MAX_TOKENS = 64
-"""`unsafe` and all fourteen codes take less than 50. Some providers refuse a limit below 16."""
 
 THRESHOLD = 0.5
 """Where the model's own word changes from safe to unsafe: the only threshold that needs no probability."""
@@ -30,7 +24,7 @@ THRESHOLD = 0.5
 ROLES = {Role.USER: "user", Role.AGENT: "assistant"}
 
 
-def refusal(case: Case, taxonomy: Taxonomy) -> RemoteRefused | None:
+def refusal(case: Case, taxonomy: Taxonomy, family: Family) -> RemoteRefused | None:
     """Why `case` must not go to a remote that asks about `taxonomy`; None when it may."""
     if case.handling.never_remote:
         return RemoteRefused("This request may not leave the machine, and no local engine is there to judge it.")
@@ -41,14 +35,14 @@ def refusal(case: Case, taxonomy: Taxonomy) -> RemoteRefused | None:
     if case.handling.top_logprobs is not None:
         return RemoteRefused("A remote backend reports no log-probabilities.", param="logprobs")
     # A turn's texts also as one: nobody knows how a provider joins them.
-    if any(CONTROL_TOKEN.search("".join(turn.texts)) for turn in case.conversation.turns) or any(
-        CONTROL_TOKEN.search(text) for turn in case.conversation.turns for text in turn.texts
+    if any(family.spells_control("".join(turn.texts)) for turn in case.conversation.turns) or any(
+        family.spells_control(text) for turn in case.conversation.turns for text in turn.texts
     ):
         return RemoteRefused("A text spells a control token, which a remote backend may take for a real one.")
     return None
 
 
-def body_of(case: Case, settings: Settings) -> bytes:
+def body_of(case: Case, settings: Settings, max_tokens: int) -> bytes:
     """The JSON of a chat request."""
     pictures = iter(case.images)
 
@@ -68,7 +62,7 @@ def body_of(case: Case, settings: Settings) -> bytes:
     request = {
         "model": settings.openrouter_model,
         "messages": [{"role": ROLES[role], "content": content(turns)} for role, turns in speakers],
-        "max_tokens": MAX_TOKENS,
+        "max_tokens": max_tokens,
         "temperature": 0,
         "stream": False,
         "provider": preferences(settings),

@@ -8,16 +8,17 @@ engine core, and its answer is read from what that sends back. `AsyncLLM` goes o
 import asyncio
 import copy
 import itertools
-import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.stats import IterationStats, RequestStateStats
+
+from server.families.base import Answer
 
 if TYPE_CHECKING:
     from vllm.inputs import MultiModalInput
@@ -26,15 +27,13 @@ if TYPE_CHECKING:
     from vllm.v1.engine.output_processor import OutputProcessorOutput
 
 
-@dataclass(slots=True)
-class EngineAnswer:
-    """What the engine made of one request: generated ids, and the log-probabilities asked for at each of them."""
+@dataclass(slots=True, kw_only=True)
+class EngineAnswer(Answer):
+    """An answer, and what it took."""
 
     prompt_ids: Sequence[int]
     """Of the prompt with its images expanded."""
     times: RequestStateStats
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[Mapping[int, float]] = field(default_factory=list)
     finish_reason: str | None = None
     """None until the engine is done with it."""
     cached_tokens: int = 0
@@ -48,9 +47,6 @@ class EngineAnswer:
     def computed_s(self) -> float:
         seconds: float = self.times.last_token_ts - self.times.scheduled_ts
         return max(0.0, seconds)
-
-    def probability(self, position: int, token: int) -> float:
-        return math.exp(self.logprobs[position].get(token, -math.inf))
 
 
 class EngineClient:
@@ -149,7 +145,9 @@ class _Request:
 
     def __init__(self, request: EngineCoreRequest) -> None:
         self._request = request
-        self.answer = EngineAnswer(request.prompt_token_ids, RequestStateStats(arrival_time=request.arrival_time))
+        self.answer = EngineAnswer(
+            prompt_ids=request.prompt_token_ids, times=RequestStateStats(arrival_time=request.arrival_time)
+        )
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def add(self, output: EngineCoreOutput, timestamp: float, step: IterationStats, adapters: Any) -> None:

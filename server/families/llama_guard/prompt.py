@@ -2,17 +2,17 @@
 
 The wording, the literal `\\n\\n` after each message and the missing newline after the last header are the official
 template's; model_config/*/chat_template.jinja says the same in Jinja, and a real checkpoint's own template is compared
-with this module at start-up (template_check.py). docs/prompt.md explains the choices.
+with this module at start-up (server/families/checks.py). docs/prompt.md explains the choices.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 
-from server.domain.conversation import Conversation, Role, TextPart, Turn
+from server.domain.conversation import Conversation, Role, Turn
 from server.domain.errors import InvalidRequest
 from server.domain.taxonomy import Taxonomy
-from server.families.tokenizer import Literal, Piece, PromptTokenizer, Scaffold
+from server.families.base import Prompt
+from server.families.tokenizer import Literal, Piece, Scaffold
 
 IMAGE_TOKEN = "<|image|>"  # noqa: S105 - a token of the vocabulary, not a secret
 
@@ -37,35 +37,20 @@ _CLOSING = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """The pieces of one prompt and the taxonomy that it asks about (S14 gone where there is an image)."""
-
-    pieces: tuple[Piece, ...]
-    taxonomy: Taxonomy
-
-    @classmethod
-    def render(cls, conversation: Conversation, taxonomy: Taxonomy) -> "Prompt":
-        """Apply the moderation template. Raises InvalidRequest when no category is left to ask about."""
-        asked = taxonomy.for_images() if conversation.images else taxonomy
-        if not asked.categories:
-            raise InvalidRequest("The policy leaves no category that applies to images.", param="policy")
-        turns = [piece for turn in conversation.turns for piece in _turn(turn)]
-        judged = conversation.judged
-        preamble = _spelt_preamble if asked.own else _preamble
-        return cls((*preamble(asked, judged), *turns, _CLOSINGS[judged]), asked)
-
-    @property
-    def text(self) -> str:
-        """The prompt as the official template would print it."""
-        return "".join(piece.text for piece in self.pieces)
-
-    def token_ids(self, tokenizer: PromptTokenizer) -> list[int]:
-        """Token ids, with one `<|image|>` for each image of the conversation."""
-        return tokenizer.encode(self.pieces)
+def render(conversation: Conversation, taxonomy: Taxonomy) -> Prompt:
+    """Apply the moderation template. Raises InvalidRequest when no category is left to ask about."""
+    asked = taxonomy.for_images() if conversation.images else taxonomy
+    if not asked.categories:
+        raise InvalidRequest("The policy leaves no category that applies to images.", param="policy")
+    turns = [piece for turn in conversation.turns for piece in _turn(turn)]
+    judged = conversation.judged
+    preamble = _spelt_preamble if asked.own else _preamble
+    return Prompt((*preamble(asked, judged), *turns, _CLOSINGS[judged]), asked)
 
 
-_CLOSINGS = {role: Scaffold(_CLOSING.format(judged=role), apart=True) for role in Role}
+SPEAKERS = {Role.USER: "User", Role.AGENT: "Agent"}
+
+_CLOSINGS = {role: Scaffold(_CLOSING.format(judged=speaker), apart=True) for role, speaker in SPEAKERS.items()}
 
 _REMEMBERED = 256
 """Selections of the model's own categories. What callers bring themselves is not kept."""
@@ -79,7 +64,7 @@ def _preamble(taxonomy: Taxonomy, judged: Role) -> tuple[Piece, ...]:
 
 def _spelt_preamble(taxonomy: Taxonomy, judged: Role) -> tuple[Piece, ...]:
     """The same, with each category as somebody's words: those of a caller are nobody's scaffold."""
-    opening = Scaffold(_OPENING + _TASK.format(judged=judged) + _BEGIN_CATEGORIES)
+    opening = Scaffold(_OPENING + _TASK.format(judged=SPEAKERS[judged]) + _BEGIN_CATEGORIES)
     lines = [Literal(f"{category.code}: {category.prompt_name}\n") for category in taxonomy.categories]
     return opening, *lines, Scaffold(_END_CATEGORIES + _BEGIN_CONVERSATION)
 
@@ -89,45 +74,7 @@ def _turn(turn: Turn) -> Iterator[Piece]:
     # images alone gets an empty text, without which the official template would lose the images.
     images = IMAGE_TOKEN * len(turn.images)
     for text in turn.texts or ("",):
-        yield Scaffold(f"{turn.role}: {images}")
+        yield Scaffold(f"{SPEAKERS[turn.role]}: {images}")
         yield Literal(text.strip())
         yield _MESSAGE_END
         images = ""
-
-
-_EDGES = (
-    "a",
-    "7",
-    "!",
-    "\\",
-    "/",
-    "'s",
-    "é",
-    "\u0301",
-    "ß",
-    "中",
-    "ि",
-    "😀",
-    "\u200d",
-    "_",
-    ".\n\nUser: x",
-    "a\n /",
-    "<",
-    ">\n",
-)
-"""Ways in which a message may begin and end."""
-
-
-def stands_apart(tokenizer: PromptTokenizer, taxonomy: Taxonomy) -> bool:
-    """Whether encoding what never changes by itself gives the ids of the whole, whatever stands beside it.
-
-    It follows from the expression by which Llama 4's tokenizer cuts text into words; this is the proof on others.
-    """
-    conversations = [
-        Conversation((Turn(Role.USER, (TextPart(begin + end),)), *answer))
-        for begin in _EDGES
-        for end in ("", *_EDGES)
-        for answer in ((), (Turn(Role.AGENT, (TextPart(end + begin),)),))
-    ]
-    prompts = [Prompt.render(conversation, taxonomy) for conversation in conversations]
-    return all(tokenizer.encode(prompt.pieces) == tokenizer.encode_whole(prompt.pieces) for prompt in prompts)

@@ -6,10 +6,11 @@ its first word or behind a whole code, nowhere else.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate, takewhile
 
-from server.domain.verdict import Token, Verdict
+from server.domain.verdict import Severity, Token, Verdict
+from server.families.base import Wording
 
 _CODE = r"[A-Z][0-9]+"
 _WORDS = ("safe", "unsafe")
@@ -31,34 +32,24 @@ def splits_an_answer(stop: str) -> bool:
     return _SPLITTING_STOP.fullmatch(stop) is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """`text` is `safe`, or `unsafe` and whole codes; `cut` says that the bound on its tokens left codes out.
-
-    `tokens` spell `text`; they are None where the backend does not know them.
-    """
-
-    text: str
-    tokens: tuple[Token, ...] | None
-    cut: bool
-
-
 def write(
     verdict: Verdict,
     *,
     codes: Mapping[str, str] | None = None,
     max_tokens: int | None = None,
     stop: Sequence[str] = (),
-) -> Answer:
+) -> Wording:
     """Write `verdict` down.
 
     `codes` maps the model's codes to the caller's. `max_tokens` counts as the model does: one for the word and for the
     line break, two for each code. `stop` are texts before which the answer ends, none of which splits one.
     """
-    if not verdict.unsafe and verdict.completion.tokens is None:  # nearly all: a single word, which nothing cuts
-        return Answer(verdict.text, None, cut=False)
+    if (
+        not verdict.unsafe and verdict.completion.reading.tokens is None
+    ):  # nearly all: a single word, which nothing cuts
+        return Wording(_text(verdict))
     codes = codes or {}
-    pieces = _pieces(verdict.text)
+    pieces = _pieces(_text(verdict))
     shown = [_renamed(piece, codes) for piece in pieces]
     wanted = kept = _pieces_before(stop, shown)
     if max_tokens is not None:
@@ -66,7 +57,24 @@ def write(
     if kept == 2:
         kept = 1  # a line break without a code behind it says nothing
     kept = max(kept, 1)
-    return Answer("".join(shown[:kept]), _tokens(verdict, pieces[:kept], codes), cut=kept < wanted and wanted > 2)
+    return Wording("".join(shown[:kept]), _tokens(verdict, pieces[:kept], codes), cut=kept < wanted and wanted > 2)
+
+
+def _text(verdict: Verdict) -> str:
+    """`safe`, or `unsafe` and the line of codes."""
+    if not verdict.unsafe:
+        return "safe"
+    return "\n".join(["unsafe", ",".join(verdict.categories)] if verdict.categories else ["unsafe"])
+
+
+def _written(verdict: Verdict) -> str:
+    """The answer of the model that stands behind `_text`: the list that it gave, for all it repeats itself."""
+    if not verdict.unsafe:
+        return "safe"
+    reading = verdict.completion.reading
+    if reading.said.severity is Severity.SAFE and reading.listed is not None:
+        return reading.listed.text
+    return reading.said.text
 
 
 def _pieces(text: str) -> list[str]:
@@ -99,11 +107,11 @@ def _pieces_before(stop: Sequence[str], shown: Sequence[str]) -> int:
 
 def _tokens(verdict: Verdict, pieces: Sequence[str], codes: Mapping[str, str]) -> tuple[Token, ...] | None:
     """The tokens of `pieces`, which are the verdict's first ones, in the caller's codes."""
-    tokens = verdict.completion.tokens
+    tokens = verdict.completion.reading.tokens
     if tokens is None:
         return None
     rest, found = iter(tokens), dict[str, list[Token]]()
-    for piece in _pieces(verdict.written):
+    for piece in _pieces(_written(verdict)):
         group: list[Token] = []
         while (spelt := b"".join(token.content for token in group)) != piece.encode():
             token = next(rest, None)

@@ -57,7 +57,7 @@ async def test_a_local_verdict_costs_nothing(client: httpx.AsyncClient) -> None:
 async def test_a_remote_verdict_names_its_provider_and_its_cost(
     client: httpx.AsyncClient, backend: FakeBackend
 ) -> None:
-    backend.script = lambda case: completion(case, "safe", words=None, provider="DeepInfra", cost=0.00003)
+    backend.script = lambda case: completion(case, "safe", levels=None, provider="DeepInfra", cost=0.00003)
     body = await chat(client)
     assert body["provider"] == "DeepInfra"
     assert body["usage"]["cost"] == 0.00003

@@ -64,7 +64,7 @@ async def test_an_answers_figures(client: httpx.AsyncClient, backend: FakeBacken
 
 
 async def test_what_a_remote_answer_cost(client: httpx.AsyncClient, backend: FakeBackend) -> None:
-    backend.script = lambda case: completion(case, "safe", words=None, provider="DeepInfra", cost=0.25)
+    backend.script = lambda case: completion(case, "safe", levels=None, provider="DeepInfra", cost=0.25)
     id_, _ = await judged(client)
     data = (await client.get("/api/v1/generation", params={"id": id_})).json()["data"]
     assert (data["provider_name"], data["total_cost"], data["upstream_inference_cost"]) == ("DeepInfra", 0.25, 0.25)

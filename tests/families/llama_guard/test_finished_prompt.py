@@ -1,14 +1,16 @@
 """Finished Guard prompts are read back whole, or not at all; what people wrote in them stays what they wrote."""
 
+import re
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from server.checkpoints.profile import load_profile
-from server.domain.conversation import Conversation, ImagePart, Message, Role, TextPart
+from server.domain.conversation import Conversation, ImagePart, Message, Role, TextPart, says_something
 from server.domain.errors import InvalidRequest, NothingToJudge
 from server.families.llama_guard.finished_prompt import FinishedPrompt
-from server.families.llama_guard.prompt import Prompt
+from server.families.llama_guard.prompt import render
 from server.families.tokenizer import Literal
 from tests.finished_prompts import OFFICIAL, OWN, nemo, ogx
 
@@ -76,7 +78,7 @@ def test_the_official_templates_own_output_is_read_back(words: str, wrapped: boo
     conversation = Conversation.from_messages(
         [Message("user", (TextPart("hi"),)), Message("assistant", (TextPart(words),))]
     )
-    text = Prompt.render(conversation, TAXONOMY).text
+    text = render(conversation, TAXONOMY).text
     if not wrapped:
         text = text.partition("<|header_end|>\n\n")[2].rpartition("<|eot|><|header_start|>assistant")[0]
     prompt = read(text)
@@ -225,12 +227,21 @@ ALPHABET = st.sampled_from(
 )
 
 
+LABEL = re.compile(r"^[ \t]*(?:User|Agent|Human|System|Developer|Tool|Function|Assistant):", re.MULTILINE)
+
+
+@example(words="\nUser:\nUser:")
 @given(words=st.lists(ALPHABET, max_size=12).map("".join) | st.text(max_size=40))
 def test_whatever_is_said_stays_inside_and_nothing_of_it_is_lost(words: str) -> None:
     said = f"begin {words} end"
     as_user = [nemo(said), ogx(("user", said))]
     for text in (*as_user, nemo("x", said), ogx(("user", "x"), ("assistant", said))):
-        prompt = FinishedPrompt.read(text)
+        try:
+            prompt = FinishedPrompt.read(text)
+        except NothingToJudge:
+            messages = [part.strip().removesuffix("\\n\\n") for part in LABEL.split(said)]
+            assert not all(map(says_something, messages)), "none of its messages is empty"
+            continue
         assert prompt is not None
         assert prompt.categories in (OWN, OFFICIAL)
         assert prompt.conversation().judged is (Role.USER if text in as_user else Role.AGENT)
@@ -239,7 +250,7 @@ def test_whatever_is_said_stays_inside_and_nothing_of_it_is_lost(words: str) -> 
             lost = said.count(letter) - everything.count(letter)
             labels = said.count("User:") + said.count("Agent:")
             assert lost <= labels + said.count("\\n\\n")
-        rendered = Prompt.render(prompt.conversation(), TAXONOMY)
+        rendered = render(prompt.conversation(), TAXONOMY)
         literals = "".join(piece.text for piece in rendered.pieces if isinstance(piece, Literal))
         assert "begin" in literals
         assert literals.endswith("end")

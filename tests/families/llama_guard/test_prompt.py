@@ -22,10 +22,13 @@ from server.domain.conversation import Conversation, ImagePart, Message, TextPar
 from server.domain.errors import InvalidRequest
 from server.domain.policy import Policy
 from server.domain.taxonomy import HazardCategory, Taxonomy
+from server.families.base import Prompt
 from server.families.byte_pairs import BYTES
-from server.families.llama_guard.prompt import CONTROL_TOKENS, IMAGE_TOKEN, Prompt, stands_apart
+from server.families.checks import stands_apart
+from server.families.llama_guard.prompt import CONTROL_TOKENS, IMAGE_TOKEN, render
 from server.families.tokenizer import Literal, PromptTokenizer, Scaffold
 from tests.golden.vocabulary import NAMES, vocabulary
+from tests.readings import FAMILY
 
 ROOT = Path(__file__).parents[3]
 OWN = ROOT / "tests" / "golden" / "prompts.json"
@@ -58,7 +61,7 @@ def official_cases() -> list[dict[str, Any]]:
     ]
 
 
-def render(case: dict[str, Any]) -> Prompt:
+def prompt_of(case: dict[str, Any]) -> Prompt:
     messages = [
         Message(
             message["role"],
@@ -66,8 +69,10 @@ def render(case: dict[str, Any]) -> Prompt:
         )
         for message in case["messages"]
     ]
-    policy = Policy(TAXONOMY).narrowed(categories=case.get("categories"), excluded=case.get("excluded", ()))
-    return Prompt.render(Conversation.from_messages(messages), policy.taxonomy)
+    policy = Policy(TAXONOMY, own_codes=FAMILY.own_codes).narrowed(
+        categories=case.get("categories"), excluded=case.get("excluded", ())
+    )
+    return render(Conversation.from_messages(messages), policy.taxonomy)
 
 
 def sha256_of(ids: list[int]) -> str:
@@ -81,12 +86,12 @@ golden = pytest.mark.parametrize(
 
 @golden
 def test_text_is_official(case):
-    assert render(case).text == case["prompt"]
+    assert prompt_of(case).text == case["prompt"]
 
 
 @golden
 def test_ids_are_official(case):
-    ids = render(case).token_ids(vocabulary("llama 4").ours)
+    ids = prompt_of(case).token_ids(vocabulary("llama 4").ours)
     assert len(ids) == case["tokens"]
     assert sha256_of(ids) == case["ids_sha256"]
 
@@ -107,7 +112,7 @@ def test_golden_ids_can_tell_a_forged_token():
 def test_one_image_token_for_each_image(name, images):
     words = vocabulary(name)
     conversation = Conversation.from_user(*[IMAGE] * images, TextPart("Compare."))
-    prompt = Prompt.render(conversation, TAXONOMY)
+    prompt = render(conversation, TAXONOMY)
     assert prompt.token_ids(words.ours).count(words.control_ids[IMAGE_TOKEN]) == images
     assert prompt.text.count(IMAGE_TOKEN) == images
 
@@ -116,7 +121,7 @@ def test_one_image_token_for_each_image(name, images):
 def test_prompt_ends_at_the_header(name):
     """The answer's first token follows at once: a newline here would shift every verdict by one position."""
     words = vocabulary(name)
-    prompt = Prompt.render(Conversation.from_user(TextPart("hi")), TAXONOMY)
+    prompt = render(Conversation.from_user(TextPart("hi")), TAXONOMY)
     assert prompt.text.endswith("<|header_start|>assistant<|header_end|>")
     assert prompt.token_ids(words.ours)[-1] == words.control_ids["<|header_end|>"]
 
@@ -128,7 +133,7 @@ def test_everything_a_caller_wrote_is_a_literal():
         Message("user", (IMAGE, TextPart("two"))),
         Message("assistant", (TextPart("three"),)),
     ]
-    prompt = Prompt.render(Conversation.from_messages(messages), Taxonomy.from_mapping({"S1": "four"}))
+    prompt = render(Conversation.from_messages(messages), Taxonomy.from_mapping({"S1": "four"}))
     literals = [piece.text for piece in prompt.pieces if isinstance(piece, Literal)]
     assert literals == ["S1: four\n", "one", "two", "three"]
 
@@ -137,9 +142,7 @@ TEXT_ONLY = Taxonomy((HazardCategory("S1", "Shouting."), HazardCategory("S2", "T
 
 
 def test_text_only_categories_are_not_asked_about_images():
-    with_image, without = (
-        Prompt.render(Conversation.from_user(*parts), TEXT_ONLY) for parts in ([IMAGE], [TextPart("hi")])
-    )
+    with_image, without = (render(Conversation.from_user(*parts), TEXT_ONLY) for parts in ([IMAGE], [TextPart("hi")]))
     assert with_image.taxonomy.codes == ("S1",)
     assert "Typing." not in with_image.text
     assert without.taxonomy.codes == ("S1", "S2")
@@ -148,12 +151,12 @@ def test_text_only_categories_are_not_asked_about_images():
 
 def test_image_in_an_earlier_turn_counts():
     messages = [Message("user", (IMAGE,)), Message("assistant", (TextPart("A hat."),))]
-    assert Prompt.render(Conversation.from_messages(messages), TEXT_ONLY).taxonomy.codes == ("S1",)
+    assert render(Conversation.from_messages(messages), TEXT_ONLY).taxonomy.codes == ("S1",)
 
 
 def test_images_without_any_category_left_are_refused():
     with pytest.raises(InvalidRequest) as caught:
-        Prompt.render(Conversation.from_user(IMAGE), TEXT_ONLY.without(["S1"]))
+        render(Conversation.from_user(IMAGE), TEXT_ONLY.without(["S1"]))
     assert caught.value.param == "policy"
 
 
@@ -172,7 +175,7 @@ def test_the_scaffold_by_itself_gives_the_ids_of_the_whole(name, texts, answered
     messages = [Message("user", (*map(TextPart, texts), TextPart("x")))]
     messages += [Message("assistant", (TextPart("y"), *map(TextPart, texts)))] if answered else []
     taxonomy = TAXONOMY.without(["S5"]) if excluded else TAXONOMY
-    pieces = Prompt.render(Conversation.from_messages(messages), taxonomy).pieces
+    pieces = render(Conversation.from_messages(messages), taxonomy).pieces
     assert ours.encode(pieces) == ours.encode_whole(pieces)
 
 
@@ -182,7 +185,7 @@ def test_preamble_and_closing_are_encoded_once(monkeypatch):
     encode_text = ours.encode_text
     monkeypatch.setattr(ours, "encode_text", lambda text: encoded.append(text) or encode_text(text))
     for text in ("first", "second", "third"):
-        Prompt.render(Conversation.from_user(TextPart(text)), TAXONOMY).token_ids(ours)
+        render(Conversation.from_user(TextPart(text)), TAXONOMY).token_ids(ours)
     assert len([text for text in encoded if "BEGIN UNSAFE CONTENT" in text]) == 1
     assert len([text for text in encoded if "END CONVERSATION" in text]) == 1
     assert [text for text in encoded if text.startswith("User: ")] == [
@@ -193,13 +196,13 @@ def test_preamble_and_closing_are_encoded_once(monkeypatch):
 def test_own_categories_are_never_taken_for_scaffold():
     """A caller's words for a category may join with what stands beside them: such a preamble is encoded as a whole."""
     own = Taxonomy.from_mapping({"S1": "Mine.", "S2": "Others."})
-    pieces = Prompt.render(Conversation.from_user(TextPart("x")), own).pieces
+    pieces = render(Conversation.from_user(TextPart("x")), own).pieces
     assert [piece.text for piece in pieces if isinstance(piece, Scaffold) and piece.apart] == [pieces[-1].text]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_llama_guard_tokenizers_let_the_scaffold_stand_apart(name):
-    assert stands_apart(vocabulary(name).ours, TAXONOMY)
+    assert stands_apart(FAMILY, vocabulary(name).ours, TAXONOMY)
 
 
 def test_a_tokenizer_that_joins_lines_with_words_is_found_out():
@@ -208,4 +211,4 @@ def test_a_tokenizer_that_joins_lines_with_words_is_found_out():
     joining = Tokenizer(BPE(tokens, [("Ċ", "U")]))
     joining.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
     joining.add_special_tokens(list(CONTROL_TOKENS))
-    assert not stands_apart(PromptTokenizer(joining), TAXONOMY)
+    assert not stands_apart(FAMILY, PromptTokenizer(joining), TAXONOMY)

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from server.checkpoints.profile import load_profile
 from server.domain.policy import Policy
-from server.domain.verdict import Completion, Token, Verdict, WordProbabilities, judge
+from server.domain.verdict import Completion, Levels, Token, Verdict, judge
 from server.families.llama_guard.wording import splits_an_answer, write
 from tests.fakes import spelt
+from tests.readings import reading
 
 TAXONOMY = load_profile("llama-guard-4-12b").taxonomy
 CODES = TAXONOMY.codes
@@ -22,15 +23,10 @@ WHOLE = re.compile(r"safe|unsafe(\n[A-Z]\d+(,[A-Z]\d+)*)?")
 def verdict(text: str, *, threshold: float = 0.5, p_unsafe: float | None = None, **fields: Any) -> Verdict:
     if p_unsafe is None:
         p_unsafe = 0.1 if text == "safe" else 0.9
-    completion = Completion(
-        text,
-        "stop",
-        "fake",
-        TAXONOMY,
-        words=WordProbabilities(safe=1 - p_unsafe, unsafe=p_unsafe),
-        **{"tokens": spelt(text, p_unsafe, 3), **fields},
-    )
-    return judge(completion, Policy(TAXONOMY, threshold), 0.9)
+    policy = Policy(TAXONOMY, threshold)
+    levels = Levels(safe=1 - p_unsafe, unsafe=p_unsafe)
+    read = reading(text, policy, levels, **{"tokens": spelt(text, p_unsafe, 3), **fields})
+    return judge(Completion(read, "stop", "fake", TAXONOMY), policy)
 
 
 def spelling(tokens: tuple[Token, ...] | None) -> str:
@@ -172,13 +168,13 @@ def test_tokens_that_spell_something_else_are_not_shown() -> None:
 def test_a_threshold_that_turns_the_word_turns_its_token() -> None:
     turned = verdict("unsafe\nS1", threshold=0.95, tokens=(Token(b"safe", math.log(0.1)),))
     assert write(turned).text == spelling(write(turned).tokens) == "safe"
-    listed = verdict("safe", threshold=0.05, p_unsafe=0.1, listed_text="unsafe\nS9", tokens=spelt("unsafe\nS9", 0.1, 2))
+    listed = verdict("safe", threshold=0.05, p_unsafe=0.1, listed="unsafe\nS9", tokens=spelt("unsafe\nS9", 0.1, 2))
     assert write(listed).text == spelling(write(listed).tokens) == "unsafe\nS9"
     assert math.exp(write(listed).tokens[0].logprob) == pytest.approx(0.099)  # type: ignore[index]
 
 
 def test_a_verdict_under_other_codes_is_the_same_verdict() -> None:
-    native = verdict("unsafe\nS1,S2", code_probabilities={"S1": 0.5, "S2": 0.25})
+    native = verdict("unsafe\nS1,S2", shares={"S1": 0.5, "S2": 0.25})
     renamed = native.under({"S1": "O1", "S2": "O7"})
     assert renamed.categories == ("O1", "O7")
     assert renamed.category_scores is not None

@@ -68,6 +68,10 @@ class EngineImages:
         """How many tokens the slots of these pictures grow by."""
         return sum(len(self._placeholder(*self._fit(picture)[:2])[0]) - 1 for picture in pictures)
 
+    def tiles(self, prompt_ids: Sequence[int]) -> int:
+        """How many tiles a prompt shows, its slots expanded."""
+        return prompt_ids.count(self._control["patch"]) // self._tokens_per_tile
+
     @contextlib.asynccontextmanager
     async def shown(
         self, pictures: Sequence[Image.Image]

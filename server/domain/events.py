@@ -1,0 +1,160 @@
+"""Events: what happens in the server, published once. Metrics and logs listen; an audit log would listen the same way.
+
+Whoever does a thing publishes it and does not know who listens. Events hold no content of requests: identifiers,
+counts, seconds and checked verdicts only.
+"""
+
+import logging
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from server.domain.conversation import Role
+from server.domain.verdict import Verdict
+
+log = logging.getLogger(__name__)
+
+
+# --- Requests --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An HTTP request ended. `status` is 499 when the client was gone before an answer.
+
+    `route` is a path of this server's own, "unknown" where there is none. `method` is "other" unless it is one of
+    HTTP's usual ones. `caller` is the id of the API key, None without one.
+    """
+
+    request_id: str
+    caller: str | None
+    route: str
+    method: str
+    status: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorAnswered:
+    """A caller got an error. `kind` is its `code`, or its `type` where it has no code."""
+
+    kind: str
+    status: int
+
+
+# --- Verdicts --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A caller's question has a verdict: computed, or had without computing it (`verdict.cache`).
+
+    `judged` is the speaker whose message was judged. `seconds` is the time from admission to the verdict, 0 for one
+    that was not computed. `request_id` is None for a line of a batch, `caller` without an API key.
+    """
+
+    verdict: Verdict
+    judged: Role
+    seconds: float
+    request_id: str | None = None
+    caller: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedPromptJudged:
+    """A caller sent a finished Guard prompt. `trusted`: its own policy counted, and not the server's."""
+
+    trusted: bool
+
+
+# --- Batches ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BatchChanged:
+    """A batch has a new status."""
+
+    batch_id: str
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class LinesDone:
+    """Lines of a batch have their results: so many of each kind, recorded in one transaction."""
+
+    batch_id: str
+    completed: int = 0
+    failed: int = 0
+    expired: int = 0
+
+
+# --- The remote backend ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """The local engine left a case to the remote backend: `reason` is queue_full, slow, engine_down or context."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteCalled:
+    """A call of the remote backend ended. `outcome` is answered, unreachable, garbage, a status or a kind of error."""
+
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteCharged:
+    """The remote backend charged for a call, in US dollars."""
+
+    backend: str
+    dollars: float
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerChanged:
+    """The circuit breaker of the remote backend is now `closed`, `open` or `half_open`."""
+
+    state: str
+
+
+# --- Publishing ------------------------------------------------------------------------------------------
+
+Event = TypeVar("Event")
+Listener = Callable[[Event], None]
+
+_listeners: dict[type, tuple[Listener[Any], ...]] = {}
+
+
+def listen(kind: type[Event], listener: Listener[Event]) -> None:
+    """Call `listener` with every event of exactly this class. To register the same listener again changes nothing."""
+    listeners = _listeners.get(kind, ())
+    if listener not in listeners:
+        _listeners[kind] = (*listeners, listener)
+
+
+def on(kind: type[Event]) -> Callable[[Listener[Event]], Listener[Event]]:
+    """The same as a decorator."""
+
+    def register(listener: Listener[Event]) -> Listener[Event]:
+        listen(kind, listener)
+        return listener
+
+    return register
+
+
+def publish(event: object) -> None:
+    """Tell all listeners, in the order in which they were registered. Raises nothing: a listener must fail no request.
+
+    Listeners are called at once and on the same thread, so they must not block.
+    """
+    for listener in _listeners.get(type(event), ()):
+        try:
+            listener(event)
+        except Exception as error:
+            # What the error says may hold content; its type and place do not.
+            place = "".join(traceback.format_tb(error.__traceback__))
+            log.error("a listener to %s failed: %s at\n%s", type(event).__name__, type(error).__name__, place)
