@@ -64,7 +64,7 @@ Moderation = TypeAliasType(
 async def moderate(service: Service, body: ModerationRequest, handling: Handling) -> Reply[Moderation]:
     """What the body asks with decides the dialect. Raises InvalidRequest for both forms, or for none."""
     if body.input is not None and body.messages is not None:
-        raise InvalidRequest("'input' is OpenAI's, 'messages' the Llama API's: send one of them.", param="messages")
+        raise InvalidRequest("Send either 'input' (OpenAI) or 'messages' (Llama API), not both.", param="messages")
     if body.input is not None:
         return await _moderate_input(service, body, body.input, handling)
     if body.messages is not None:

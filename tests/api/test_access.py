@@ -476,7 +476,7 @@ async def test_a_limit_is_reached_before_the_queue_is_asked(
 ) -> None:
     key = await make_key(requests_per_minute=1)
     await client.post("/v1/moderations", json=BODY, headers=bearer(key))
-    app.state.served.service.moderator.admission.draining = True
+    app.state.served.service.drain()
     assert (await client.post("/v1/moderations", json=BODY, headers=bearer(key))).status_code == 429
 
 

@@ -180,7 +180,7 @@ async def test_no_verdict_by_the_deadline(client: httpx.AsyncClient, backend: Fa
 async def test_a_draining_server_takes_nothing_new(
     client: httpx.AsyncClient, app: FastAPI, backend: FakeBackend, path: str
 ) -> None:
-    app.state.served.service.moderator.admission.draining = True
+    app.state.served.service.drain()
     response = await post(client, path)
     error_of(response, 503, type="server_error", code="shutting_down")
     assert int(response.headers["retry-after"]) >= 1

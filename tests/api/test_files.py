@@ -8,7 +8,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.api.openai.files import INPUT_EXPIRES_AFTER_S, UPLOADS_AT_ONCE, Uploads
+from server.api.openai.files import UPLOADS_AT_ONCE, Uploads
+from server.api.openai.upload import INPUT_EXPIRES_AFTER_S
 from tests.api.conftest import As, LiveServer
 from tests.api.shapes import error_of, obeys_openai
 

@@ -10,6 +10,7 @@ from server.api.detail import Guard, verdict_detail
 from server.api.policy import PolicyOptions
 from server.api.service import Service
 from server.domain.caller import Handling
+from server.domain.conversation import Conversation
 from server.domain.errors import InvalidRequest
 from server.domain.events import FinishedPromptJudged, publish
 from server.domain.verdict import Verdict
@@ -32,26 +33,44 @@ async def judge(service: Service, body: ChatRequest, handling: Handling) -> Judg
     if any(map(service.family.splits_an_answer, body.stops)):
         message = "it would split the words or codes that verdicts are made of"
         raise InvalidRequest(f"Invalid value for 'stop': {message}.", param="stop")
+    handling = _handling_of(body, service, handling)
+    prompt = body.finished_prompt(service.family)
+    if prompt is not None:
+        return await _judge_prompt(prompt, service, body, handling)
+    verdict = await _verdict_on(body.conversation(), body.policy, service, body, handling)
+    answer = service.family.write(verdict, max_tokens=body.token_limit, stop=body.stops)
+    return Judged(verdict, answer, verdict_detail(verdict))
+
+
+def _handling_of(body: ChatRequest, service: Service, handling: Handling) -> Handling:
+    """`handling` with what the body wishes."""
     if body.logprobs:
         handling = replace(handling, top_logprobs=body.top_logprobs or 0)
     if body.provider is not None and body.provider.stricter_than(service.settings):
         handling = replace(handling, never_remote=True)
-    model = body.model_in(service.names)
-    prompt = body.finished_prompt(service.family)
-    if prompt is None:
-        (verdict,) = await service.judge(
-            [body.conversation()], model=model, policy=body.policy, scores=body.category_scores, handling=handling
-        )
-        answer = service.family.write(verdict, max_tokens=body.token_limit, stop=body.stops)
-        return Judged(verdict, answer, verdict_detail(verdict))
+    return handling
 
+
+async def _verdict_on(
+    conversation: Conversation, policy: PolicyOptions | None, service: Service, body: ChatRequest, handling: Handling
+) -> Verdict:
+    (verdict,) = await service.judge(
+        [conversation],
+        model=body.model_in(service.names),
+        policy=policy,
+        scores=body.category_scores,
+        handling=handling,
+    )
+    return verdict
+
+
+async def _judge_prompt(prompt: FinishedPrompt, service: Service, body: ChatRequest, handling: Handling) -> Judged:
+    """Judge a finished prompt as it asks, for callers who may do that, and else all that it says by our policy."""
     trusted = handling.finished_prompts or service.settings.finished_prompts
     options, codes = _options_of(prompt, body.policy, service) if trusted else (body.policy, {})
     conversation = prompt.conversation() if trusted else prompt.everything(service.taxonomy)
     try:
-        (verdict,) = await service.judge(
-            [conversation], model=model, policy=options, scores=body.category_scores, handling=handling
-        )
+        verdict = await _verdict_on(conversation, options, service, body, handling)
     except InvalidRequest as error:
         if error.param is not None and error.param.startswith("policy") and body.policy is None:
             # What is wrong with the policy is wrong with the prompt that it was read from.
@@ -80,7 +99,11 @@ def _options_of(
 ) -> tuple[PolicyOptions | None, Mapping[str, str]]:
     """The policy that a finished prompt asks for, and the model's codes to those of the prompt where they differ."""
     if asked is not None and (asked.categories is not None or asked.excluded_categories):
-        raise InvalidRequest("A finished Guard prompt has its own categories.", param="policy")
+        raise InvalidRequest(
+            "A finished Guard prompt contains its own categories. Leave `categories` and `excluded_categories` out of"
+            " `policy`.",
+            param="policy",
+        )
     options = asked or PolicyOptions.model_validate({})
     if not prompt.asks_for(service.taxonomy):
         return options.model_copy(update={"categories": dict(prompt.words)}), prompt.codes

@@ -16,7 +16,7 @@ class ModerationMode(WireModel):
     @classmethod
     def _refuse_blocking(cls, mode: str) -> str:
         if mode != "score":
-            raise ValueError("this server gives verdicts and leaves blocking to its callers")
+            raise ValueError("only the mode 'score' is supported, because this server never blocks a request itself")
         return mode
 
 
@@ -81,5 +81,5 @@ class IgnoredOptions(WireModel):
     @classmethod
     def _refuse_all_but_text(cls, modalities: list[str] | None) -> list[str] | None:
         if modalities and "text" not in modalities:
-            raise ValueError("a verdict is text")
+            raise ValueError("it must contain 'text', because a verdict is text")
         return modalities

@@ -68,7 +68,10 @@ class Access:
         if self._keyring is None:
             # Any page that the operator's browser shows could ask a server on this machine. Only browsers say this.
             if any(name == b"sec-fetch-site" and value == b"cross-site" for name, value in headers):
-                raise CrossSite("Pages of other sites are not served without an API key.")
+                raise CrossSite(
+                    "A page of another site sent this request. Without API keys this server refuses such requests; the"
+                    " operator turns keys on with GUARD_AUTH=required."
+                )
             return ANYONE
         caller = await self._keyring.find(_presented(headers))
         if caller is None:
@@ -96,5 +99,5 @@ def _presented(headers: Iterable[tuple[bytes, bytes]]) -> str:
             "You didn't provide an API key. Send it in the header Authorization, as 'Bearer KEY', or in x-api-key."
         )
     if len(found) > 1:
-        raise InvalidApiKey("Several headers with different API keys were sent; send one.")
+        raise InvalidApiKey("The request has two different API keys in its headers. Send only one.")
     return found.pop().decode("latin-1")

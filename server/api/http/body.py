@@ -49,7 +49,8 @@ async def _read(request: Request) -> bytes:
         async with asyncio.timeout(settings.deadline):
             return await _read_within(request, settings.max_body_bytes)
     except TimeoutError:
-        raise RequestTimeout("The request body did not arrive in time.") from None
+        message = f"The request body did not arrive within {settings.deadline:g} seconds. Send it again."
+        raise RequestTimeout(message) from None
 
 
 async def _read_within(request: Request, limit: int) -> bytes:
@@ -75,7 +76,10 @@ async def _read_within(request: Request, limit: int) -> bytes:
 
 
 def _too_large(limit: int) -> RequestTooLarge:
-    return RequestTooLarge(f"The request body is larger than {limit} bytes.")
+    return RequestTooLarge(
+        f"The request body is larger than {limit} bytes. Send less at once. The operator sets the limit with"
+        " GUARD_MAX_BODY_BYTES."
+    )
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -117,7 +121,7 @@ def _finite(number: str) -> float:
 
 
 def _refuse_constant(_: str) -> None:
-    raise _Ambiguous("NaN and Infinity are no JSON numbers")
+    raise _Ambiguous("it contains NaN or Infinity, which JSON does not have")
 
 
 _JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_refuse_constant)

@@ -12,7 +12,9 @@ class BodyBudget:
     def take(self, size: int) -> None:
         """Raises Overloaded."""
         if size > self._free:
-            raise Overloaded("The server is busy with too many large requests.", retry_after=1)
+            raise Overloaded(
+                "Too many large requests are being read at the moment. Try again in a second.", retry_after=1
+            )
         self._free -= size
 
     def give_back(self, size: int) -> None:

@@ -96,4 +96,6 @@ def install(app: FastAPI, shapes: ErrorShapes) -> None:
             response = shapes.response(MethodNotAllowed("This URL does not take that method. See /docs."), path)
             response.headers.update(error.headers or {})
             return response
-        return shapes.response(InvalidRequest("The request cannot be handled."), path)
+        return shapes.response(
+            InvalidRequest("The server cannot process this request. See /docs for what it accepts."), path
+        )

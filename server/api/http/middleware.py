@@ -97,7 +97,7 @@ class RequestContext:
         place = "".join(traceback.format_tb(error.__traceback__))
         log.error("%s: defect %s at\n%s", state.request_id, type(error).__name__, place)
         if state.status != UNANSWERED:
-            raise InternalError("The answer broke off.") from None
+            raise InternalError("The server failed while it sent the answer.") from None
 
     def _account(self, scope: Scope, state: RequestState) -> None:
         """Give back what the request held, and tell of it."""

@@ -42,7 +42,11 @@ def conversations_of(body: GuardrailRequest, most: int) -> list[Conversation]:
     if not turns and not others:
         raise NothingToJudge("There is neither text nor an image to judge.", param="texts")
     if len(turns) + len(others) > most:
-        raise InvalidRequest(f"A request may hold at most {most} texts.", param="texts")
+        raise InvalidRequest(
+            f"The request has more than {most} texts. Send fewer at once. The operator sets the limit with"
+            " GUARD_MAX_LIST.",
+            param="texts",
+        )
     first, joined = 0, list[Message]()
     if len(turns) + len(others) > MAX_PASSES:
         first = max(0, len(turns) - RECENT_TURNS)

@@ -64,7 +64,7 @@ def _part(part: Any, path: str) -> Iterator[Part]:
     """What a content part says or shows, and then all that stands beside that."""
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str):
-        raise InvalidRequest("A content part is an object with a type.", param=path)
+        raise InvalidRequest("A content part must be an object with a `type`.", param=path)
     if kind in TEXT_KEYS and isinstance(words := part.get(key := TEXT_KEYS[kind]), str):
         yield TextPart(words, f"{path}.{key}")
         yield from _words(_without(part, key), path)
@@ -72,7 +72,7 @@ def _part(part: Any, path: str) -> Iterator[Part]:
         image = part.get("image_url")
         url = image.get("url") if isinstance(image, dict) else image
         if not isinstance(url, str):
-            raise InvalidRequest("An image part needs its URL.", param=f"{path}.image_url")
+            raise InvalidRequest("An image part must have its URL in `image_url`.", param=f"{path}.image_url")
         yield ImagePart(url_of(url), f"{path}.image_url")
         if isinstance(image, dict):
             yield from _words(_without(image, "url"), f"{path}.image_url")
@@ -80,7 +80,9 @@ def _part(part: Any, path: str) -> Iterator[Part]:
     elif kind in ENCRYPTED:
         yield from _words(part, path)
     else:
-        raise InvalidRequest("A content part of this kind cannot be judged.", param=path)
+        raise InvalidRequest(
+            "This server cannot judge content parts of this type. Send their content as text or as images.", param=path
+        )
 
 
 def read_call(call: Any, path: str) -> Iterator[TextPart]:

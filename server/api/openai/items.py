@@ -176,7 +176,7 @@ class ItemReference(WireModel):
     @field_validator("id")
     @classmethod
     def _refuse(cls, _: str) -> str:
-        raise ValueError("nothing is stored here, so send the item itself, which clients do with 'store': false")
+        raise ValueError("this server stores nothing, so send the item itself, which clients do with 'store': false")
 
     def message(self, param: str) -> Message:
         raise NotImplementedError  # none is ever read

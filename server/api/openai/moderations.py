@@ -61,7 +61,11 @@ def conversations(input_: Input, max_list: int) -> list[Conversation]:
         return [_conversation((TextPart(input_, "input"),), "input")]
     texts = [item for item in input_ if isinstance(item, str)]
     if len(texts) > max_list:
-        raise InvalidRequest(f"A list may hold at most {max_list} items.", param="input")
+        raise InvalidRequest(
+            f"The list has more than {max_list} items. Send fewer at once. The operator sets the limit with"
+            " GUARD_MAX_LIST.",
+            param="input",
+        )
     if texts:
         return [
             _conversation((TextPart(text, f"input[{index}]"),), f"input[{index}]") for index, text in enumerate(texts)

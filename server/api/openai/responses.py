@@ -92,7 +92,7 @@ class ResponsesRequest(IgnoredResponseOptions):
     @classmethod
     def _refuse_what_needs_a_store(cls, value: Any) -> Any:
         if value:
-            raise ValueError("nothing is stored here, so send the whole input and wait for the answer")
+            raise ValueError("this server stores nothing, so send the whole input and wait for the answer")
         return value
 
     def to_conversation(self) -> Conversation:

@@ -126,7 +126,10 @@ class Generations:
         """Raises GenerationNotFound, also for another caller's: whether it exists is not told."""
         generation = self._kept.get(id_)
         if generation is None or generation.owner != owner:
-            raise GenerationNotFound("There is no such generation, or it is remembered no longer.", param="id")
+            raise GenerationNotFound(
+                f"This server does not know this generation. It keeps the last {REMEMBERED:,}, until it restarts.",
+                param="id",
+            )
         return generation
 
     def since(self, moment: float) -> Iterator[Generation]:
