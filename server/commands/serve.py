@@ -123,7 +123,7 @@ def serve(settings: Settings) -> int:
         # Entered here and not by uvicorn, which would bury the reason of a failed start in a traceback.
         async with app.router.lifespan_context(app):
             # What was loaded stays; looking through it for garbage would stop every request for a while. And nothing
-            # that requests bring waits for it (tests/api/test_garbage.py).
+            # that requests bring waits for it (tests/api/http/test_garbage.py).
             gc.collect()
             gc.freeze()
             gc.set_threshold(NEW_OBJECTS)

@@ -20,8 +20,8 @@ from server.api.policy import PolicyOptions
 from server.checkpoints.profile import load_profile
 from server.domain.errors import GuardError
 from tests.api.conftest import PROFILE
+from tests.api.http.test_errors import kinds_of
 from tests.api.shapes import specification
-from tests.api.test_errors import kinds_of
 
 PAGE = (Path(__file__).parents[2] / "docs/api.md").read_text()
 

@@ -15,8 +15,8 @@ from server.backends.base import Case
 from server.domain.errors import EngineFailure
 from server.domain.verdict import Completion
 from tests.api.conftest import LiveServer, wait_until
+from tests.api.http.test_connections import hung_up, send
 from tests.api.parts import image
-from tests.api.test_connections import hung_up, send
 from tests.fakes import FakeBackend, Script, by_word, failing, hanging, parts_in_memory, until
 
 pytestmark = pytest.mark.usefixtures("no_garbage_collection")

@@ -27,8 +27,8 @@ from server.settings import Settings
 from server.store.batches import Batches
 from server.store.tables import batches
 from tests.api.conftest import PROFILE, As, LiveServer, wait_until
+from tests.api.openai.test_files import upload
 from tests.api.shapes import error_of, obeys_openai
-from tests.api.test_files import upload
 from tests.fakes import FakeBackend, Gate, always, by_word, failing, hanging, held_at, until, words_of
 
 CANARY = "zebra crossing"

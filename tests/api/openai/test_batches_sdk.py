@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from tests.api.conftest import wait_until
-from tests.api.test_openai_sdk import async_sdk, sdk
+from tests.api.openai.test_sdk import async_sdk, sdk
 from tests.fakes import until
 
 LINES = b"".join(

@@ -6,9 +6,9 @@ import httpx
 import pytest
 
 from server.api.litellm.guardrail import ENDPOINT
+from tests.api.http.test_errors import FAULTS
 from tests.api.parts import image, picture, text
 from tests.api.shapes import error_of
-from tests.api.test_errors import FAULTS
 from tests.fakes import FakeBackend, Script, always, words_of
 
 RED, BLUE = picture("red"), picture("blue")
