@@ -30,7 +30,8 @@ from benchmarks.model import prompt_around_text
 from benchmarks.traffic import LOADS, Load
 from server.api.http.connection import Connection
 from server.backends.vllm.client import EngineClient
-from server.backends.vllm.process import arguments_here, threads_on_their_cores
+from server.backends.vllm.mends.bound_threads import installed as threads_on_their_cores
+from server.backends.vllm.process import arguments_here
 
 PROMPTS = 1000
 NUMBERS = 4096

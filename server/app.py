@@ -72,9 +72,10 @@ STAND_IN = "\n\n**The model served here, {model}, is a stand-in, not a moderator
 def create_moderator(settings: Settings, profile: Profile, backend: Backend) -> Moderator:
     """The heart with its limits. Raises InvalidRequest when the operator's policy contradicts the profile."""
     policy, limits = operator_policy(settings, profile), settings.image_limits
+    family = family_named(profile.family)
     return Moderator(
         backend,
-        ImageDecoder(replace(limits, max_images=min(limits.max_images, profile.image_limit))),
+        ImageDecoder(replace(limits, max_images=min(limits.max_images, profile.image_limit)), family.pictures),
         policy,
         max_queue=settings.places,
         list_concurrency=settings.list_concurrency,

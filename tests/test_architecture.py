@@ -55,7 +55,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "cachetools": ("moderation.verdict_cache",),
     "httpx": ("images.fetch", "commands.check", "commands.batch", "backends.openrouter.client"),
     "requests": (),
-    "tokenizers": ("families.tokenizer", "families.byte_pairs", "backends.vllm.process"),
+    "tokenizers": ("families.tokenizer", "families.byte_pairs", "backends.vllm.mends.shared_tokenizers"),
     "tiktoken": ("families.byte_pairs",),
     # It knows what the standard library's re does not: which characters are invisible.
     "regex": ("domain.conversation", "moderation.lookalikes"),
@@ -252,6 +252,56 @@ def test_nobody_else_knows_who_observes():
     assert {module for module in users if not any(within(module, room) for room in WHO_OBSERVES)} == set()
 
 
+# --- Mends --------------------------------------------------------------------------------------------------
+
+MENDS = {name: file for name, file in SERVER.items() if within(name, "backends.vllm.mends") and name.count(".") == 3}
+
+FORM = re.compile(
+    r"(?P<changes>[^\n]+\.)\n\nWhy: (?P<why>.+)\nWhere: (?P<where>.+)\n"
+    r"Upstream: (?P<upstream>.+)\nNeeded: (?P<needed>\S+)\nUntil: (?P<until>.+)",
+    re.DOTALL,
+)
+"""How the docstring of a mend reads."""
+
+THREAD = re.compile(r"[\w.-]+/[\w.-]+#[1-9]\d*")
+
+
+def form_of(file: Path) -> dict[str, str]:
+    found = FORM.fullmatch((ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").strip())
+    assert found is not None, f"{file.name} does not open in the form that mends/__init__.py shows"
+    return found.groupdict()
+
+
+def functions(file: Path) -> set[str]:
+    defined = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return {node.name for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, defined)}
+
+
+@pytest.mark.parametrize("mend", MENDS)
+def test_a_mend_says_what_why_where_and_until_when(mend):
+    form = form_of(MENDS[mend])
+    assert all(text.strip() for text in form.values())
+    assert THREAD.search(form["upstream"]) or form["upstream"].startswith("none known")
+
+
+@pytest.mark.parametrize("mend", MENDS)
+def test_a_mend_names_the_test_that_shows_that_it_is_needed(mend):
+    file, _, name = form_of(MENDS[mend])["needed"].partition("::")
+    assert name in functions(ROOT / file)
+
+
+@pytest.mark.parametrize("mend", MENDS)
+def test_a_mend_is_installed_somewhere(mend):
+    named = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    users = {
+        module
+        for module in SERVER
+        if within(module, "backends.vllm") and module not in MENDS and mend in neighbours(module)
+    }
+    assert users or f'"server.{mend}:' in named
+    assert {"install", "installed"} & functions(MENDS[mend]) or "\nARGUMENTS" in MENDS[mend].read_text(encoding="utf-8")
+
+
 # --- The rules above can fail -----------------------------------------------------------------------------
 
 HIDDEN = """
@@ -271,6 +321,13 @@ def later():
 def test_no_import_hides():
     found = set(imports(HIDDEN))
     assert {"vllm.outputs", "torch.nn", "server.app", "server.domain.errors", "fastapi.routing", "starlette"} <= found
+
+
+def test_a_mend_without_its_upstream_is_refused(tmp_path):
+    whole = (ROOT / "server/backends/vllm/mends/kept_memory.py").read_text(encoding="utf-8")
+    (tmp_path / "mend.py").write_text(whole.replace("Upstream:", ""), encoding="utf-8")
+    with pytest.raises(AssertionError, match="does not open in the form"):
+        form_of(tmp_path / "mend.py")
 
 
 def test_relative_imports_are_refused():

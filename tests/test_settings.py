@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from server.__main__ import ERROR, main
-from server.backends.vllm.process import SERVER_PID
+from server.backends.vllm.mends.death_with_server import SERVER_PID
 from server.images import ImageLimits
 from server.settings import API_KEY_VARIABLE, INTERNAL_VARIABLES, MINIMUM_PEPPER, RETIRED_VARIABLES, Settings
 

@@ -5,7 +5,6 @@ the accepted parts, and only that reaches the decoder. What leaves is what a per
 """
 
 from server.images.decoder import DecodedImage, ImageDecoder, ImageLimits
-from server.images.sizes import CANVASES, TILE
 from server.images.url import scheme_of
 
-__all__ = ["CANVASES", "TILE", "DecodedImage", "ImageDecoder", "ImageLimits", "scheme_of"]
+__all__ = ["DecodedImage", "ImageDecoder", "ImageLimits", "scheme_of"]

@@ -25,6 +25,7 @@ from server.domain.errors import (
     RemoteImagesDisabled,
     TooManyImages,
 )
+from server.domain.pictures import PictureSizes
 from server.images.colours import Colours
 from server.images.drawing import composed, decoded, too_slow
 from server.images.fetch import ImageFetcher
@@ -103,8 +104,12 @@ class DecodedImage:
 class ImageDecoder:
     """Decodes the images of requests on `workers` threads. One for the process: its bounds are the process's."""
 
-    def __init__(self, limits: ImageLimits, workers: int = 2, fetcher: ImageFetcher | None = None) -> None:
+    def __init__(
+        self, limits: ImageLimits, sizes: PictureSizes, workers: int = 2, fetcher: ImageFetcher | None = None
+    ) -> None:
+        """`sizes` are those of the model that is shown the pictures."""
         self._limits = limits
+        self._sizes = sizes
         self._turns = Turns(workers)
         self._memory = WorkingMemory(WORKING_BYTES)
         self._quick_memory = WorkingMemory(QUICK_BYTES)
@@ -229,7 +234,7 @@ class ImageDecoder:
     def _accepted(self, data: bytes) -> Picture:
         if len(data) > self._limits.max_bytes:
             raise too_many_bytes(self._limits.max_bytes)
-        picture = read(data)
+        picture = read(data, self._sizes)
         if not picture.pixels:
             raise InvalidImage("The image has no pixels.")
         possible = min(self._limits.max_pixels, int(WORKING_BYTES / picture.bytes_per_pixel))
@@ -241,7 +246,7 @@ class ImageDecoder:
         needed = _memory_of(picture)
         quick = needed <= QUICK_IMAGE_BYTES and _work_of(picture, wanted) <= QUICK_WORK
         with (self._quick_memory if quick else self._memory).reserved(needed, deadline):
-            frames = tuple(_shown(picture, wanted, deadline))
+            frames = tuple(_shown(picture, wanted, deadline, self._sizes))
             if not quick:
                 _give_back_memory()
         kind = "MPO" if picture.format == "JPEG" and picture.total > 1 else picture.format
@@ -271,8 +276,8 @@ class _Read:
         return len(self.wanted)
 
 
-def _shown(picture: Picture, wanted: Sequence[int], deadline: float) -> Iterable[Image.Image]:
-    size = shown_size(picture.width, picture.height)
+def _shown(picture: Picture, wanted: Sequence[int], deadline: float, sizes: PictureSizes) -> Iterable[Image.Image]:
+    size = shown_size(picture.width, picture.height, sizes)
     stills = [] if picture.poster is None else [picture.poster]
     (layer, *others) = picture.layers
     if not others and (layer.left, layer.top, layer.width, layer.height) == (0, 0, picture.width, picture.height):
@@ -280,10 +285,11 @@ def _shown(picture: Picture, wanted: Sequence[int], deadline: float) -> Iterable
     else:
         colours = Colours(picture.profiles, "RGB")
         for canvas in composed(picture, wanted, deadline):
-            yield from as_seen(canvas, size, picture.orientation, colours)
+            yield from as_seen(canvas, size, picture.orientation, colours, sizes)
     for still in stills:
         # The decoded picture is forgotten before its renderings are made.
-        yield from rendered(readings(*decoded(still, picture, draft_size(size)), size), picture.orientation)
+        frames = readings(*decoded(still, picture, draft_size(size)), size, sizes)
+        yield from rendered(frames, picture.orientation, sizes)
 
 
 def _give_back_memory() -> None:

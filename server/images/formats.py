@@ -2,6 +2,7 @@
 
 import struct
 
+from server.domain.pictures import PictureSizes
 from server.images.gif import read_gif
 from server.images.jpeg import read_jpeg
 from server.images.picture import Picture, not_an_image
@@ -9,14 +10,14 @@ from server.images.png import SIGNATURE, read_png
 from server.images.webp import read_webp
 
 
-def read(data: bytes) -> Picture:
-    """What is accepted of a file.
+def read(data: bytes, sizes: PictureSizes) -> Picture:
+    """What is accepted of a file. `sizes` tell how much memory a JPEG takes, which is decoded no larger than needed.
 
     Raises InvalidImage for any other file, ImageTooLarge where reading it takes too long.
     """
     try:
         if data.startswith(b"\xff\xd8\xff"):
-            return read_jpeg(data)
+            return read_jpeg(data, sizes)
         if data.startswith(SIGNATURE):
             return read_png(data)
         if data.startswith((b"GIF87a", b"GIF89a")):

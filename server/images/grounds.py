@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from server.domain.pictures import PictureSizes
 from server.images.sizes import halved_size
 
 WHITE, BLACK = 255, 0
@@ -29,13 +30,13 @@ REDUCTIONS = (1, 4, 16, 64)
 BAND_ROWS = 64
 
 
-def on_grounds(picture: Image.Image) -> list[Image.Image]:
+def on_grounds(picture: Image.Image, sizes: PictureSizes) -> list[Image.Image]:
     """A picture with alpha (RGBA) on white, and on black too where one of the two loses what the other shows."""
     if picture.getchannel("A").getextrema() == (255, 255):
         return [picture.convert("RGB")]
     if not _differ(picture):
         return [_on(WHITE, picture)]
-    half = halved_size(*picture.size)
+    half = halved_size(*picture.size, sizes)
     if picture.size != half:
         picture = picture.resize(half, Image.Resampling.BILINEAR)
     return [_on(WHITE, picture), _on(BLACK, picture)]

@@ -4,6 +4,7 @@ import re
 import struct
 from functools import partial
 
+from server.domain.pictures import PictureSizes
 from server.images.exif import orientation_of, pictures_of
 from server.images.picture import MAX_SEGMENTS, Buffer, Layer, Picture, not_an_image, too_slow_to_decode
 from server.images.sizes import draft_reduction
@@ -104,7 +105,7 @@ class _Reader:
             self._profile.setdefault(content[12], content[14:])
 
 
-def read_jpeg(data: bytes) -> Picture:
+def read_jpeg(data: bytes, sizes: PictureSizes) -> Picture:
     """An MPO or a motion photo goes on after its first picture; nothing of that is read.
 
     Raises InvalidImage and ImageTooLarge, and IndexError or struct.error for a file that ends too soon.
@@ -113,7 +114,7 @@ def read_jpeg(data: bytes) -> Picture:
     if not found.framed or not found.scans:
         raise not_an_image()
     width, height = found.width, found.height
-    reduction = draft_reduction(width, height) if width and height else 1
+    reduction = draft_reduction(width, height, sizes) if width and height else 1
     # All coefficients of a progressive picture are held until its last scan, whatever size it is decoded to.
     coefficients = 2 * found.samples if found.progressive else 0.0
     profile = found.profile

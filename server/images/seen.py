@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from server.domain.errors import InvalidImage
+from server.domain.pictures import PictureSizes
 from server.images.colours import Colours
 from server.images.grounds import on_grounds
 from server.images.sizes import MIN_SIDE, halved_size
@@ -25,27 +26,29 @@ UPRIGHT = {
 """EXIF orientation to what undoes it."""
 
 
-def as_seen(image: Image.Image, size: tuple[int, int], orientation: int, colours: Colours) -> list[Image.Image]:
+def as_seen(
+    image: Image.Image, size: tuple[int, int], orientation: int, colours: Colours, sizes: PictureSizes
+) -> list[Image.Image]:
     """One rendering of a decoded frame, or several, at `size` (width and height, before it is turned): RGB and opaque.
 
     It is `image` itself, without what else was in the file, where nothing was to be done.
     """
-    return rendered(readings(image, colours, size), orientation)
+    return rendered(readings(image, colours, size, sizes), orientation, sizes)
 
 
-def rendered(frames: list[Image.Image], orientation: int) -> list[Image.Image]:
+def rendered(frames: list[Image.Image], orientation: int, sizes: PictureSizes) -> list[Image.Image]:
     """What `as_seen` makes of the `readings` of a frame, which it takes out of the list."""
     shown = list[Image.Image]()
     while frames:
         frame = frames.pop(0)
-        shown += [frame] if frame.mode == "RGB" else on_grounds(frame)
+        shown += [frame] if frame.mode == "RGB" else on_grounds(frame, sizes)
     return [_upright(one, orientation) for one in shown]
 
 
-def readings(image: Image.Image, colours: Colours, size: tuple[int, int]) -> list[Image.Image]:
+def readings(image: Image.Image, colours: Colours, size: tuple[int, int], sizes: PictureSizes) -> list[Image.Image]:
     """The image `resized`, by each reading of its colours; smaller where there are two."""
     if len(colours.readings) > 1:
-        size = halved_size(*size)
+        size = halved_size(*size, sizes)
     return [resized(image, reading, size) for reading in colours.readings]
 
 

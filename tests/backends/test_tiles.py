@@ -16,9 +16,9 @@ from transformers.models.llama4.image_processing_llama4 import (
     get_max_res_without_distortion,
 )
 
-from server.backends.vllm.llama4.tiles import LEVELS, all_levels, fit, tiled
-from server.backends.vllm.process import numbers_of, patches_of
-from server.images import TILE
+from server.backends.vllm.llama4.pixels import numbers_of, patches_of
+from server.backends.vllm.llama4.tiles import LEVELS, all_levels, tiled
+from server.families.llama_guard.pictures import TILE, fit
 
 EDGES = [TILE * tiles + beside for tiles in (1, 2, 3, 4, 5, 16) for beside in (-1, 0, 1)]
 

@@ -21,6 +21,7 @@ def main() -> None:
     from vllm import LLM, SamplingParams
     from vllm.model_executor.models.llama import LlamaMLP
 
+    from server.backends.vllm.last_position_attention import LastPositionAttention
     from server.backends.vllm.mends import last_positions, step_sizes
     from server.checkpoints.profile import load_profile
 
@@ -44,10 +45,10 @@ def main() -> None:
         return compute(layer, hidden_states)
 
     LlamaMLP.forward = counted
-    spare = last_positions.LastPositionAttention._metadata
+    spare = LastPositionAttention._metadata
     said: dict[str, Any] = {}
     for way in ("vllm", "spared", "filled"):
-        last_positions.LastPositionAttention._metadata = (lambda _: None) if way == "vllm" else spare
+        LastPositionAttention._metadata = (lambda _: None) if way == "vllm" else spare
         if way == "filled":
             step_sizes.install()
         model.reset_prefix_cache()

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from server.backends.base import Case
-from server.backends.vllm.backend import process as engine_process
+from server.backends.vllm.device import is_cpu
+from server.backends.vllm.mends import step_sizes
 from server.backends.vllm.process import PLUGIN
 from server.backends.vllm.setup import engine_arguments, prepare_environment
 from server.checkpoints.facts import read_facts
@@ -21,6 +22,7 @@ from server.domain.conversation import Conversation, ImagePart, TextPart
 from server.domain.errors import ContextLengthExceeded, DeadlineExceeded
 from server.domain.policy import Policy
 from server.domain.verdict import ScoreMethod, judge
+from server.families.llama_guard.pictures import SIZES
 from server.images import ImageDecoder, ImageLimits
 from server.moderation.moderator import Moderator
 
@@ -80,14 +82,14 @@ def test_what_is_to_be_compiled_is_compiled(environment, changes):
     assert ("VLLM_ENABLE_V1_MULTIPROCESSING" in found) is changes.get("runs_on_cpu", True)
 
 
-@pytest.mark.skipif(not engine_process.is_cpu(), reason="elsewhere nothing is to be said")
+@pytest.mark.skipif(not is_cpu(), reason="elsewhere nothing is to be said")
 def test_a_cpu_gets_larger_steps_unless_the_profile_says_otherwise():
     def step(**engine: int) -> int:
         profile = replace(POCKET, engine={**POCKET.engine, **engine})
         arguments = engine_arguments(profile, Path(profile.model), one_chunk=False)
         return arguments["max_num_batched_tokens"]
 
-    assert step() == engine_process.STEP_ON_A_CPU
+    assert step() == step_sizes.ARGUMENTS["max_num_batched_tokens"]
     assert step(max_num_batched_tokens=512) == 512
 
 
@@ -257,7 +259,7 @@ async def test_a_live_request_overtakes_what_waits_in_the_engine(pocket_backend)
 
 
 async def test_what_passes_its_deadline_is_ended_in_the_engine(pocket_backend):
-    moderator = Moderator(pocket_backend, ImageDecoder(ImageLimits()), POLICY, deadline_s=0.02)
+    moderator = Moderator(pocket_backend, ImageDecoder(ImageLimits(), SIZES), POLICY, deadline_s=0.02)
     try:
         with pytest.raises(DeadlineExceeded):
             await moderator.moderate(Conversation.from_user(TextPart("How do I bake bread? " * 900)))

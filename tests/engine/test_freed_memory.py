@@ -7,7 +7,7 @@ import sys
 import pytest
 from vllm.platforms import current_platform
 
-from server.backends.vllm.process import SERVER_PID
+from server.backends.vllm.mends.death_with_server import SERVER_PID
 
 pytestmark = pytest.mark.skipif(not current_platform.is_cpu(), reason="elsewhere a GPU computes")
 
@@ -15,10 +15,11 @@ COMPUTES = """
 import ctypes
 import resource
 import torch
-from server.backends.vllm.backend import process as engine_process
+from server.backends.vllm import process
+from server.backends.vllm.mends import death_with_server
 
-engine_process._die_with_parent = lambda server_pid: None
-engine_process.prepare()
+death_with_server.install = lambda: None
+process.prepare()
 
 def compute():
     one = torch.ones(2048, 768)
@@ -67,6 +68,8 @@ def test_memory_is_taken_from_the_system_once():
     assert returned < 1 << 20
 
 
-def test_other_processes_give_theirs_back():
-    _, returned = computed(0)
+def test_an_engine_without_mends_would_give_it_back():
+    """So does every process that is none of this server's."""
+    faults, returned = computed(0)
+    assert faults > 30_000
     assert returned > 40 << 20

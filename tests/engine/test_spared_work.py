@@ -2,14 +2,18 @@
 
 import json
 import os
+import statistics
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
+import torch
+from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.platforms import current_platform
 
-from server.backends.vllm.process import SERVER_PID
+from server.backends.vllm.mends.death_with_server import SERVER_PID
 
 pytestmark = pytest.mark.skipif(not current_platform.is_cpu(), reason="elsewhere the engine is vLLM's own")
 
@@ -54,11 +58,28 @@ def test_steps_come_in_a_few_sizes_and_grow_little(said):
     assert needed < filled < 1.05 * needed
 
 
+def test_a_new_size_of_step_still_costs_more_than_one_seen_before():
+    """When this fails, step_sizes.py can go: oneDNN no longer makes code for each size of a matrix."""
+    layer = torch.nn.Linear(128, 128, bias=False)
+    layer.weight.requires_grad_(False)
+    dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
+    layer.cpu_linear(torch.randn(7, 128), layer.weight, None)
+    new, seen = [], []
+    for rows in range(101, 301, 4):
+        matrix = torch.randn(rows, 128)
+        for seconds in (new, seen):
+            started = time.perf_counter()
+            layer.cpu_linear(matrix, layer.weight, None)
+            seconds.append(time.perf_counter() - started)
+    assert statistics.median(new) > 2 * statistics.median(seen)
+
+
 @pytest.mark.parametrize(("server_pid", "ours"), [(os.getpid(), "True"), (0, "False")], ids=["ours", "another"])
 def test_only_this_servers_engine_is_another(server_pid, ours):
     judge = (
-        "from server.backends import engine_process; engine_process._die_with_parent = lambda _: None;"
-        "engine_process.prepare(); from vllm.model_executor.models import llama4;"
+        "from server.backends.vllm import process; from server.backends.vllm.mends import death_with_server;"
+        "death_with_server.install = lambda: None;"
+        "process.prepare(); from vllm.model_executor.models import llama4;"
         "from vllm.v1.sample.sampler import Sampler; from vllm.v1.worker.cpu_model_runner import CPUModelRunner;"
         "print({'server.backends.' in each.__module__ for each in (llama4.Llama4DecoderLayer,"
         " Sampler.gather_specific_token_logprobs, CPUModelRunner._determine_batch_execution_and_padding)})"

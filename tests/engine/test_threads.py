@@ -7,7 +7,7 @@ import pytest
 import torch
 from vllm.platforms import current_platform
 
-from server.backends.vllm.process import THREADS_ON_THEIR_CORES, threads_on_their_cores
+from server.backends.vllm.mends import bound_threads
 
 OPENMP = ("OMP_", "GOMP_", "KMP_")
 
@@ -31,8 +31,8 @@ def test_the_environment_is_as_it_was(monkeypatch):
     before = dict(os.environ)
 
     def start_in_vain() -> None:
-        with threads_on_their_cores():
-            assert dict(os.environ) == before | THREADS_ON_THEIR_CORES
+        with bound_threads.installed():
+            assert dict(os.environ) == before | bound_threads.VARIABLES
             raise RuntimeError("no engine")
 
     with pytest.raises(RuntimeError, match="no engine"):
@@ -44,5 +44,5 @@ def test_the_environment_is_as_it_was(monkeypatch):
 def test_an_operators_word_on_threads_is_the_last(monkeypatch, name):
     monkeypatch.setenv(name, "1")
     before = dict(os.environ)
-    with threads_on_their_cores():
+    with bound_threads.installed():
         assert dict(os.environ) == before

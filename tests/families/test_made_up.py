@@ -5,6 +5,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from server.app import create_app
 from server.backends.base import Case
@@ -84,6 +86,14 @@ def folder(tmp_path: Path) -> Path:
         "[tokens]\nvocabulary_size = 10\n"
     )
     return tmp_path
+
+
+@given(st.integers(1, 20_000), st.integers(1, 20_000))
+def test_pictures_keep_to_the_bounds_of_a_family_that_says_nothing_of_them(width: int, height: int):
+    shown = FAMILY.pictures.shrunk(width, height)
+    assert shown[0] * shown[1] <= FAMILY.pictures.most_pixels + max(shown)
+    assert 1 <= min(shown) <= max(shown) <= FAMILY.pictures.longest_side
+    assert shown == (width, height) or max(shown) < max(width, height)
 
 
 async def test_its_verdicts_go_out_through_every_door(folder: Path):

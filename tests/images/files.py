@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from PIL import Image
 
+from server.families.llama_guard.pictures import SIZES
 from server.images import DecodedImage, ImageDecoder, ImageLimits
 
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
@@ -18,7 +19,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def decode(data: bytes, **limits) -> DecodedImage:
-    return ImageDecoder(ImageLimits(**{"max_images": 50, **limits}))._decode_file(data, time.monotonic() + 60)
+    return ImageDecoder(ImageLimits(**{"max_images": 50, **limits}), SIZES)._decode_file(data, time.monotonic() + 60)
 
 
 def shown(data: bytes) -> Image.Image:

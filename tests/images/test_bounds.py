@@ -19,6 +19,7 @@ from PIL import Image
 
 from server.domain.conversation import ImagePart
 from server.domain.errors import GuardError
+from server.families.llama_guard.pictures import SIZES
 from server.images import ImageDecoder, ImageLimits
 from tests.images.files import END, FOREVER, SIGNATURE, chunk, gif, gif_frame, header, png, saved
 
@@ -104,10 +105,11 @@ MEASURE = """
 import asyncio, base64, sys
 from server.domain.conversation import ImagePart
 from server.domain.errors import GuardError
+from server.families.llama_guard.pictures import SIZES
 from server.images import ImageDecoder, ImageLimits
 image = ImagePart("data:;base64," + base64.b64encode(sys.stdin.buffer.read()).decode())
 # One frame of each, or five animations would be refused for their number.
-decoder = ImageDecoder(ImageLimits(timeout_s=240, animation_frames=1))
+decoder = ImageDecoder(ImageLimits(timeout_s=240, animation_frames=1), SIZES)
 def measure(field):
     return int(next(line for line in open("/proc/self/status") if line.startswith(field)).split()[1]) / 1024
 async def client():
@@ -142,7 +144,7 @@ async def test_a_small_picture_waits_at_most_a_second_for_large_ones(large):
     """While three connections keep sending five large pictures each."""
     small = ImagePart("data:;base64," + base64.b64encode(saved(noise(100, 100), "PNG")).decode())
     flood = [ImagePart("data:;base64," + base64.b64encode(HOSTILE[large]()).decode())] * 5
-    decoder = ImageDecoder(ImageLimits())
+    decoder = ImageDecoder(ImageLimits(), SIZES)
 
     async def keep_sending() -> None:
         while True:

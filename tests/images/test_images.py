@@ -21,7 +21,9 @@ from PIL import Image, ImageCms, ImageDraw, ImageOps
 
 from server.domain.conversation import ImagePart
 from server.domain.errors import DeadlineExceeded, ImageTooLarge, InvalidImage, RemoteImagesDisabled, TooManyImages
-from server.images import ImageDecoder, ImageLimits, decoder, sampling, seen, sizes, turns, url
+from server.domain.pictures import PictureSizes
+from server.families.llama_guard.pictures import SIZES
+from server.images import ImageDecoder, ImageLimits, decoder, sampling, seen, turns, url
 from server.images.colours import Colours
 from server.images.picture import Layer, Picture
 
@@ -42,7 +44,7 @@ def encoded(image: Image.Image, kind="PNG", **options) -> bytes:
 
 def decode_all(*parts: ImagePart, limits=LIMITS):
     async def run():
-        decoder = ImageDecoder(limits)
+        decoder = ImageDecoder(limits, SIZES)
         try:
             return await decoder.decode(parts)
         finally:
@@ -176,7 +178,7 @@ def test_remote_urls_while_fetching_is_on():
             return encoded(Image.new("RGB", (9, 9), BLUE))
 
     async def run():
-        decoder = ImageDecoder(ImageLimits(remote=True), fetcher=Fetcher())
+        decoder = ImageDecoder(ImageLimits(remote=True), SIZES, fetcher=Fetcher())
         return await decoder.decode([ImagePart("https://example.com/a.png", "input[1]")])
 
     assert asyncio.run(run())[0].frames[0].getpixel((0, 0)) == BLUE
@@ -385,7 +387,7 @@ async def test_time_is_bounded_and_queued_decodes_never_start(monkeypatch):
         started.append(picture)
         release.wait(5)
 
-    decoder = ImageDecoder(ImageLimits(timeout_s=0.2), workers=2)
+    decoder = ImageDecoder(ImageLimits(timeout_s=0.2), SIZES, workers=2)
     monkeypatch.setattr(decoder, "_decode_surveyed", stuck)
     begun = time.perf_counter()
     with pytest.raises(DeadlineExceeded, match="in time"):
@@ -404,7 +406,7 @@ async def test_a_cancelled_request_cancels_its_queued_decodes(monkeypatch):
         loop.call_soon_threadsafe(running.set)
         release.wait(5)
 
-    decoder = ImageDecoder(LIMITS, workers=1)
+    decoder = ImageDecoder(LIMITS, SIZES, workers=1)
     monkeypatch.setattr(decoder, "_decode_surveyed", stuck)
     request = asyncio.create_task(decoder.decode([part(encoded(Image.new("L", (8, 8))))] * 5))
     await running.wait()
@@ -423,7 +425,7 @@ async def test_one_refused_image_cancels_the_others(monkeypatch):
         started.append(picture)
         release.wait(5)
 
-    decoder = ImageDecoder(LIMITS, workers=1)
+    decoder = ImageDecoder(LIMITS, SIZES, workers=1)
     monkeypatch.setattr(decoder, "_decode_surveyed", stuck)
     with pytest.raises(InvalidImage):
         await decoder.decode([part(b"broken"), *[part(encoded(Image.new("L", (8, 8))))] * 4])
@@ -445,7 +447,7 @@ async def test_all_work_is_done_off_the_event_loop(monkeypatch):
 
     for module, name in ((decoder, "read_data_url"), (decoder, "read"), (decoder, "readings"), (decoder, "rendered")):
         monkeypatch.setattr(module, name, recorded(getattr(module, name)))
-    await ImageDecoder(LIMITS).decode([part(encoded(noise(2000, 1500), "JPEG"))] * 4)
+    await ImageDecoder(LIMITS, SIZES).decode([part(encoded(noise(2000, 1500), "JPEG"))] * 4)
     assert threads <= {"image-decoder_0", "image-decoder_1", "image-decoder-quick_0"}
     assert threads
 
@@ -477,13 +479,14 @@ MEMORY = """
 import asyncio, base64, io, resource, sys
 from PIL import Image
 from server.domain.conversation import ImagePart
+from server.families.llama_guard.pictures import SIZES
 from server.images import ImageDecoder, ImageLimits
 kind, width, height = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 file = io.BytesIO()
 Image.effect_noise((width // 40, height // 40), 80).resize((width, height), 0).convert(sys.argv[4]).save(
     file, kind, **({"compress_level": 1} if kind == "PNG" else {"method": 0} if kind == "WEBP" else {}))
 image = ImagePart("data:;base64," + base64.b64encode(file.getvalue()).decode())
-decoder = ImageDecoder(ImageLimits(timeout_s=120))
+decoder = ImageDecoder(ImageLimits(timeout_s=120), SIZES)
 def measure(field):
     return int(next(line for line in open("/proc/self/status") if line.startswith(field)).split()[1]) / 1024
 open("/proc/self/clear_refs", "w").write("5")
@@ -920,7 +923,7 @@ def test_small_pictures_are_left_alone():
     ],
 )
 def test_canvas(size, expected):
-    assert sizes.fit_canvas(*size) == expected
+    assert SIZES.shrunk(*size) == expected
 
 
 @pytest.mark.parametrize(
@@ -939,6 +942,19 @@ def test_a_picture_hardly_larger_than_the_canvas_is_not_shrunk(size, expected):
     assert frame(encoded(Image.new("RGB", size, RED))).size == expected
 
 
+async def test_pictures_are_as_large_as_the_model_can_use_them():
+    """Nothing about Llama 4's sizes is known here: another model's are taken as they are given."""
+    small = PictureSizes(most_pixels=1000, longest_side=100, shrunk=lambda width, height: (width // 50, height // 50))
+    decoder = ImageDecoder(LIMITS, small)
+    opaque = part(encoded(Image.new("RGB", (2000, 1500), RED)))
+    glyphs = noise(100, 100).convert("RGBA")
+    glyphs.putalpha(noise(100, 100).convert("L"))
+    (shown,), both = [image.frames for image in await decoder.decode([opaque, part(encoded(glyphs))])]
+    decoder.close()
+    assert shown.size == (40, 30)
+    assert [one.size for one in both] == [(22, 22), (22, 22)], "two renderings have the pixels of the largest picture"
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "1", "P", "CMYK"])
 @pytest.mark.parametrize("size", [(2100, 1777), (3001, 900), (700, 6001)])
 def test_bands_have_no_seams(mode, size):
@@ -947,7 +963,7 @@ def test_bands_have_no_seams(mode, size):
     if mode == "RGBA":
         image.putalpha(noise(*size).convert("L"))
     image = image.convert(mode)
-    target = sizes.fit_canvas(*size)
+    target = SIZES.shrunk(*size)
     whole = seen.in_eight_bits(image).resize(target, Image.Resampling.BILINEAR)
     whole = whole if mode == "RGBA" else whole.convert("RGB")
     banded = seen.resized(image, Colours((), image.mode), target)

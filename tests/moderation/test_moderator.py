@@ -32,6 +32,7 @@ from server.domain.errors import (
 from server.domain.events import Judged
 from server.domain.policy import Policy
 from server.domain.verdict import About, CacheUse, Completion, Verdict
+from server.families.llama_guard.pictures import SIZES
 from server.images import DecodedImage, ImageDecoder, ImageLimits
 from server.moderation.moderator import PROBE, Moderator
 from server.moderation.question import LONG_TEXT
@@ -50,7 +51,7 @@ def backend() -> FakeBackend:
 @pytest.fixture
 def moderator(backend: FakeBackend, request: pytest.FixtureRequest) -> Iterator[Moderator]:
     limits: dict[str, Any] = getattr(request, "param", {})
-    moderator = Moderator(backend, ImageDecoder(ImageLimits()), Policy(PROFILE.taxonomy), **limits)
+    moderator = Moderator(backend, ImageDecoder(ImageLimits(), SIZES), Policy(PROFILE.taxonomy), **limits)
     yield moderator
     moderator.close()
 
@@ -261,7 +262,7 @@ def cached(backend: FakeBackend, request: pytest.FixtureRequest) -> Iterator[Mod
     """A moderator that keeps verdicts."""
     limits: dict[str, Any] = getattr(request, "param", {})
     cache = VerdictCache(100, 60.0)
-    moderator = Moderator(backend, ImageDecoder(ImageLimits()), Policy(PROFILE.taxonomy), cache=cache, **limits)
+    moderator = Moderator(backend, ImageDecoder(ImageLimits(), SIZES), Policy(PROFILE.taxonomy), cache=cache, **limits)
     yield moderator
     moderator.close()
 
@@ -382,7 +383,7 @@ async def test_the_first_of_two_backends_is_the_one_whose_verdicts_are_kept() ->
     remote.name = "remote"
     both = FallbackBackend(local, remote, after_s=1.0, places=8, context_tokens=1000)  # type: ignore[arg-type]
     policy = Policy(PROFILE.taxonomy)
-    moderator = Moderator(both, ImageDecoder(ImageLimits()), policy, cache=VerdictCache(10, 60.0))
+    moderator = Moderator(both, ImageDecoder(ImageLimits(), SIZES), policy, cache=VerdictCache(10, 60.0))
     remote.refusal = lambda case: "never"  # type: ignore[attr-defined]
     await moderator.moderate(BOMB)
     assert (await moderator.moderate(BOMB)).cache is CacheUse.HIT

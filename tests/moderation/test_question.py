@@ -15,6 +15,7 @@ from server.domain.conversation import Conversation, ImagePart, Part, Role, Text
 from server.domain.policy import Policy
 from server.domain.taxonomy import Taxonomy
 from server.domain.verdict import About, Verdict
+from server.families.llama_guard.pictures import SIZES
 from server.images import DecodedImage, ImageDecoder, ImageLimits
 from server.moderation.moderator import Moderator
 from server.moderation.passes import MAX_PASSES, Pass, passes_of
@@ -231,7 +232,7 @@ def test_a_case_shows_every_frame_where_its_pass_shows_the_picture() -> None:
 
 @pytest_asyncio.fixture
 async def verdict() -> Verdict:
-    moderator = Moderator(FakeBackend(), ImageDecoder(ImageLimits()), POLICY)
+    moderator = Moderator(FakeBackend(), ImageDecoder(ImageLimits(), SIZES), POLICY)
     try:
         return await moderator.moderate(HELLO)
     finally:

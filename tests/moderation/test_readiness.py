@@ -10,6 +10,7 @@ from server.app import create_app
 from server.checkpoints.profile import load_profile
 from server.domain.errors import EngineUnavailable, GuardError, UnparseableVerdict
 from server.domain.policy import Policy
+from server.families.llama_guard.pictures import SIZES
 from server.images import ImageDecoder, ImageLimits
 from server.moderation.moderator import Moderator
 from server.moderation.readiness import Readiness
@@ -21,7 +22,7 @@ PROFILE = load_profile("llama-guard-4-12b")
 
 @contextlib.asynccontextmanager
 async def watched(backend: FakeBackend) -> AsyncIterator[Readiness]:
-    moderator = Moderator(backend, ImageDecoder(ImageLimits()), Policy(PROFILE.taxonomy))
+    moderator = Moderator(backend, ImageDecoder(ImageLimits(), SIZES), Policy(PROFILE.taxonomy))
     readiness = Readiness(moderator, probe_interval_s=0.05, max_age_s=0.15)
     watch = asyncio.create_task(readiness.watch())
     try:
@@ -34,7 +35,7 @@ async def watched(backend: FakeBackend) -> AsyncIterator[Readiness]:
 
 
 async def test_not_ready_before_the_first_verdict() -> None:
-    moderator = Moderator(FakeBackend(), ImageDecoder(ImageLimits()), Policy(PROFILE.taxonomy))
+    moderator = Moderator(FakeBackend(), ImageDecoder(ImageLimits(), SIZES), Policy(PROFILE.taxonomy))
     readiness = Readiness(moderator, probe_interval_s=5, max_age_s=12)
     assert readiness.reason_not_ready() == "no recent verdict from the engine"
     await moderator.probe()
@@ -68,7 +69,7 @@ async def test_every_fault_ends_readiness_and_its_end_restores_it(fault: Script)
 
 async def test_callers_verdicts_make_probes_needless() -> None:
     backend = FakeBackend()
-    moderator = Moderator(backend, ImageDecoder(ImageLimits()), Policy(PROFILE.taxonomy))
+    moderator = Moderator(backend, ImageDecoder(ImageLimits(), SIZES), Policy(PROFILE.taxonomy))
     readiness = Readiness(moderator, probe_interval_s=0.1, max_age_s=0.3)
     await moderator.probe()
     watch = asyncio.create_task(readiness.watch())

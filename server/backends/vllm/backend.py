@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from PIL import Image
 
 from server.backends.base import Case
-from server.backends.vllm.process import threads_on_their_cores
+from server.backends.vllm.mends.bound_threads import installed as threads_on_their_cores
 from server.backends.vllm.setup import engine_arguments, prepare_environment
 from server.checkpoints.facts import CheckpointFacts
 from server.checkpoints.profile import Profile

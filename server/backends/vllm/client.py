@@ -1,8 +1,7 @@
 """Requests to vLLM's engine and its answers, by the shortest way that vLLM has.
 
-`AsyncLLM.generate` checks, clones, numbers, detokenizes and wraps whatever a chat may need; for one forward pass that
-is most of what vLLM's front end costs. Here a request is a copy of one that vLLM prepared before, sent to the same
-engine core, and its answer is read from what that sends back. `AsyncLLM` goes on working beside it, and counts both.
+A request is a copy of one that vLLM prepared before. It is sent to vLLM's engine core, and its answer is read from what
+that sends back (mends/tapped_outputs.py says why). `AsyncLLM` goes on working beside it, and counts both.
 """
 
 import asyncio
@@ -18,13 +17,13 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.stats import IterationStats, RequestStateStats
 
+from server.backends.vllm.mends import tapped_outputs
 from server.families.base import Answer
 
 if TYPE_CHECKING:
     from vllm.inputs import MultiModalInput
     from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
-    from vllm.v1.engine.output_processor import OutputProcessorOutput
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,10 +55,7 @@ class EngineClient:
         self._engine = engine
         self._numbers = itertools.count()
         self._waiting: dict[str, _Request] = {}
-        outputs = engine.output_processor
-        self._process_others, self._fail_others = outputs.process_outputs, outputs.propagate_error
-        outputs.process_outputs, outputs.propagate_error = self._process, self._fail
-        engine._run_output_handler()
+        tapped_outputs.install(engine, self._take, self._died)
 
     def form(self, sampling: "SamplingParams") -> EngineCoreRequest:
         """A request as vLLM prepares it for `sampling`, to be filled in. Raises ValueError for what vLLM refuses."""
@@ -114,14 +110,10 @@ class EngineClient:
     def _prepared(self, prompt: Any, sampling: "SamplingParams") -> EngineCoreRequest:
         return self._engine.input_processor.process_inputs("", prompt, sampling, supported_tasks=("generate",))
 
-    def _process(
-        self,
-        outputs: Sequence[EngineCoreOutput],
-        timestamp: float,
-        step: IterationStats,
-        weight_version: str | None = None,
-    ) -> "OutputProcessorOutput":
-        """In place of vLLM's own: what one step of the engine brought for each of some requests."""
+    def _take(
+        self, outputs: Sequence[EngineCoreOutput], timestamp: float, step: IterationStats
+    ) -> Sequence[EngineCoreOutput]:
+        """What one step of the engine brought for each of some requests. Returns what others asked for."""
         others = []
         for output in outputs:
             request = self._waiting.get(output.request_id)
@@ -129,13 +121,11 @@ class EngineClient:
                 others.append(output)
             else:
                 request.add(output, timestamp, step, self._engine.output_processor.lora_states)
-        return self._process_others(others, timestamp, step, weight_version)
+        return others
 
-    def _fail(self, error: Exception) -> None:
-        """In place of vLLM's own: the engine is dead."""
+    def _died(self) -> None:
         for request in self._waiting.values():
             request.end()
-        self._fail_others(error)
 
 
 class _Request:

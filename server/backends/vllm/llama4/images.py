@@ -20,8 +20,10 @@ from vllm.inputs import mm_input
 from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItem, MultiModalKwargsItems, PlaceholderRange
 
-from server.backends.vllm.llama4.tiles import Fit, all_levels, fit, tiled
-from server.backends.vllm.process import numbers_of, takes_bytes
+from server.backends.vllm.llama4.pixels import numbers_of
+from server.backends.vllm.llama4.tiles import all_levels, tiled
+from server.backends.vllm.mends.picture_bytes import takes_bytes
+from server.families.llama_guard.pictures import Fit, fit
 from server.families.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:

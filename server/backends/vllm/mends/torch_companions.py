@@ -1,8 +1,13 @@
-"""Lets the engine start where torch is a CPU build, but its companions were built for CUDA.
+"""torchvision and torchaudio that were built for CUDA can be imported, or are not there, where torch is a CPU build.
 
-That is what package indexes hand out beside a CPU torch: the compiled parts of torchvision and torchaudio then cannot
-be loaded, and importing either of them fails, which takes transformers and vLLM down. torch runs `mend` through its
-`torch.backends` entry points in every process that imports it, before anything can import a companion.
+Why: that is what package indexes hand out beside a CPU torch. The compiled parts of both then cannot be loaded, and
+    importing either of them fails, which takes transformers and vLLM down.
+Where: every process that imports torch, before it can import either of them: torch runs `mend` through its
+    `torch.backends` entry points.
+Upstream: pytorch/vision#9085 and pytorch/pytorch#122494 (both closed; the latter advises torchvision from PyTorch's
+    own index); huggingface/transformers#47422 (merged) has one of its imports do without a broken torchaudio.
+Needed: tests/engine/test_mends.py::test_companions_built_for_cuda_still_break_a_cpu_torch
+Until: every index hands out companions that fit the torch beside them.
 """
 
 import ctypes
@@ -14,9 +19,9 @@ from typing import Any
 _KEPT: list[Any] = []
 
 
-def mend() -> None:
-    """Make both companions importable, or not installed, where their compiled parts cannot be loaded."""
-    if is_broken("torchvision", "_C.so"):
+def install() -> None:
+    """Make torchvision importable and torchaudio not installed, where their compiled parts cannot be loaded."""
+    if not _KEPT and is_broken("torchvision", "_C.so"):
         import torch
 
         # The import dies on registering Python kernels for two operators that have no schema. Nothing here calls
@@ -28,6 +33,10 @@ def mend() -> None:
     if is_broken("torchaudio", "lib/_torchaudio.abi3.so", "lib/_torchaudio.so"):
         # transformers and vLLM both do without torchaudio, but only where it is not installed: this says so.
         sys.modules["torchaudio"] = None  # type: ignore[assignment]
+
+
+mend = install
+"""The name that installed environments know it by (pyproject.toml)."""
 
 
 def is_broken(package: str, *libraries: str) -> bool:

@@ -1,0 +1,72 @@
+"""Attention of each request's last position alone, for any network. mends/last_positions.py has the reason."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from vllm import _custom_ops, envs
+from vllm.forward_context import get_forward_context
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadata
+
+
+class LastPositionAttention(torch.nn.Module):  # type: ignore[misc]
+    """Attention of each request's last position to all of its keys and values; of all, where that cannot be told."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def last_positions(self) -> torch.Tensor | None:
+        """Their places among the tokens of this step."""
+        metadata = self._metadata()
+        return None if metadata is None else _last(metadata)
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """All of shape (tokens, heads x head size); as many tokens come back as there are last positions."""
+        metadata = self._metadata()
+        if metadata is None:
+            return self.attention(query, key, value)
+        of_layer = get_forward_context().attn_metadata
+        of_layer[self.attention.layer_name] = self._one_query_each(metadata, query.dtype)
+        try:
+            return self.attention(query[_last(metadata)], key, value)
+        finally:
+            of_layer[self.attention.layer_name] = metadata
+
+    def _metadata(self) -> CPUAttentionMetadata | None:
+        """What vLLM says about this step; None where the layer must stay whole, or has nothing to spare."""
+        if torch.compiler.is_compiling():
+            return None
+        of_layer = get_forward_context().attn_metadata
+        if not isinstance(of_layer, dict):
+            return None  # a step to try out how much memory one takes
+        metadata = of_layer[self.attention.layer_name]
+        requests = len(metadata.query_start_loc) - 1
+        return metadata if metadata.causal and requests < metadata.num_actual_tokens else None
+
+    def _one_query_each(self, metadata: CPUAttentionMetadata, dtype: torch.dtype) -> CPUAttentionMetadata:
+        """The same requests, as if all but their last position had been computed in earlier steps."""
+        requests = len(metadata.query_start_loc) - 1
+        start = torch.arange(requests + 1, dtype=metadata.query_start_loc.dtype)
+        implementation = self.attention.impl
+        plan = _custom_ops.cpu_attn_get_scheduler_metadata(
+            num_reqs=requests,
+            num_heads=implementation.num_heads,
+            num_kv_heads=implementation.num_kv_heads,
+            head_dim=implementation.head_size,
+            seq_lens=metadata.seq_lens,
+            dtype=dtype,
+            query_start_loc=start,
+            causal=True,
+            sliding_window_size=implementation.sliding_window,
+            isa=self.attention.isa,
+            enable_kv_split=envs.VLLM_CPU_ATTN_SPLIT_KV,
+            kv_cache_dtype=implementation.kv_cache_dtype,
+        )
+        return replace(
+            metadata, num_actual_tokens=requests, max_query_len=1, query_start_loc=start, scheduler_metadata=plan
+        )
+
+
+def _last(metadata: CPUAttentionMetadata) -> torch.Tensor:
+    return (metadata.query_start_loc[1:] - 1).long()
