@@ -61,7 +61,7 @@ DIALECTS: tuple[Dialect, ...] = (
     openrouter.DIALECT,
     litellm.DIALECT,
 )
-"""All that is served. A new dialect is a folder of its own and a line here."""
+"""Everything that is served. A new dialect is a folder and a line here."""
 
 CHARACTERS_PER_TOKEN = 64
 """More than tokens have on average in any text but endless rulers and blanks."""
@@ -167,11 +167,11 @@ def _served(settings: Settings, profile: Profile, moderator: Moderator, readines
 
 
 def _free_of_charge() -> None:
-    """A remote backend says itself what it charges, and a local one without a price is not charged for."""
+    """For a local backend without a price. A remote backend reports its own charges."""
 
 
 def _by_path(said: Iterable[Mapping[str, Said]]) -> dict[str, Said]:
-    """What all dialects say of paths. No two may speak of the same one."""
+    """The entries of all dialects together. Two dialects must not have an entry for the same path."""
     together: dict[str, Said] = {}
     for each in said:
         assert together.keys().isdisjoint(each), "two dialects claim one path"

@@ -1,4 +1,4 @@
-"""A dialect's routes that judge, as the application calls them and as batches do.
+"""Routes that judge, as the application and batches call them.
 
 A dialect is a model of bodies and an `Answer`: from such a body to a `Reply`. Routes answer one request with it and
 batches their lines, so a line gets the words that a request would get.

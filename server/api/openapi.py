@@ -1,4 +1,4 @@
-"""The OpenAPI document: what FastAPI reads in the routes, and the parts of it that FastAPI leaves out or gets wrong."""
+"""The OpenAPI document: FastAPI's own, made from the routes, with what FastAPI leaves out or gets wrong mended."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def _document(app: FastAPI) -> Document:
 
 
 def _restore_nulls(operation: Document, route: APIRoute) -> None:
-    """Put the examples of replies in once more: FastAPI drops every null, and in our replies nulls have their place."""
+    """Put the examples of replies back: FastAPI removes every null from them, and replies have nulls."""
     for status, response in route.responses.items():
         described = operation["responses"][str(status)]
         for media_type, content in response.get("content", {}).items():
@@ -46,7 +46,7 @@ def _restore_nulls(operation: Document, route: APIRoute) -> None:
 
 
 def _lift_schemas(operation: Document, route: APIRoute, known: Document) -> None:
-    """Bodies come with the schemas that they refer to. These go where all others are."""
+    """Move the schemas that came with a body (description.py) to all others in `known`."""
     described = (route.openapi_extra or {}).get("requestBody", {}).get("content", {})
     for media_type, content in described.items():
         operation["requestBody"]["content"][media_type]["schema"].pop("$defs", None)

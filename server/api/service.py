@@ -1,4 +1,4 @@
-"""What every dialect asks with, between a body that was read and a reply that is rendered. It knows no HTTP."""
+"""The one way from every dialect to a verdict. It knows no HTTP."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

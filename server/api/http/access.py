@@ -9,7 +9,7 @@ import contextlib
 import logging
 from collections.abc import Iterable, Mapping
 
-from server.api.http.paths import said_of
+from server.api.http.paths import most_specific
 from server.domain.caller import ANYONE, Caller, Scope
 from server.domain.errors import CrossSite, InvalidApiKey, MissingScope
 from server.store.keys import Keyring
@@ -55,7 +55,7 @@ class Access:
                 await self._watch
 
     def scope_of(self, path: str) -> Scope:
-        return said_of(path, self._scopes) or Scope.ADMIN
+        return most_specific(path, self._scopes) or Scope.ADMIN
 
     def judges(self, path: str) -> bool:
         """Whether verdicts are asked for here: replies then carry the headers of rate limits."""

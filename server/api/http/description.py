@@ -1,6 +1,6 @@
-"""How routes are described: bodies, replies and errors, each with worked examples.
+"""Descriptions of bodies, replies and errors with worked examples, in the form that FastAPI's routes take.
 
-What is made here goes into FastAPI's own `openapi_extra` and `responses`; api/openapi.py makes the document of it.
+api/openapi.py makes the OpenAPI document from the routes.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ Examples = Mapping[str, tuple[str, object]]
 
 
 def json_body(model: type[BaseModel], examples: Examples) -> dict[str, Any]:
-    """`openapi_extra` of a route whose body is `model`, which body.py reads and not FastAPI."""
+    """`openapi_extra` of a route whose body is `model`. FastAPI does not know it, because body.py reads it."""
     _, schemas = models_json_schema([(model, "validation")], ref_template=_REFERENCE)
     return {
         "requestBody": {
@@ -39,7 +39,7 @@ def json_body(model: type[BaseModel], examples: Examples) -> dict[str, Any]:
 
 
 def reply(kind: Any, description: str, example: object = None, *, events: str | None = None) -> dict[str, Any]:
-    """One of `responses`: JSON of the type `kind`. `events` is an example of the stream that it may be as well."""
+    """One entry of `responses`: JSON of type `kind`. `events` is an example of the same reply as a stream."""
     content: dict[str, Any] = {}
     if example is not None:
         content["application/json"] = {"example": example}
@@ -49,7 +49,7 @@ def reply(kind: Any, description: str, example: object = None, *, events: str | 
 
 
 def error(description: str, type_: str, code: str | None, message: str, param: str | None = None) -> dict[str, Any]:
-    """One of `responses`: an error in the usual shape."""
+    """One entry of `responses`: an error in the usual shape."""
     example: Error = {"error": {"message": message, "type": type_, "param": param, "code": code}}
     return reply(Error, description, example)
 

@@ -1,4 +1,4 @@
-"""What a folder of routes tells the application about itself."""
+"""What a dialect tells the application about itself."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +11,10 @@ from server.domain.caller import Scope
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """Routes that speak alike. `scopes` says which scope a path and all below it need: a path without one needs ADMIN.
+    """The routes of one dialect.
 
-    `errors` says how errors are worded at a path and below it, where they have another shape than the usual one.
+    `scopes` maps a path to the scope that it and all paths below it need. A path without an entry needs ADMIN.
+    `errors` maps a path to the shape of errors there and below, if it is not the usual one.
     """
 
     routers: Sequence[APIRouter]

@@ -1,4 +1,4 @@
-"""Errors on every path, in the words of the dialect that lies there."""
+"""Errors on every path, in the shape of the dialect that owns the path."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from server.api.http.paths import said_of
+from server.api.http.paths import most_specific
 from server.api.http.shapes import Closed
 from server.domain.errors import GuardError, InvalidRequest, MethodNotAllowed, UnknownUrl
 from server.domain.events import ErrorAnswered, publish
@@ -29,20 +29,20 @@ class Error(Closed):
 
 
 def error_body(error: GuardError) -> Error:
-    """What is said wherever no dialect has words of its own."""
+    """The body on every path whose dialect has no shape of its own."""
     return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorShape:
-    """How a dialect words errors: the body of each, and the type of all of these bodies."""
+    """How a dialect writes errors: `body` makes the JSON body of one, `type` is the type of these bodies."""
 
     body: Callable[[GuardError], Mapping[str, object]]
     type: type
 
     @property
     def responses(self) -> dict[int | str, dict[str, Any]]:
-        """For the OpenAPI document: any error that a route does not name."""
+        """FastAPI's `responses` for the errors that a route does not name itself."""
         return {"default": {"model": self.type, "description": "Any other error"}}
 
 
@@ -53,11 +53,11 @@ class ErrorShapes:
     """The shape of errors at each path."""
 
     def __init__(self, shapes: Mapping[str, ErrorShape]) -> None:
-        """`shapes` holds for a path and all below it. Every other path has the usual one."""
+        """`shapes` maps a path to the shape of errors there and below. All other paths have USUAL."""
         self._shapes = dict(shapes)
 
     def at(self, path: str) -> ErrorShape:
-        return said_of(path, self._shapes) or USUAL
+        return most_specific(path, self._shapes) or USUAL
 
     def response(self, error: GuardError, path: str) -> JSONResponse:
         """The answer to a caller at `path`, told by kind. `x-should-retry` tells OpenAI's clients whether another

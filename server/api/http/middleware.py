@@ -18,13 +18,13 @@ METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
 """Those that events name; a caller may make up others."""
 
 POLICY_VIOLATION = 1008
-"""WebSocket's code for a connection that is refused for what it is."""
+"""WebSocket's close code for a connection that the server refuses on principle."""
 
 
 class RequestContext:
-    """Pure ASGI, so that a handler still hears of its client's disconnect. Nothing but HTTP gets past it.
+    """Pure ASGI, so that a handler still hears of its client's disconnect. Only HTTP requests get past it.
 
-    `direct` holds the applications that a POST to their path goes to without the router.
+    `direct` maps a path to the application that handles POST requests to it without the router.
     """
 
     def __init__(self, app: ASGIApp, served: Served, direct: Mapping[str, ASGIApp]) -> None:
@@ -69,12 +69,12 @@ class RequestContext:
             self._account(scope, state)
 
     async def _admit(self, scope: Scope, state: RequestState) -> None:
-        """Ask who it is and whether they may, before a byte of the body is read. Raises GuardError."""
+        """Check the key and its limits, before a byte of the body is read. Raises GuardError."""
         state.caller = await self._served.access.caller_of(scope["path"], scope["headers"])
         self._served.limits.take_request(state.caller)
 
     def _add_headers(self, message: Message, scope: Scope, state: RequestState) -> None:
-        """Write on the start of an answer what is known by then, and debit what the answer took."""
+        """Add this server's headers to the start of an answer, and debit the tokens that the answer took."""
         state.status = message["status"]
         limits, caller = self._served.limits, state.caller
         if caller is not None:
@@ -92,7 +92,7 @@ class RequestContext:
 
     @staticmethod
     def _report(error: Exception, state: RequestState) -> None:
-        """The last net. Raises InternalError where an answer has begun."""
+        """Log a defect. Raises InternalError if an answer has already begun."""
         # The exception's message may hold what the caller wrote; its type and place do not.
         place = "".join(traceback.format_tb(error.__traceback__))
         log.error("%s: defect %s at\n%s", state.request_id, type(error).__name__, place)
@@ -100,7 +100,7 @@ class RequestContext:
             raise InternalError("The server failed while it sent the answer.") from None
 
     def _account(self, scope: Scope, state: RequestState) -> None:
-        """Give back what the request held, and tell of it."""
+        """Give back the bytes of the body, and publish the end of the request."""
         self._served.body_budget.give_back(state.body_bytes)
         route: str = state.route or getattr(scope.get("route"), "path", None) or "unknown"
         method = scope["method"] if scope["method"] in METHODS else "other"

@@ -1,17 +1,17 @@
-"""Paths: those that a client makes out of its base URL by itself, and what is said of all paths below one."""
+"""Paths: values that hold for a path and all below it, and paths that a client makes up from its base URL."""
 
 from collections.abc import Mapping
 from typing import TypeVar
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-Said = TypeVar("Said")
+Value = TypeVar("Value")
 
 
-def said_of(path: str, places: Mapping[str, Said]) -> Said | None:
-    """What the longest of `places` that `path` is or lies below says; None where it lies below none of them."""
-    above = [place for place in places if path == place or path.startswith(place + "/")]
-    return places[max(above, key=len)] if above else None
+def most_specific(path: str, values: Mapping[str, Value]) -> Value | None:
+    """The value of the longest path in `values` that `path` equals or lies below. None if there is no such path."""
+    above = [place for place in values if path == place or path.startswith(place + "/")]
+    return values[max(above, key=len)] if above else None
 
 
 GROQ_PREFIX = "/openai"

@@ -1,6 +1,7 @@
-"""How replies are typed: as TypedDicts, which mypy holds each reply to and from which the OpenAPI document is made.
+"""The base of the TypedDicts that describe replies. mypy checks each reply against its type.
 
-They cost nothing at run time. `Annotated` carries what only the document needs.
+The OpenAPI document is made from the same types. They cost nothing at run time; `Annotated` holds what only the
+document needs.
 """
 
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from typing_extensions import TypedDict  # pydantic reads typing's own from Pyth
 
 
 class Closed(TypedDict):
-    """Base of all replies: keys that are not NotRequired are always there, and there are no others."""
+    """Base of all replies: every key that is not NotRequired is present, and there are no other keys."""
 
 
 # Below the class: within it mypy takes this for a key.

@@ -1,4 +1,4 @@
-"""What the application holds for as long as it lives, and what a request holds until it is answered."""
+"""The typed state of the application and of one request."""
 
 import asyncio
 import time
@@ -27,7 +27,10 @@ Kind = TypeVar("Kind")
 
 
 class Kept:
-    """What dialects remember between requests: one object of each class, made when it is first asked for."""
+    """State that dialects keep between requests: one object per class, made when it is first asked for.
+
+    So a dialect needs no field in `Served`.
+    """
 
     def __init__(self) -> None:
         self._objects: dict[type, Any] = {}
@@ -41,9 +44,9 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """All that routes and the layers around them work with.
+    """Everything that routes and middleware need from the application.
 
-    `batches_changed` wakes the runner of batches. `charge` counts what the local backend cost since it was last called.
+    `batches_changed` wakes the batch runner. `charge` adds what the local backend cost since the last call.
     """
 
     settings: Settings
@@ -71,23 +74,24 @@ def served(request: Request) -> Served:
 
 
 UNANSWERED = 499
-"""The status that is counted where the client is gone before there is one."""
+"""The status that is counted when the client leaves before it is answered."""
 
 CONNECTION_LOST = "connection_lost"
-"""Under which ASGI's own state of a request holds a future that is done once its connection is lost (connection.py).
+"""The key in ASGI's `state` of a future that is done once the connection is lost (connection.py).
 
-ASGI itself has only a message to wait for, which takes a task beside each request.
+ASGI itself only has a message to wait for, which would take one more task per request.
 """
 
 _KEY = "guard.request"
-"""Under which the scope holds the state: names with a dot are no words of ASGI's own."""
+"""The key of the RequestState in the scope. A key with a dot cannot clash with one of ASGI's."""
 
 
 @dataclass(slots=True)
 class RequestState:
-    """One request, as it is known so far. `connection_lost` is done once the client is gone, None where nobody tells.
+    """What is known of one request so far.
 
-    `verdicts` are those that the reply tells of. `route` is the path of a direct route, None on every other one.
+    `connection_lost` is done once the client is gone; None behind a server that does not report it. `route` is the path
+    of a direct route, None for all others. `verdicts` are those that the reply is made from.
     """
 
     connection_lost: asyncio.Future[None] | None = None
@@ -106,7 +110,7 @@ class RequestState:
 
     @classmethod
     def begin(cls, scope: Scope) -> "RequestState":
-        """The state of the request that `scope` is of, where its routes find it."""
+        """Make the state of a request and put it into its scope."""
         state = scope[_KEY] = cls(scope.get("state", {}).get(CONNECTION_LOST))
         return state
 
@@ -117,7 +121,7 @@ def state_of(request: Request) -> RequestState:
 
 
 def caller_of(request: Request) -> Caller:
-    """Who asks. Nothing is routed before that is known."""
+    """Who sent the request. The middleware knows it before it calls any route."""
     caller = state_of(request).caller
     assert caller is not None
     return caller

@@ -110,20 +110,20 @@ async def create_openrouter_chat_completion(request: Request) -> Response:
     started = time.perf_counter()
     body = await read_body(request, ChatRequest)
     try:
-        reply = await answered(request, body, complete)
+        answer = await answered(request, body, complete)
     except GuardError as error:
         if error.status >= 500:
             generations.add_failure()
         raise
     seconds = time.perf_counter() - started
-    generations.add(_generation(request, reply, streamed=bool(body.stream), seconds=seconds))
+    generations.add(_generation(request, answer, streamed=bool(body.stream), seconds=seconds))
     if body.stream:
-        return stream(_chunks(reply.document))
-    return JSONReply(reply.document)
+        return stream(_chunks(answer.document))
+    return JSONReply(answer.document)
 
 
-def _generation(request: Request, reply: Reply[OpenRouterCompletion], *, streamed: bool, seconds: float) -> Generation:
-    document, completion = reply.document, reply.verdicts[0].completion
+def _generation(request: Request, answer: Reply[OpenRouterCompletion], *, streamed: bool, seconds: float) -> Generation:
+    document, completion = answer.document, answer.verdicts[0].completion
     return Generation(
         id=document["id"],
         owner=caller_of(request).owner,
