@@ -75,14 +75,17 @@ async def guard_litellm(request: Request) -> JSONReply:
 
 
 def _reason(unsafe: Sequence[Verdict]) -> str:
-    """All listed categories by code and name; those of a request's own policy by their code alone."""
-    named: dict[str, str] = {}
-    for verdict in unsafe:
-        taxonomy = verdict.completion.taxonomy
-        for code in verdict.categories:
-            named[code] = code if taxonomy.own else f"{code} {taxonomy[code].name}"
-    listed = ", ".join(named[code] for code in sorted(named, key=lambda code: int(code[1:])))
-    return f"Unsafe content: {listed}." if listed else "Unsafe content."
+    """All listed categories by code and name, in the order of the policy; a request's own ones by their code only."""
+    listed = {code for verdict in unsafe for code in verdict.categories}
+    taxonomies = [verdict.completion.taxonomy for verdict in unsafe]
+    asked = dict.fromkeys(category for taxonomy in taxonomies for category in taxonomy.categories)
+    bare = taxonomies[0].own
+    named = [
+        category.code if bare or category.name == category.code else f"{category.code} {category.name}"
+        for category in asked
+        if category.code in listed
+    ]
+    return f"Unsafe content: {', '.join(named)}." if named else "Unsafe content."
 
 
 DIALECT = Dialect([router], scopes={ENDPOINT.path: Scope.MODERATE})
