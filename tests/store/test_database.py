@@ -258,7 +258,7 @@ async def test_a_process_that_was_killed_is_not_there(tmp_path: Path) -> None:
     "url", ["", "guard.db", "mysql://root:hunter2@host/x", "sqlite+pysqlite:///x", "://", "postgresql+asyncpg://h/x"]
 )
 def test_a_url_of_another_kind_is_refused(url: str) -> None:
-    with pytest.raises(DatabaseError, match="database's URL") as refused:
+    with pytest.raises(DatabaseError, match="GUARD_DATABASE_URL") as refused:
         Database(url)
     assert "hunter2" not in str(refused.value)
 

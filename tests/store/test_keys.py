@@ -452,7 +452,7 @@ def test_half_a_pepper_is_refused_and_left_alone(tmp_path: Path, content: str) -
 
 def test_a_folder_that_cannot_be_made_is_told_of(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DatabaseError, match="cannot be read or made"):
+    with pytest.raises(DatabaseError, match="cannot be read or created"):
         read_or_make_pepper(tmp_path / "file" / "data")
 
 
