@@ -125,7 +125,7 @@ def test_the_table_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
         "llama-guard-4-12b:48gb       13.9 GiB    96 KiB  163,840  15.0 GiB  1.8 GiB   310,368  fits",
     ]
     assert "Choose   llama-guard-4-12b:48gb" in lines
-    assert "arithmetic, not measured" in lines[-2]
+    assert "computed, not measured" in lines[-2]
 
 
 def test_the_table_in_the_documentation_is_the_doctors(capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,7 +138,7 @@ def test_the_table_says_when_there_is_nothing_to_judge_for(capsys: pytest.Captur
     doctor.run(None, None, as_json=False)
     out = capsys.readouterr().out
     assert "GPU      none found" in out
-    assert "try --gpu-memory 48" in out
+    assert "Try --gpu-memory 48" in out
     assert "fits" not in out
 
 
