@@ -291,7 +291,7 @@ def test_a_url_with_a_secret_is_refused_and_not_shown(
         monkeypatch.setenv(f"GUARD_{name.upper()}", value)
     assert main(["keys", "list"]) == ERROR
     shown = "".join(capsys.readouterr())
-    assert "openrouter_url takes no user, password, query or fragment" in shown
+    assert "openrouter_url must have no user, password, query or fragment" in shown
     assert not any(word in shown for word in ("canary", "gateway", "127.0.0.1"))
 
 
