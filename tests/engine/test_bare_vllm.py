@@ -54,14 +54,16 @@ def bare_server() -> Iterator[BareServer]:
     below: list[psutil.Process] = []
     try:
         assert process.stdout is not None
+        assert process.stderr is not None
         lines = iter(process.stdout.readline, "")
-        assert any(line == "ready\n" for line in lines), process.stderr.read()[-3000:]  # type: ignore[union-attr]
+        assert any(line == "ready\n" for line in lines), process.stderr.read()[-3000:]
         below = psutil.Process(process.pid).children(recursive=True)
         yield BareServer(process, max(below, key=lambda child: child.num_threads()))
     finally:
-        for one in (*below, process):
-            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-                one.kill()
+        for child in below:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        process.kill()
         process.wait()
 
 
