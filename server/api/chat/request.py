@@ -1,7 +1,7 @@
 """The request of chat completions: OpenAI's, with what OpenRouter adds to it.
 
 Every field is read here, or accepted and ignored because it cannot change a verdict (options.py), or refused:
-because it could change one unseen, or because ignoring it would mislead. docs/api.md shows the table.
+because it could change one unseen, or because ignoring it would mislead. docs/api-fields.md shows the table.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """POST /v1/responses in OpenAI's dialect: the input is judged, and the response's text is the verdict.
 
 Nothing is stored, so whatever would go on from a stored response is refused. Every other field is read, or accepted
-and ignored because it cannot change a verdict; docs/api.md shows the table.
+and ignored because it cannot change a verdict; docs/api-fields.md shows the table.
 """
 
 import time
