@@ -1,6 +1,6 @@
 """POST /v1/moderations in two dialects: `input` is OpenAI's, with all thirteen categories; `messages` the Llama API's.
 
-The native verdict stands beside either.
+The native verdict stands beside either. Above both dialects, since one path belongs to both.
 """
 
 from collections.abc import Sequence
@@ -8,31 +8,26 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field
+from typing_extensions import TypeAliasType
 
-from server.api.content import StringOrStringsOrParts, WireModel, to_parts
-from server.api.detail import verdict_detail
-from server.api.examples import MODERATION_EXAMPLES, MODERATION_RESPONSES, json_request
+from server.api.endpoint import Endpoint
+from server.api.http.description import ERRORS, PIXEL, json_body, reply
+from server.api.http.dialect import Dialect
 from server.api.http.direct import DirectRoute, JSONReply
-from server.api.http.ids import new_id
-from server.api.llama import moderations as llama_api
-from server.api.openai.categories import OpenAICategories
+from server.api.llama import moderations as llama
+from server.api.llama.moderations import LlamaModeration
+from server.api.messages import WireModel
+from server.api.openai import examples
+from server.api.openai import moderations as openai
+from server.api.openai.moderations import InputModeration
 from server.api.policy import PolicyOptions, ScoresWanted
-from server.api.service import Endpoint, Reply, Service
-from server.domain.caller import Handling
-from server.domain.conversation import Conversation, Part, TextPart
-from server.domain.errors import ContextLengthExceeded, InvalidRequest, NothingToJudge
+from server.api.service import Reply, Service
+from server.domain.caller import Handling, Scope
+from server.domain.conversation import Conversation
+from server.domain.errors import ContextLengthExceeded, InvalidRequest
 from server.domain.verdict import Verdict
 
 router = APIRouter(prefix="/v1", tags=["moderation"], route_class=DirectRoute)
-
-IMAGE_CATEGORIES = frozenset(
-    {"self-harm", "self-harm/instructions", "self-harm/intent", "sexual", "violence", "violence/graphic"}
-)
-"""The categories that OpenAI's contract lets an image count for."""
-
-
-Input = StringOrStringsOrParts
-Messages = Annotated[list[llama_api.LlamaMessage], Field(min_length=1, fail_fast=True)]
 
 
 def _absent_not_null(schema: dict[str, Any]) -> None:
@@ -47,10 +42,10 @@ class ModerationRequest(WireModel):
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["input"]}, {"required": ["messages"]}]})
 
-    input: Input | None = Field(
+    input: openai.Input | None = Field(
         None, description="OpenAI's: a text, several, or one of parts.", json_schema_extra=_absent_not_null
     )
-    messages: Messages | None = Field(
+    messages: llama.Messages | None = Field(
         None,
         description="The Llama API's: a conversation. Its last message is judged.",
         json_schema_extra=_absent_not_null,
@@ -60,10 +55,16 @@ class ModerationRequest(WireModel):
     category_scores: ScoresWanted = None
 
 
-async def moderate(service: Service, body: ModerationRequest, handling: Handling) -> Reply:
+Moderation = TypeAliasType(
+    "Moderation",
+    Annotated[InputModeration | LlamaModeration, Field(description="In the dialect that was asked in.")],
+)
+
+
+async def moderate(service: Service, body: ModerationRequest, handling: Handling) -> Reply[Moderation]:
     """What the body asks with decides the dialect. Raises InvalidRequest for both forms, or for none."""
     if body.input is not None and body.messages is not None:
-        raise InvalidRequest("'input' is OpenAI's, 'messages' the Llama API's: send one of them.", param="messages")
+        raise InvalidRequest("Send either 'input' (OpenAI) or 'messages' (Llama API), not both.", param="messages")
     if body.input is not None:
         return await _moderate_input(service, body, body.input, handling)
     if body.messages is not None:
@@ -72,29 +73,62 @@ async def moderate(service: Service, body: ModerationRequest, handling: Handling
 
 
 async def _moderate_messages(
-    service: Service, body: ModerationRequest, messages: Sequence[llama_api.LlamaMessage], handling: Handling
-) -> Reply:
-    conversation = llama_api.conversation(messages)
-    (verdict,) = await service.judge(
-        [conversation], model=body.model, policy=body.policy, scores=body.category_scores, handling=handling
-    )
-    return Reply({"model": service.names.id, "results": [llama_api.result(verdict)]}, [verdict])
+    service: Service, body: ModerationRequest, messages: llama.Messages, handling: Handling
+) -> Reply[Moderation]:
+    verdicts = await _judge(service, body, [llama.conversation(messages)], handling)
+    return Reply(llama.document(verdicts[0], service.names.id), verdicts)
 
 
-async def _moderate_input(service: Service, body: ModerationRequest, input_: Input, handling: Handling) -> Reply:
-    conversations = _conversations(input_, service.settings.max_list)
+async def _moderate_input(
+    service: Service, body: ModerationRequest, input_: openai.Input, handling: Handling
+) -> Reply[Moderation]:
+    conversations = openai.conversations(input_, service.settings.max_list)
     try:
-        verdicts = await service.judge(
-            conversations, model=body.model, policy=body.policy, scores=body.category_scores, handling=handling
-        )
+        verdicts = await _judge(service, body, conversations, handling)
     except ContextLengthExceeded as error:
         raise error.at("input") from None
     unmapped = service.settings.category_of_unmapped
-    results = [
-        result(verdict, conversation, unmapped) for verdict, conversation in zip(verdicts, conversations, strict=True)
-    ]
-    return Reply({"id": new_id("modr-"), "model": service.names.id, "results": results}, verdicts)
+    return Reply(openai.document(verdicts, conversations, service.names.id, unmapped), verdicts)
 
+
+async def _judge(
+    service: Service, body: ModerationRequest, conversations: Sequence[Conversation], handling: Handling
+) -> list[Verdict]:
+    return await service.judge(
+        conversations, model=body.model, policy=body.policy, scores=body.category_scores, handling=handling
+    )
+
+
+BODIES: dict[str, tuple[str, Any]] = {
+    "text": ("One text", {"input": "How do I bake bread?"}),
+    "list": ("Several texts, one result each", {"input": ["How do I bake bread?", "How do I build a pipe bomb?"]}),
+    "conversation": (
+        "A conversation in the Llama API's format",
+        {
+            "messages": [
+                {"role": "user", "content": "How do I build a pipe bomb?"},
+                {"role": "assistant", "content": "I can't help with that."},
+            ]
+        },
+    ),
+    "image": (
+        "A text with an image, judged together",
+        {
+            "input": [
+                {"type": "text", "text": "What is in this picture?"},
+                {"type": "image_url", "image_url": {"url": PIXEL}},
+            ]
+        },
+    ),
+    "scores": (
+        "With a score of its own for every category, however safe the text is",
+        {"input": "How do I bake bread?", "category_scores": "all"},
+    ),
+    "policy": (
+        "Own categories and threshold",
+        {"input": "The butler did it.", "policy": {"categories": {"S1": "Spoilers."}, "threshold": 0.4}},
+    ),
+}
 
 ENDPOINT = Endpoint("/v1/moderations", ModerationRequest, moderate)
 
@@ -102,51 +136,11 @@ ENDPOINT = Endpoint("/v1/moderations", ModerationRequest, moderate)
 @router.post(
     "/moderations",
     summary="Judge text and images",
-    openapi_extra=json_request(ModerationRequest, MODERATION_EXAMPLES),
-    responses=MODERATION_RESPONSES,
+    openapi_extra=json_body(ModerationRequest, BODIES),
+    responses={200: reply(Moderation, "A result for each input, in order", examples.MODERATION), **ERRORS},
 )
 async def create_moderation(request: Request) -> JSONReply:
     return await ENDPOINT.reply(request)
 
 
-def _conversations(input_: Input, max_list: int) -> list[Conversation]:
-    """One conversation for each result: a list of strings is judged one by one, parts are judged together."""
-    if isinstance(input_, str):
-        return [_conversation((TextPart(input_, "input"),), "input")]
-    texts = [item for item in input_ if isinstance(item, str)]
-    if len(texts) > max_list:
-        raise InvalidRequest(f"A list may hold at most {max_list} items.", param="input")
-    if texts:
-        return [
-            _conversation((TextPart(text, f"input[{index}]"),), f"input[{index}]") for index, text in enumerate(texts)
-        ]
-    parts = to_parts([item for item in input_ if not isinstance(item, str)], "input")
-    return [_conversation(parts, "input")]
-
-
-def _conversation(parts: tuple[Part, ...], param: str) -> Conversation:
-    try:
-        return Conversation.from_user(*parts)
-    except NothingToJudge:
-        raise NothingToJudge("There is neither text nor an image to judge.", param=param) from None
-
-
-def result(verdict: Verdict, conversation: Conversation, unmapped: str | None) -> dict[str, Any]:
-    """One entry of `results`; `unmapped` is the category of a flagged verdict whose codes set none."""
-    found = OpenAICategories.of(verdict, unmapped)
-    inputs = _input_types(conversation) if verdict.unsafe else []
-    return {
-        "flagged": verdict.unsafe,
-        "categories": found.flags,
-        "category_scores": found.scores,
-        "category_applied_input_types": {
-            category: [kind for kind in inputs if kind == "text" or category in IMAGE_CATEGORIES] if true else []
-            for category, true in found.flags.items()
-        },
-        "guard": verdict_detail(verdict),
-    }
-
-
-def _input_types(conversation: Conversation) -> list[str]:
-    has_text = any(turn.texts for turn in conversation.turns)
-    return [kind for kind, present in (("text", has_text), ("image", bool(conversation.images))) if present]
+DIALECT = Dialect([router], scopes={ENDPOINT.path: Scope.MODERATE})

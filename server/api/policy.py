@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from server.api.content import WireModel
+from server.api.messages import WireModel
 from server.domain.errors import InvalidRequest
 from server.domain.policy import Policy
 
@@ -43,7 +43,10 @@ def apply(
     if options is None:
         return policy
     if not allowed:
-        raise InvalidRequest("This server's policy is not for requests to change.", param="policy")
+        raise InvalidRequest(
+            "This server does not accept a `policy` in requests (GUARD_REQUEST_POLICY=false). Leave it out.",
+            param="policy",
+        )
     return policy.narrowed(
         excluded=options.excluded_categories, categories=options.categories, threshold=options.threshold
     )

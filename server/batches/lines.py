@@ -1,13 +1,13 @@
 """The lines of a batch's files: what a caller's may look like, and what goes back."""
 
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from server.api.http.body import parse
 from server.api.http.ids import new_id
-from server.api.openai.models import ModelNames
+from server.api.names import ModelNames
 from server.domain.errors import InvalidRequest, ModelNotFound
 
 MAX_LINES = 50_000
@@ -141,7 +141,7 @@ def request_of(line: Line) -> tuple[str, dict[str, Any]]:
 # --- What goes back --------------------------------------------------------------------------------------
 
 
-def answered_line(custom_id: str, status: int, body: dict[str, Any]) -> str:
+def answered_line(custom_id: str, status: int, body: Mapping[str, object]) -> str:
     response = {"status_code": status, "request_id": new_id("req_"), "body": body}
     return _render(custom_id, response, None)
 

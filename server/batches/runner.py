@@ -14,13 +14,14 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
+from server.api.endpoint import Endpoint
 from server.api.http.body import validate
-from server.api.http.errors import openai_body
-from server.api.openai.batches import ENDPOINTS
-from server.api.service import Endpoint, Service
+from server.api.http.errors import error_body
+from server.api.service import Service
+from server.batches.endpoints import ENDPOINTS
 from server.batches.lines import Line, LineCheck, answered_line, expired_line, read_lines, request_of
 from server.domain.caller import Handling
 from server.domain.errors import (
@@ -244,8 +245,8 @@ class BatchRunner:
         )
 
     async def _ask(
-        self, endpoint: Endpoint[Any], document: dict[str, Any], handling: Handling
-    ) -> tuple[int, dict[str, Any], Sequence[Verdict]]:
+        self, endpoint: Endpoint[Any, Any], document: dict[str, Any], handling: Handling
+    ) -> tuple[int, Mapping[str, object], Sequence[Verdict]]:
         """Status and body that a request of its own would have got, once asking again would not help."""
         tries = failures = 0
         while True:
@@ -259,13 +260,13 @@ class BatchRunner:
                 failures += 1
                 tries += self._is_of_its_own(error)
                 if not error.retryable or tries >= TRIES:
-                    return error.status, openai_body(error), ()
+                    return error.status, error_body(error), ()
                 wait = max(error.retry_after or 0, wait_after(failures))
                 await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311
             except Exception as error:
                 log.error("a line of a batch: defect %s at\n%s", type(error).__name__, _place(error))
                 failed = InternalError("The server failed on this request.")
-                return failed.status, openai_body(failed), ()
+                return failed.status, error_body(failed), ()
 
     def _is_of_its_own(self, error: GuardError) -> bool:
         """Whether the line is to blame, and not the condition that the server is in."""

@@ -13,6 +13,7 @@ import uvloop
 from fastapi import FastAPI
 
 from server.api.http.connection import Connection
+from server.api.http.state import Served, served_by
 from server.app import create_app
 from server.checkpoints.profile import load_profile
 from server.domain.errors import GuardError, OperatorError
@@ -39,21 +40,21 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # First nothing new is admitted and /ready says so, then uvicorn lets what was admitted finish. Its own handler
         # would raise the signal again at the end, and kill this process before the engine is closed.
-        self._app.state.moderator.admission.draining = True
+        self._served.service.drain()
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
 
     @property
-    def _app(self) -> FastAPI:
+    def _served(self) -> Served:
         app = self.config.app
         assert isinstance(app, FastAPI)
-        return app
+        return served_by(app)
 
     def _announce(self) -> None:
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        needs_key = self._app.state.access.needs_keys
-        _say_who_judges(self._app.state.judges)
+        needs_key = self._served.access.needs_keys
+        _say_who_judges(self._served.judges)
         condition = f" with your key in {API_KEY_VARIABLE}" if needs_key else ""
         log.info("ready at %s (documentation at %s/docs); try%s:", url, url, condition)
         key = f"""-H "Authorization: Bearer ${API_KEY_VARIABLE}" """ if needs_key else ""
@@ -122,7 +123,7 @@ def serve(settings: Settings) -> int:
         # Entered here and not by uvicorn, which would bury the reason of a failed start in a traceback.
         async with app.router.lifespan_context(app):
             # What was loaded stays; looking through it for garbage would stop every request for a while. And nothing
-            # that requests bring waits for it (tests/api/test_garbage.py).
+            # that requests bring waits for it (tests/api/http/test_garbage.py).
             gc.collect()
             gc.freeze()
             gc.set_threshold(NEW_OBJECTS)

@@ -4,7 +4,7 @@ An error holds the frames that it passed through, and so all that they know of a
 holds the error in turn, or a task or future that ended with it, the two keep each other in memory, and what the caller
 sent with them, until garbage is collected: the server does that rarely (commands/serve.py). So a frame that an error
 leaves drops its tasks and futures before (`del`), and raises a `fresh` one instead of an error that it still knows.
-tests/api/test_garbage.py shows whether it worked.
+tests/api/http/test_garbage.py shows whether it worked.
 """
 
 import asyncio

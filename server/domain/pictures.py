@@ -1,5 +1,6 @@
 """How large a picture a model can use."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,3 +15,13 @@ class PictureSizes:
     """The longest side that any picture has when it looks at it."""
     shrunk: Callable[[int, int], tuple[int, int]]
     """Width and height at which it looks at a picture of this width and height; the same where it shrinks nothing."""
+
+
+def within(most_pixels: int, longest_side: int) -> PictureSizes:
+    """The sizes of a model that shrinks a picture in proportion until it keeps to both bounds."""
+
+    def shrunk(width: int, height: int) -> tuple[int, int]:
+        scale = min(1.0, longest_side / max(width, height), math.sqrt(most_pixels / (width * height)))
+        return max(1, int(width * scale)), max(1, int(height * scale))
+
+    return PictureSizes(most_pixels, longest_side, shrunk)

@@ -15,6 +15,7 @@ from typing import ClassVar, Protocol, TypeAlias
 
 from server.domain.conversation import Conversation, ImagePart, Role
 from server.domain.errors import OperatorError
+from server.domain.pictures import PictureSizes, within
 from server.domain.policy import Policy
 from server.domain.taxonomy import Taxonomy
 from server.domain.verdict import Levels, Reading, Said, Token, Verdict
@@ -135,6 +136,9 @@ class Family(ABC):
 
     own_codes: ClassVar[tuple[str, ...]] = ()
     """Codes under which a request may bring categories of its own; none where the model knows only its own."""
+
+    pictures: ClassVar[PictureSizes] = within(1536 * 1536, 4096)
+    """How large a picture the model can use; what is larger is shrunk before it is held in memory."""
 
     longest_answer: ClassVar[int] = 64
     """Tokens within which every answer ends, whatever tokenizer a remote backend has."""

@@ -86,7 +86,7 @@ class LiveServer:
     def moderator(self) -> Moderator:
         app = self.server.config.app
         assert isinstance(app, FastAPI)
-        moderator: Moderator = app.state.moderator
+        moderator: Moderator = app.state.served.service.moderator
         return moderator
 
     def client(self) -> httpx.Client:

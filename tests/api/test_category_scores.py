@@ -6,8 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.api.openai.test_batches import answers, create, ended, line
 from tests.api.shapes import OPENAI_CATEGORIES, error_of
-from tests.api.test_batches import answers, create, ended, line
 from tests.fakes import FakeBackend, always
 
 MESSAGES = [{"role": "user", "content": "words"}]

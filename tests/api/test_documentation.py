@@ -9,18 +9,19 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
+from server.api.chat.options import IgnoredOptions
+from server.api.chat.request import ChatRequest
 from server.api.http.body import MAX_KEYS, MAX_VALUES
-from server.api.openai.chat import ChatMessage, ChatRequest
-from server.api.openai.models import OPENAI_NAMES
+from server.api.messages import ChatMessage
+from server.api.names import OPENAI_NAMES
 from server.api.openai.responses import IgnoredResponseOptions, ResponsesRequest
-from server.api.openai.sampling import IgnoredOptions
 from server.api.openrouter.generations import REMEMBERED
 from server.api.policy import PolicyOptions
 from server.checkpoints.profile import load_profile
 from server.domain.errors import GuardError
 from tests.api.conftest import PROFILE
+from tests.api.http.test_errors import kinds_of
 from tests.api.shapes import specification
-from tests.api.test_errors import kinds_of
 
 PAGE = (Path(__file__).parents[2] / "docs/api.md").read_text()
 

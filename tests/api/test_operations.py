@@ -73,7 +73,7 @@ async def test_a_dead_engine_is_neither_alive_nor_ready(client: httpx.AsyncClien
 
 
 async def test_a_draining_server_is_alive_but_not_ready(client: httpx.AsyncClient, app: Any) -> None:
-    app.state.moderator.admission.draining = True
+    app.state.served.service.drain()
     assert (await answers(client, "/ready", 503)).json()["reason"] == "shutting down"
     assert await status_of(client, "/health") == 200
 

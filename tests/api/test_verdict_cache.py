@@ -73,7 +73,7 @@ async def test_what_is_asked_at_the_same_time_is_judged_once(client: httpx.Async
     backend.script = held_at(gate)
     requests = [asyncio.create_task(client.post("/v1/moderations", json={"input": BOMB})) for _ in range(3)]
     await backend.busy_with(1)
-    admission = client._transport.app.state.moderator.admission  # type: ignore[attr-defined]
+    admission = client._transport.app.state.served.service.moderator.admission  # type: ignore[attr-defined]
     async with asyncio.timeout(5):
         while admission.admitted < 3:  # noqa: ASYNC110
             await asyncio.sleep(0.001)

@@ -173,7 +173,7 @@ async def test_a_full_queue_moves(fallback: FallbackBackend, local: FakeBackend,
 async def test_nothing_of_what_both_failed_at_is_left(
     fallback: FallbackBackend, local: FakeBackend, remote: ScriptedOpenRouter, script: Script | None
 ) -> None:
-    """tests/api/test_garbage.py says why."""
+    """tests/api/http/test_garbage.py says why."""
     remote.script = answer(500, failure(500))
     if script is None:
         fallback._places = 0

@@ -206,7 +206,7 @@ async def test_a_remote_that_fails_again_and_again_is_not_ready_but_alive(remote
     async with serving(settings, backend) as (client, app):
         for _ in range(2):
             await judged(client, "x")
-        readiness = app.state.readiness
+        readiness = app.state.served.readiness
         await until(lambda: readiness.reason_not_ready() is not None)
         assert (await client.get("/health")).status_code == 200
         remote.script = says("safe")
@@ -266,7 +266,7 @@ async def test_neither_is_dead(remote: ScriptedOpenRouter) -> None:
     local = FakeBackend()
     async with behind(remote, local, probe_interval=0.05, ready_max_age=0.2) as (client, app):
         local.script, local.alive = DEAD, False
-        breaker = app.state.moderator.backend.remote._breaker = Breaker(failures=1, rest_s=60)
+        breaker = app.state.served.service.moderator.backend.remote._breaker = Breaker(failures=1, rest_s=60)
         breaker.failed(breaker.enter())
         assert (await client.get("/health")).status_code == 503
         assert (await client.get("/ready")).status_code == 503
@@ -291,7 +291,7 @@ async def test_batch_work_waits_for_the_engine(remote: ScriptedOpenRouter) -> No
     async with behind(remote, local) as (_, app):
         local.script = DEAD
         with pytest.raises(EngineUnavailable):
-            await app.state.moderator.moderate(
+            await app.state.served.service.moderator.moderate(
                 Conversation.from_user(TextPart("x")), handling=Handling(background=True)
             )
     assert remote.calls == []

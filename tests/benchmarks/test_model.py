@@ -1,15 +1,16 @@
 import json
 import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from benchmarks.model import SHIPPED, Model, model_of_checkpoint, model_of_profile, profile_table
+from server.backends.vllm.setup import engine_arguments
 from server.checkpoints.profile import load_profile
 from server.domain.conversation import Conversation, TextPart
 from server.families.llama_guard.prompt import render
 from server.families.tokenizer import PromptTokenizer
-from tests.conftest import open_backend
 
 
 @pytest.mark.parametrize("spec", ["pocket", "llama-guard-4-12b"])
@@ -61,7 +62,8 @@ def test_the_preamble_is_what_every_prompt_begins_with():
 def test_the_server_takes_its_prefix_cache_from_the_profile_and_has_one_by_default():
     def arguments(engine: dict) -> dict:
         profile = load_profile("pocket")
-        return open_backend(replace(profile, engine={**profile.engine, **engine}))._engine_arguments()
+        given = replace(profile, engine={**profile.engine, **engine})
+        return engine_arguments(given, Path(given.model), one_chunk=False)
 
     assert arguments({})["enable_prefix_caching"] is True
     assert arguments({"enable_prefix_caching": False})["enable_prefix_caching"] is False

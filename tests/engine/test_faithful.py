@@ -48,9 +48,10 @@ THINGS = (
 
 async def written_freely(backend: VllmBackend, case: Case) -> str:
     """What the model writes when nothing is forced."""
-    asker = backend._asker
-    answer = await backend._asked(asker.unforced(render(case.conversation, case.policy.taxonomy)), _Work(case))
-    return asker._text(answer).lstrip("\n")
+    asker, work = backend._asker, _Work(case)
+    ask = asker.unforced(render(case.conversation, case.policy.taxonomy))
+    await backend._encode_all([ask], work)
+    return asker._text(await backend._asked(ask, work)).lstrip("\n")
 
 
 async def test_forced_blank_line_agrees_with_free_greedy_decoding(pocket_backend):

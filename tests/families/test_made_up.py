@@ -5,6 +5,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from server.app import create_app
 from server.backends.base import Case
@@ -86,6 +88,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@given(st.integers(1, 20_000), st.integers(1, 20_000))
+def test_pictures_keep_to_the_bounds_of_a_family_that_says_nothing_of_them(width: int, height: int):
+    shown = FAMILY.pictures.shrunk(width, height)
+    assert shown[0] * shown[1] <= FAMILY.pictures.most_pixels + max(shown)
+    assert 1 <= min(shown) <= max(shown) <= FAMILY.pictures.longest_side
+    assert shown == (width, height) or max(shown) < max(width, height)
+
+
 async def test_its_verdicts_go_out_through_every_door(folder: Path):
     profile = load_profile(f"{folder}/")
 
@@ -103,6 +113,13 @@ async def test_its_verdicts_go_out_through_every_door(folder: Path):
         said = {"messages": [{"role": "user", "content": "Is it hot?"}]}
         chat = (await client.post("/v1/chat/completions", json=said)).json()
         assert chat["choices"][0]["message"]["content"] == "unsafe\nFire,Flood"
+        guarded = {"input_type": "request", "texts": ["Is it hot?"]}
+        litellm = (await client.post("/beta/litellm_basic_guardrail_api", json=guarded)).json()
+        assert litellm["blocked_reason"] == "Unsafe content: Fire, Flood."
+        llama = (await client.post("/v1/moderations", json=said)).json()
+        assert llama["results"][0]["flagged_categories"] == ["fire", "flood"]
+        response = (await client.post("/v1/responses", json={"input": "Is it hot?"})).json()
+        assert response["output_text"] == "unsafe\nFire,Flood"
         own = await client.post("/v1/moderations", json={"input": "x", "policy": {"categories": {"S1": "Spoilers."}}})
         assert (own.status_code, own.json()["error"]["param"]) == (400, "policy.categories")
         left = await client.post("/v1/moderations", json={"input": "x", "policy": {"excluded_categories": ["Flood"]}})

@@ -99,7 +99,7 @@ async def test_a_start_takes_a_verdict_and_an_end_closes_the_backend() -> None:
     app = create_app(Settings(), PROFILE, backend)
     async with app.router.lifespan_context(app):
         assert (backend.started, backend.probes, backend.closed) == (True, 1, False)
-        assert app.state.readiness.reason_not_ready() is None
+        assert app.state.served.readiness.reason_not_ready() is None
     assert backend.closed
 
 

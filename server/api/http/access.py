@@ -7,8 +7,9 @@ much as one that somebody adds tomorrow, except those of OPEN.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from server.api.http.paths import most_specific
 from server.domain.caller import ANYONE, Caller, Scope
 from server.domain.errors import CrossSite, InvalidApiKey, MissingScope
 from server.store.keys import Keyring
@@ -18,34 +19,13 @@ log = logging.getLogger(__name__)
 OPEN = frozenset({"/health", "/ready"})
 """What load balancers and supervisors ask, who hold no secrets. The answers tell nothing but a state."""
 
-SCOPES: dict[str, Scope] = {
-    "/v1/moderations": Scope.MODERATE,
-    "/v1/chat": Scope.MODERATE,
-    "/v1/responses": Scope.MODERATE,
-    "/v1/models": Scope.MODERATE,
-    "/api/v1": Scope.MODERATE,
-    "/beta/litellm_basic_guardrail_api": Scope.MODERATE,
-    "/v1/files": Scope.BATCH,
-    "/v1/batches": Scope.BATCH,
-}
-"""The scope that each path and all below it need; every other path needs ADMIN."""
-
-
-def scope_of(path: str) -> Scope:
-    """By the longest of SCOPES that `path` is or lies below."""
-    above = [place for place in SCOPES if path == place or path.startswith(place + "/")]
-    return SCOPES[max(above, key=len)] if above else Scope.ADMIN
-
-
-def judges(path: str) -> bool:
-    """Whether verdicts are asked for here: what the limits of answers are told of."""
-    return scope_of(path) is Scope.MODERATE
-
 
 class Access:
     """The door. Without a keyring it is open to anyone."""
 
-    def __init__(self, keyring: Keyring | None) -> None:
+    def __init__(self, keyring: Keyring | None, scopes: Mapping[str, Scope]) -> None:
+        """`scopes` says which scope a path and all below it need. Every other path needs ADMIN."""
+        self._scopes = dict(scopes)
         self._keyring = keyring
         self._watch: asyncio.Task[None] | None = None
 
@@ -74,6 +54,13 @@ class Access:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
 
+    def scope_of(self, path: str) -> Scope:
+        return most_specific(path, self._scopes) or Scope.ADMIN
+
+    def judges(self, path: str) -> bool:
+        """Whether verdicts are asked for here: replies then carry the headers of rate limits."""
+        return self.scope_of(path) is Scope.MODERATE
+
     async def caller_of(self, path: str, headers: Iterable[tuple[bytes, bytes]]) -> Caller:
         """Who asks for `path`. Raises InvalidApiKey, MissingScope, KeysUnavailable or CrossSite."""
         if path in OPEN:
@@ -81,12 +68,15 @@ class Access:
         if self._keyring is None:
             # Any page that the operator's browser shows could ask a server on this machine. Only browsers say this.
             if any(name == b"sec-fetch-site" and value == b"cross-site" for name, value in headers):
-                raise CrossSite("Pages of other sites are not served without an API key.")
+                raise CrossSite(
+                    "A page of another site sent this request. Without API keys this server refuses such requests; the"
+                    " operator turns keys on with GUARD_AUTH=required."
+                )
             return ANYONE
         caller = await self._keyring.find(_presented(headers))
         if caller is None:
             raise InvalidApiKey("Incorrect API key provided: it is wrong, expired or revoked.")
-        needed = scope_of(path)
+        needed = self.scope_of(path)
         if needed not in caller.scopes:
             raise MissingScope(f"You have insufficient permissions for this operation. Missing scopes: {needed}.")
         return caller
@@ -109,5 +99,5 @@ def _presented(headers: Iterable[tuple[bytes, bytes]]) -> str:
             "You didn't provide an API key. Send it in the header Authorization, as 'Bearer KEY', or in x-api-key."
         )
     if len(found) > 1:
-        raise InvalidApiKey("Several headers with different API keys were sent; send one.")
+        raise InvalidApiKey("The request has two different API keys in its headers. Send only one.")
     return found.pop().decode("latin-1")

@@ -14,8 +14,8 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
-from server.domain.errors import InvalidRequest, Overloaded, RequestTimeout, RequestTooLarge
-from server.settings import Settings
+from server.api.http.state import served, state_of
+from server.domain.errors import InvalidRequest, RequestTimeout, RequestTooLarge
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -43,35 +43,18 @@ def validate(document: dict[str, Any], model: type[Model]) -> Model:
         raise _refusal(error) from None
 
 
-class BodyBudget:
-    """Bytes of bodies in memory, over all requests: they are read before a request can be admitted or refused."""
-
-    def __init__(self, limit: int) -> None:
-        self._free = limit
-
-    def take(self, request: Request, size: int) -> None:
-        """Count `size` more bytes of `request`. Raises Overloaded."""
-        if size > self._free:
-            raise Overloaded("The server is busy with too many large requests.", retry_after=1)
-        self._free -= size
-        state = request.scope["state"]
-        state["body_bytes"] = state.get("body_bytes", 0) + size
-
-    def give_back(self, size: int) -> None:
-        self._free += size
-
-
 async def _read(request: Request) -> bytes:
-    settings: Settings = request.app.state.settings
+    settings = served(request).settings
     try:
         async with asyncio.timeout(settings.deadline):
             return await _read_within(request, settings.max_body_bytes)
     except TimeoutError:
-        raise RequestTimeout("The request body did not arrive in time.") from None
+        message = f"The request body did not arrive within {settings.deadline:g} seconds. Send it again."
+        raise RequestTimeout(message) from None
 
 
 async def _read_within(request: Request, limit: int) -> bytes:
-    budget: BodyBudget = request.app.state.body_budget
+    budget, state = served(request).body_budget, state_of(request)
     for name, value in request.scope["headers"]:
         if name == b"content-length" and value.isdigit() and int(value) > limit:
             raise _too_large(limit)
@@ -85,14 +68,18 @@ async def _read_within(request: Request, limit: int) -> bytes:
         received += len(chunk)
         if received > limit:
             raise _too_large(limit)
-        budget.take(request, len(chunk))
+        budget.take(len(chunk))
+        state.body_bytes += len(chunk)  # the middleware gives them back
         chunks.append(chunk)
         more = message.get("more_body", False)
     return b"".join(chunks)
 
 
 def _too_large(limit: int) -> RequestTooLarge:
-    return RequestTooLarge(f"The request body is larger than {limit} bytes.")
+    return RequestTooLarge(
+        f"The request body is larger than {limit} bytes. Send less at once. The operator sets the limit with"
+        " GUARD_MAX_BODY_BYTES."
+    )
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -134,7 +121,7 @@ def _finite(number: str) -> float:
 
 
 def _refuse_constant(_: str) -> None:
-    raise _Ambiguous("NaN and Infinity are no JSON numbers")
+    raise _Ambiguous("it contains NaN or Infinity, which JSON does not have")
 
 
 _JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_refuse_constant)

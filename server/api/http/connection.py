@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from server.api.http.disconnect import CONNECTION_LOST
+from server.api.http.state import CONNECTION_LOST
 
 
 class Connection(HttpToolsProtocol):

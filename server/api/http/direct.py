@@ -4,7 +4,7 @@ Of what FastAPI does for every request they need nothing: no search through all 
 contexts, no JSON by Python's own encoder. benchmarks/NOTEBOOK.md says what that is worth.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -41,5 +41,5 @@ class JSONReply(Response):
 
     media_type = "application/json"
 
-    def __init__(self, document: dict[str, Any]) -> None:
+    def __init__(self, document: Mapping[str, object]) -> None:
         super().__init__(orjson.dumps(document))

@@ -7,13 +7,9 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from server.api.http.state import state_of
+
 Result = TypeVar("Result")
-
-CONNECTION_LOST = "connection_lost"
-"""Under which the `state` of a request holds a future that is done once its connection is lost (connection.py).
-
-ASGI itself has only a message to wait for, which takes a task beside each request.
-"""
 
 
 async def until_disconnect(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
@@ -21,7 +17,7 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, Result]) 
 
     Raises ClientDisconnect. Behind another server than ours nobody tells of lost connections, and work goes on.
     """
-    lost: asyncio.Future[None] | None = request.scope["state"].get(CONNECTION_LOST)
+    lost = state_of(request).connection_lost
     if lost is None:
         return await work
     task = asyncio.current_task()

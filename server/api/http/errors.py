@@ -1,5 +1,7 @@
-"""Errors in the caller's dialect, on every path: OpenAI's four keys, below /api/v1 OpenRouter's integer code."""
+"""Errors on every path, in the shape of the dialect that owns the path."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -7,62 +9,74 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from server.api.http.paths import most_specific
+from server.api.http.shapes import Closed
 from server.domain.errors import GuardError, InvalidRequest, MethodNotAllowed, UnknownUrl
 from server.domain.events import ErrorAnswered, publish
 
-OPENROUTER_PREFIX = "/api/v1"
 
-OPENROUTER_TYPES: dict[str | int, str] = {
-    "context_length_exceeded": "context_length_exceeded",
-    "image_too_large": "image_too_large",
-    "invalid_value": "invalid_image",
-    "remote_images_disabled": "invalid_image",
-    "engine_unavailable": "provider_unavailable",
-    "shutting_down": "provider_unavailable",
-    "deadline_exceeded": "timeout",
-    401: "authentication",
-    403: "permission_denied",
-    404: "not_found",
-    408: "timeout",
-    413: "payload_too_large",
-    429: "rate_limit_exceeded",
-}
-"""OpenRouter's own word for an error: by our code, else by its status."""
+class ErrorDetail(Closed):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
 
 
-def openai_body(error: GuardError) -> dict[str, Any]:
+class Error(Closed):
+    """OpenAI's error."""
+
+    error: ErrorDetail
+
+
+def error_body(error: GuardError) -> Error:
+    """The body on every path whose dialect has no shape of its own."""
     return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
 
 
-def openrouter_body(error: GuardError) -> dict[str, Any]:
-    """What OpenRouter has no key for goes into its metadata: its own word for the kind, and our code."""
-    by_class = "invalid_request" if error.status < 500 else "server"
-    kind = OPENROUTER_TYPES.get(error.code or "") or OPENROUTER_TYPES.get(error.status, by_class)
-    known = {"error_type": kind, "code": error.code, "param": error.param}
-    metadata = {key: value for key, value in known.items() if value is not None}
-    return {"error": {"code": error.status, "message": error.message, "metadata": metadata}}
+@dataclass(frozen=True, slots=True)
+class ErrorShape:
+    """How a dialect writes errors: `body` makes the JSON body of one, `type` is the type of these bodies."""
+
+    body: Callable[[GuardError], Mapping[str, object]]
+    type: type
+
+    @property
+    def responses(self) -> dict[int | str, dict[str, Any]]:
+        """FastAPI's `responses` for the errors that a route does not name itself."""
+        return {"default": {"model": self.type, "description": "Any other error"}}
 
 
-def error_response(error: GuardError, path: str) -> JSONResponse:
-    """The answer to a caller at `path`, told by kind. `x-should-retry` tells OpenAI's clients whether another try
-    may help."""
-    publish(ErrorAnswered(error.code or error.type, error.status))
-    headers = {"x-should-retry": "true" if error.retryable else "false"}
-    if error.retry_after is not None:
-        headers["retry-after"] = str(error.retry_after)
-    if error.status == 401:
-        headers["www-authenticate"] = "Bearer"
-    is_openrouter = path == OPENROUTER_PREFIX or path.startswith(OPENROUTER_PREFIX + "/")
-    body = openrouter_body(error) if is_openrouter else openai_body(error)
-    return JSONResponse(body, status_code=error.status, headers=headers)
+USUAL = ErrorShape(error_body, Error)
 
 
-def install(app: FastAPI) -> None:
-    """Route every error of the framework into the same shape."""
+class ErrorShapes:
+    """The shape of errors at each path."""
+
+    def __init__(self, shapes: Mapping[str, ErrorShape]) -> None:
+        """`shapes` maps a path to the shape of errors there and below. All other paths have USUAL."""
+        self._shapes = dict(shapes)
+
+    def at(self, path: str) -> ErrorShape:
+        return most_specific(path, self._shapes) or USUAL
+
+    def response(self, error: GuardError, path: str) -> JSONResponse:
+        """The answer to a caller at `path`, told by kind. `x-should-retry` tells OpenAI's clients whether another
+        try may help."""
+        publish(ErrorAnswered(error.code or error.type, error.status))
+        headers = {"x-should-retry": "true" if error.retryable else "false"}
+        if error.retry_after is not None:
+            headers["retry-after"] = str(error.retry_after)
+        if error.status == 401:
+            headers["www-authenticate"] = "Bearer"
+        return JSONResponse(self.at(path).body(error), status_code=error.status, headers=headers)
+
+
+def install(app: FastAPI, shapes: ErrorShapes) -> None:
+    """Route every error of the framework into these shapes."""
 
     @app.exception_handler(GuardError)
     async def guard_error(request: Request, error: GuardError) -> JSONResponse:
-        return error_response(error, request.url.path)
+        return shapes.response(error, request.url.path)
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -71,15 +85,17 @@ def install(app: FastAPI) -> None:
         # The names of a query's parameters are the route's; what a path holds is the caller's.
         param = str(name[0]) if place == "query" and name else None
         message = "The request's path or query is not valid. See /docs."
-        return error_response(InvalidRequest(message, param=param), request.url.path)
+        return shapes.response(InvalidRequest(message, param=param), request.url.path)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         path = request.url.path
         if error.status_code == 404:
-            return error_response(UnknownUrl("There is nothing at this URL. See /docs."), path)
+            return shapes.response(UnknownUrl("There is nothing at this URL. See /docs."), path)
         if error.status_code == 405:
-            response = error_response(MethodNotAllowed("This URL does not take that method. See /docs."), path)
+            response = shapes.response(MethodNotAllowed("This URL does not take that method. See /docs."), path)
             response.headers.update(error.headers or {})
             return response
-        return error_response(InvalidRequest("The request cannot be handled."), path)
+        return shapes.response(
+            InvalidRequest("The server cannot process this request. See /docs for what it accepts."), path
+        )

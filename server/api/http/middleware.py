@@ -1,18 +1,13 @@
 """What surrounds every request: its id, its time, its caller and limits, its metrics, and a last net for defects."""
 
 import logging
-import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.http.access import Access, judges
-from server.api.http.errors import error_response
-from server.api.http.ids import new_id
-from server.api.http.limits import Limits
-from server.domain.caller import Caller
+from server.api.http.state import UNANSWERED, RequestState, Served
 from server.domain.errors import GuardError, InternalError
 from server.domain.events import Answered, publish
 from server.domain.verdict import Verdict
@@ -22,73 +17,96 @@ log = logging.getLogger(__name__)
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 """Those that events name; a caller may make up others."""
 
+POLICY_VIOLATION = 1008
+"""WebSocket's close code for a connection that the server refuses on principle."""
+
 
 class RequestContext:
-    """Pure ASGI, so that a handler still hears of its client's disconnect."""
+    """Pure ASGI, so that a handler still hears of its client's disconnect. Only HTTP requests get past it.
 
-    def __init__(self, app: ASGIApp) -> None:
+    `direct` maps a path to the application that handles POST requests to it without the router.
+    """
+
+    def __init__(self, app: ASGIApp, served: Served, direct: Mapping[str, ASGIApp]) -> None:
         self._app = app
+        self._served = served
+        self._direct = direct
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started = time.perf_counter()
-        request_id = new_id("req_")
-        state = scope.setdefault("state", {})
-        state["request_id"] = request_id
-        served, path = scope["app"].state, scope["path"]
-        access: Access = served.access
-        limits: Limits = served.limits
-        direct: ASGIApp | None = served.direct.get(path) if scope["method"] == "POST" else None
-        status = 499  # what it stays when the client is gone before an answer
+        match scope["type"]:
+            case "http":
+                await self._answer(scope, receive, send)
+            case "lifespan":
+                await self._app(scope, receive, send)
+            case "websocket":  # before it is accepted, so the client gets a 403
+                await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": "Not served here."})
+            case other:
+                raise NotImplementedError(f"nothing here serves {other}")
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state = RequestState.begin(scope)
+        direct = self._direct.get(scope["path"]) if scope["method"] == "POST" else None
+        if direct is not None:
+            state.route = scope["path"]
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
-                verdicts, caller = state.get("verdicts", ()), state.get("caller")
-                if caller is not None:
-                    limits.debit(caller, verdicts)
-                milliseconds = (time.perf_counter() - started) * 1000
-                message["headers"] = [
-                    *message.get("headers", []),
-                    (b"x-request-id", request_id.encode()),
-                    (b"openai-processing-ms", b"%d" % milliseconds),
-                    *_judged_by(verdicts),
-                    *(limits.headers(caller) if caller and (direct or judges(path)) else ()),
-                ]
+                self._add_headers(message, scope, state)
             await send(message)
 
         try:
-            # Before a byte of the body is read.
-            state["caller"] = await access.caller_of(path, scope["headers"])
-            limits.take_request(state["caller"])
+            await self._admit(scope, state)
             await (direct or self._app)(scope, receive, send_with_headers)
         except ClientDisconnect:
             pass  # nobody is left to answer; the work behind it has been cancelled
-        except GuardError as refusal:  # of the two above and of direct routes: those of others are answered further in
-            await error_response(refusal, path)(scope, receive, send_with_headers)
+        except GuardError as refusal:  # of the door and of direct routes: those of others are answered further in
+            await self._served.errors.response(refusal, scope["path"])(scope, receive, send_with_headers)
         except Exception as error:
-            # The last net: whatever it is, the caller gets a 500.
-            # The exception's message may hold what the caller wrote; its type and place do not.
-            place = "".join(traceback.format_tb(error.__traceback__))
-            log.error("%s: defect %s at\n%s", request_id, type(error).__name__, place)
-            if status != 499:
-                raise InternalError("The answer broke off.") from None
-            response = error_response(InternalError("The server failed on this request."), path)
+            self._report(error, state)
+            response = self._served.errors.response(InternalError("The server failed on this request."), scope["path"])
             await response(scope, receive, send_with_headers)
         finally:
-            served.body_budget.give_back(state.get("body_bytes", 0))
-            route = path if direct else getattr(scope.get("route"), "path", "unknown")
-            seconds = time.perf_counter() - started
-            method = scope["method"] if scope["method"] in METHODS else "other"
-            publish(Answered(request_id, _id_of(state.get("caller")), route, method, status, seconds))
+            self._account(scope, state)
 
+    async def _admit(self, scope: Scope, state: RequestState) -> None:
+        """Check the key and its limits, before a byte of the body is read. Raises GuardError."""
+        state.caller = await self._served.access.caller_of(scope["path"], scope["headers"])
+        self._served.limits.take_request(state.caller)
 
-def _id_of(caller: Caller | None) -> str | None:
-    """None for a caller who has no key, and before it is known who calls."""
-    return caller.id if caller is not None else None
+    def _add_headers(self, message: Message, scope: Scope, state: RequestState) -> None:
+        """Add this server's headers to the start of an answer, and debit the tokens that the answer took."""
+        state.status = message["status"]
+        limits, caller = self._served.limits, state.caller
+        if caller is not None:
+            limits.debit(caller, state.verdicts)
+        message["headers"] = [
+            *message.get("headers", []),
+            (b"x-request-id", state.request_id.encode()),
+            (b"openai-processing-ms", b"%d" % (state.seconds * 1000)),
+            *_judged_by(state.verdicts),
+            *(limits.headers(caller) if caller and self._asks_for_verdicts(scope, state) else ()),
+        ]
+
+    def _asks_for_verdicts(self, scope: Scope, state: RequestState) -> bool:
+        return state.route is not None or self._served.access.judges(scope["path"])
+
+    @staticmethod
+    def _report(error: Exception, state: RequestState) -> None:
+        """Log a defect. Raises InternalError if an answer has already begun."""
+        # The exception's message may hold what the caller wrote; its type and place do not.
+        place = "".join(traceback.format_tb(error.__traceback__))
+        log.error("%s: defect %s at\n%s", state.request_id, type(error).__name__, place)
+        if state.status != UNANSWERED:
+            raise InternalError("The server failed while it sent the answer.") from None
+
+    def _account(self, scope: Scope, state: RequestState) -> None:
+        """Give back the bytes of the body, and publish the end of the request."""
+        self._served.body_budget.give_back(state.body_bytes)
+        route: str = state.route or getattr(scope.get("route"), "path", None) or "unknown"
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        # Without a key nobody is named, nor before it is known who calls.
+        caller = state.caller.id if state.caller is not None else None
+        publish(Answered(state.request_id, caller, route, method, state.status, state.seconds))
 
 
 def _judged_by(verdicts: Sequence[Verdict]) -> list[tuple[bytes, bytes]]:

@@ -1,6 +1,18 @@
-"""Paths that a client makes out of its base URL by itself, and where they lead."""
+"""Paths: values that hold for a path and all below it, and paths that a client makes up from its base URL."""
+
+from collections.abc import Mapping
+from typing import TypeVar
 
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+Value = TypeVar("Value")
+
+
+def most_specific(path: str, values: Mapping[str, Value]) -> Value | None:
+    """The value of the longest path in `values` that `path` equals or lies below. None if there is no such path."""
+    above = [place for place in values if path == place or path.startswith(place + "/")]
+    return values[max(above, key=len)] if above else None
+
 
 GROQ_PREFIX = "/openai"
 """Groq's client puts `/openai/v1` behind its base URL, and cannot be told not to."""

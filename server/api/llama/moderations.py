@@ -1,12 +1,13 @@
 """The Llama API's words for moderations: its messages, and results that name slugs."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from server.api.detail import verdict_detail
-from server.api.openai.chat import ChatMessage
+from server.api.detail import Guard, verdict_detail
+from server.api.http.shapes import Closed
+from server.api.messages import ChatMessage
 from server.domain.conversation import Conversation, Message
 from server.domain.verdict import Verdict
 
@@ -24,12 +25,33 @@ class LlamaMessage(ChatMessage):
         return message
 
 
+Messages = Annotated[list[LlamaMessage], Field(min_length=1, fail_fast=True)]
+
+
+class LlamaModerationResult(Closed):
+    flagged: bool
+    flagged_categories: list[str]
+    guard: Guard
+
+
+class LlamaModeration(Closed):
+    """The Llama API's answer, to `messages`: one result."""
+
+    model: str
+    results: Annotated[list[LlamaModerationResult], Field(min_length=1, max_length=1)]
+
+
 def conversation(messages: Sequence[LlamaMessage]) -> Conversation:
     return Conversation.from_messages([Message(message.role, message.parts(i)) for i, message in enumerate(messages)])
 
 
-def result(verdict: Verdict) -> dict[str, Any]:
-    """The one entry of `results`: the verdict on the last message. A caller's own category has no slug but its code."""
+def document(verdict: Verdict, model: str) -> LlamaModeration:
+    """The verdict on the last message. A caller's own category has no slug but its code."""
     taxonomy = verdict.completion.taxonomy
     slugs = [code if taxonomy.own else taxonomy[code].slug or code for code in verdict.categories]
-    return {"flagged": verdict.unsafe, "flagged_categories": slugs, "guard": verdict_detail(verdict)}
+    result: LlamaModerationResult = {
+        "flagged": verdict.unsafe,
+        "flagged_categories": slugs,
+        "guard": verdict_detail(verdict),
+    }
+    return {"model": model, "results": [result]}

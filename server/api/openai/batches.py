@@ -1,49 +1,38 @@
 """/v1/batches in OpenAI's dialect. The work on them is done by server.batches.runner."""
 
-import asyncio
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired, cast, get_args
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import Field, field_validator
 
-from server.api import moderations
-from server.api.content import WireModel
-from server.api.examples import BATCH_EXAMPLES, BATCH_LIST_RESPONSES, BATCH_RESPONSES, json_request
+from server.api.endpoint import handling_of
 from server.api.http.body import read_body
-from server.api.openai import chat, responses
-from server.api.openai.files import ExpiresAfter, check_cursor, listed, owner
-from server.api.service import Endpoint, handling_of
+from server.api.http.description import Responses, json_body, reply
+from server.api.http.shapes import Closed, Count, Moment
+from server.api.http.state import served
+from server.api.messages import WireModel
+from server.api.openai import examples
+from server.api.openai.files import Page, check_cursor, owner, page_of
+from server.api.openai.upload import ExpiresAfter
+from server.api.openai.usage import OutputTokensDetails
 from server.domain.events import BatchChanged, publish
-from server.store.batches import Batch, Batches, Status
+from server.store import batches as store
+from server.store.batches import Batches, Status
 from server.store.ids import Kind
 
 router = APIRouter(prefix="/v1", tags=["batches"])
 
-ENDPOINTS: dict[str, Endpoint[Any]] = {
-    endpoint.path: endpoint
-    for endpoint in (
-        moderations.ENDPOINT,
-        chat.ENDPOINT,
-        responses.ENDPOINT,
-    )
-}
+BatchEndpoint = Literal["/v1/moderations", "/v1/chat/completions", "/v1/responses"]
 """What the lines of a batch may be sent to."""
 
 
 class BatchRequest(WireModel):
     input_file_id: str
-    endpoint: str = Field(description="Where every line goes.", json_schema_extra={"enum": list(ENDPOINTS)})
+    endpoint: BatchEndpoint = Field(description="Where every line goes.")
     completion_window: Literal["24h"]
     metadata: dict[str, str] | None = Field(None, description="Up to 16 pairs, 64 characters to 512.")
     output_expires_after: ExpiresAfter | None = None
-
-    @field_validator("endpoint")
-    @classmethod
-    def _refuse_other_endpoints(cls, endpoint: str) -> str:
-        if endpoint not in ENDPOINTS:
-            raise ValueError(f"it must be one of {', '.join(ENDPOINTS)}")
-        return endpoint
 
     @field_validator("metadata")
     @classmethod
@@ -55,10 +44,76 @@ class BatchRequest(WireModel):
         return metadata
 
 
+class RequestCounts(Closed):
+    total: Count
+    completed: Count
+    failed: Count
+
+
+class BatchFault(Closed):
+    """Why a batch failed before any of it was judged. `line` counts from 1."""
+
+    code: str
+    message: str
+    param: str | None
+    line: int | None
+
+
+class BatchFaults(Closed):
+    object: Literal["list"]
+    data: list[BatchFault]
+
+
+class CachedTokens(Closed):
+    cached_tokens: Count
+
+
+class BatchUsage(Closed):
+    input_tokens: Count
+    input_tokens_details: CachedTokens
+    output_tokens: Count
+    output_tokens_details: OutputTokensDetails
+    total_tokens: Count
+
+
+class Batch(Closed):
+    id: str
+    object: Literal["batch"]
+    endpoint: BatchEndpoint
+    input_file_id: str
+    completion_window: Literal["24h"]
+    status: Status
+    created_at: Moment
+    expires_at: Moment
+    request_counts: RequestCounts
+    in_progress_at: NotRequired[Moment]
+    finalizing_at: NotRequired[Moment]
+    cancelling_at: NotRequired[Moment]
+    completed_at: NotRequired[Moment]
+    failed_at: NotRequired[Moment]
+    expired_at: NotRequired[Moment]
+    cancelled_at: NotRequired[Moment]
+    model: NotRequired[str]
+    output_file_id: NotRequired[str]
+    error_file_id: NotRequired[str]
+    errors: NotRequired[BatchFaults]
+    metadata: NotRequired[dict[str, str]]
+    usage: NotRequired[BatchUsage]
+
+
+class BatchList(Page):
+    """The ids are empty texts where the page is empty."""
+
+    data: list[Batch]
+
+
+BATCH_RESPONSES: Responses = {200: reply(Batch, "The batch", examples.BATCH), **examples.STORE_ERRORS}
+
+
 @router.post(
     "/batches",
     summary="Judge the lines of a file in the background",
-    openapi_extra=json_request(BatchRequest, BATCH_EXAMPLES),
+    openapi_extra=json_body(BatchRequest, examples.BATCH_BODIES),
     responses=BATCH_RESPONSES,
 )
 async def create_batch(request: Request) -> JSONResponse:
@@ -82,14 +137,16 @@ async def create_batch(request: Request) -> JSONResponse:
 @router.get(
     "/batches",
     summary="List batches, the newest first",
-    responses=BATCH_LIST_RESPONSES,
+    responses={200: reply(BatchList, "A page of batches", examples.page(examples.BATCH)), **examples.STORE_ERRORS},
 )
 async def list_batches(
     request: Request, limit: Annotated[int, Query(ge=1, le=100)] = 20, after: str | None = None
 ) -> JSONResponse:
     check_cursor(Kind.BATCH, after)
     page, more = await _batches(request).page(owner(request), after=after, limit=limit)
-    return listed(page, more, _document)
+    data = [_document(batch) for batch in page]
+    document: BatchList = {**page_of([batch["id"] for batch in data], more=more), "data": data}
+    return JSONResponse(document)
 
 
 @router.get("/batches/{batch_id}", summary="See how far a batch is", responses=BATCH_RESPONSES)
@@ -106,41 +163,58 @@ async def cancel_batch(request: Request, batch_id: str) -> JSONResponse:
 
 
 def _batches(request: Request) -> Batches:
-    found: Batches = request.app.state.batches
-    return found
+    return Batches(served(request).database)
 
 
 def _tell_the_runner(request: Request) -> None:
-    changed: asyncio.Event = request.app.state.batches_changed
-    changed.set()
+    served(request).batches_changed.set()
 
 
-def _document(batch: Batch) -> dict[str, Any]:
+Known = Literal[
+    "in_progress_at",
+    "finalizing_at",
+    "cancelling_at",
+    "completed_at",
+    "failed_at",
+    "expired_at",
+    "cancelled_at",
+    "model",
+    "output_file_id",
+    "error_file_id",
+    "metadata",
+]
+KNOWN: tuple[Known, ...] = get_args(Known)
+"""What may not have happened to a batch yet, or may not belong to it. The store has it under the same names."""
+
+
+def _document(batch: store.Batch) -> Batch:
     """As OpenAI shows it: what has not happened is left out."""
-    optional = {
-        **{f"{status}_at": getattr(batch, f"{status}_at", None) for status in Status},
-        "model": batch.model,
-        "output_file_id": batch.output_file_id,
-        "error_file_id": batch.error_file_id,
-        "errors": None if batch.errors is None else {"object": "list", "data": batch.errors},
-        "metadata": batch.metadata,
-        "usage": _usage(batch) if batch.in_progress_at else None,
-    }
-    return {
+    document: Batch = {
         "id": batch.id,
         "object": "batch",
-        "endpoint": batch.endpoint,
+        "endpoint": cast(BatchEndpoint, batch.endpoint),  # the store holds what was taken in here
         "input_file_id": batch.input_file_id,
-        "completion_window": batch.completion_window,
+        "completion_window": cast(Literal["24h"], batch.completion_window),
         "status": batch.status,
         "created_at": batch.created_at,
         "expires_at": batch.expires_at,
         "request_counts": {"total": batch.total, "completed": batch.completed, "failed": batch.failed},
-        **{name: value for name, value in optional.items() if value is not None},
     }
+    for key in KNOWN:
+        if (value := getattr(batch, key)) is not None:
+            document[key] = value
+    if batch.errors is not None:
+        document["errors"] = {"object": "list", "data": [_fault(fault) for fault in batch.errors]}
+    if batch.in_progress_at is not None:
+        document["usage"] = _usage(batch)
+    return document
 
 
-def _usage(batch: Batch) -> dict[str, Any]:
+def _fault(fault: dict[str, Any]) -> BatchFault:
+    return {"code": fault["code"], "message": fault["message"], "param": fault["param"], "line": fault["line"]}
+
+
+def _usage(batch: store.Batch) -> BatchUsage:
     return {
         "input_tokens": batch.input_tokens,
         "input_tokens_details": {"cached_tokens": batch.cached_tokens},

@@ -4,29 +4,34 @@ Nothing is stored, so whatever would go on from a stored response is refused. Ev
 and ignored because it cannot change a verdict; docs/api.md shows the table.
 """
 
-import json
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response, StreamingResponse
-from pydantic import Discriminator, Field, Tag, field_validator
+from fastapi.responses import Response as HttpResponse
+from pydantic import Field, field_validator
 
-from server.api.content import IDENTIFIER, OPAQUE, Object, String, WireModel
-from server.api.detail import verdict_detail
-from server.api.examples import RESPONSES_EXAMPLES, RESPONSES_RESPONSES, json_request
+from server.api.chat import logprobs
+from server.api.chat.logprobs import MAX_ALTERNATIVES, TokenLogprob
+from server.api.chat.options import InlineModeration
+from server.api.detail import Guard, verdict_detail
+from server.api.endpoint import Endpoint, answered
 from server.api.http.body import read_body
+from server.api.http.description import ERRORS, json_body, reply
 from server.api.http.direct import DirectRoute, JSONReply
 from server.api.http.ids import new_id
-from server.api.openai import logprobs
-from server.api.openai.chat import MAX_ALTERNATIVES
-from server.api.openai.sampling import InlineModeration, StringOrObject
+from server.api.http.shapes import Closed, Count, EmptyList, Moment
+from server.api.http.sse import event, stream
+from server.api.messages import Object, StringOrObject, WireModel
+from server.api.openai import examples
+from server.api.openai.items import StringOrItems
+from server.api.openai.usage import OutputTokensDetails
 from server.api.policy import PolicyOptions, ScoresWanted
-from server.api.service import Endpoint, Reply, Service, answered
+from server.api.service import Reply, Service
 from server.domain.caller import Handling
-from server.domain.conversation import Conversation, ImagePart, Message, Part, TextPart
+from server.domain.conversation import Conversation, Message, TextPart
 from server.domain.errors import ContextLengthExceeded, NothingToJudge
 from server.domain.verdict import Verdict
 
@@ -34,212 +39,6 @@ router = APIRouter(prefix="/v1", tags=["responses"], route_class=DirectRoute)
 
 LOGPROBS = "message.output_text.logprobs"
 """What a request includes to get log-probabilities."""
-
-
-# --- Input -----------------------------------------------------------------------------------------------
-
-
-class OutputAnnotation(WireModel):
-    type: Literal["url_citation", "file_citation", "container_file_citation", "file_path"]
-    title: str | None = None
-    url: str | None = None
-    filename: str | None = None
-    file_id: str | None = None
-    container_id: str | None = None
-    index: int | None = None
-    start_index: int | None = None
-    end_index: int | None = None
-
-
-def _is_no_token(value: str | None) -> bool:
-    return value is not None and OPAQUE.fullmatch(value) is None
-
-
-class InputText(WireModel):
-    type: Literal["input_text", "output_text", "text", "summary_text", "reasoning_text"]
-    text: str
-    annotations: list[OutputAnnotation] | None = Field(
-        None, fail_fast=True, description="Their titles and addresses are text, and so are ids that hold words."
-    )
-    logprobs: list[Any] | None = Field(None, description="Accepted and ignored.")
-    prompt_cache_breakpoint: Object | None = Field(None, description="Accepted and ignored.")
-
-    def parts(self, param: str) -> Iterator[Part]:
-        yield TextPart(self.text, f"{param}.text")
-        for index, annotation in enumerate(self.annotations or ()):
-            tokens = (annotation.file_id, annotation.container_id)
-            named = (annotation.title, annotation.url, annotation.filename, *filter(_is_no_token, tokens))
-            if source := " ".join(filter(None, named)):
-                yield TextPart(source, f"{param}.annotations[{index}]")
-
-
-class InputImage(WireModel):
-    type: Literal["input_image"]
-    image_url: str = Field(description="A data: URL (JPEG, PNG, WebP, GIF); http(s) only where the operator allows it.")
-    detail: Literal["auto", "low", "high", "original"] | None = Field(None, description="Accepted and ignored.")
-    file_id: None = Field(None, description="Files are not looked up here.")
-    prompt_cache_breakpoint: Object | None = Field(None, description="Accepted and ignored.")
-
-    def parts(self, param: str) -> Iterator[Part]:
-        yield ImagePart(self.image_url, param=f"{param}.image_url")
-
-
-class InputRefusal(WireModel):
-    type: Literal["refusal"]
-    refusal: str
-
-    def parts(self, param: str) -> Iterator[Part]:
-        yield TextPart(self.refusal, f"{param}.refusal")
-
-
-def _content_kind(value: Any) -> str | None:
-    kind = value.get("type") if isinstance(value, dict) else None
-    if not isinstance(kind, str):
-        return None
-    return "<text>" if kind in ("input_text", "output_text", "text", "summary_text", "reasoning_text") else f"<{kind}>"
-
-
-InputPart = Annotated[
-    Annotated[InputText, Tag("<text>")]
-    | Annotated[InputImage, Tag("<input_image>")]
-    | Annotated[InputRefusal, Tag("<refusal>")],
-    Discriminator(_content_kind),
-]
-InputParts = Annotated[list[InputPart], Field(fail_fast=True), Tag("<parts>")]
-Content = Annotated[
-    String | InputParts, Discriminator(lambda value: "<string>" if isinstance(value, str) else "<parts>")
-]
-
-
-class _Item(WireModel):
-    """What items carry beside what they say. Words that stand there are a text of the item like any other."""
-
-    LABELS: ClassVar[tuple[str, ...]] = ("status", "namespace")
-    """Fields that say nothing while each holds one identifier."""
-    TOKENS: ClassVar[tuple[str, ...]] = ("id", "call_id")
-    """Fields that say nothing while each holds a token that a program made."""
-
-    id: str | None = None
-    call_id: str | None = None
-    status: str | None = None
-    namespace: str | None = None
-
-    def message(self, param: str) -> Message:
-        """All that the item says; `param` is its path in the request."""
-        role, parts = self.says(param)
-        return Message(role, (*parts, *self._asides(param)))
-
-    def says(self, param: str) -> tuple[str, tuple[Part, ...]]:
-        """The role of the item and what it says in the fields that are meant for that."""
-        raise NotImplementedError
-
-    def _asides(self, param: str) -> Iterator[Part]:
-        for fields, harmless in ((self.LABELS, IDENTIFIER), (self.TOKENS, OPAQUE)):
-            for field in fields:
-                value: str | None = getattr(self, field)
-                if value and harmless.fullmatch(value) is None:
-                    yield TextPart(value, f"{param}.{field}")
-
-
-class InputMessage(_Item):
-    LABELS = (*_Item.LABELS, "phase")
-
-    type: Literal["message"] = "message"
-    role: Literal["user", "assistant", "system", "developer"]
-    content: Content
-    phase: str | None = None
-
-    def says(self, param: str) -> tuple[str, tuple[Part, ...]]:
-        return self.role, _parts(self.content, f"{param}.content")
-
-
-class FunctionCallItem(_Item):
-    type: Literal["function_call"]
-    name: str
-    arguments: str
-
-    def says(self, param: str) -> tuple[str, tuple[Part, ...]]:
-        return "assistant", (TextPart(f"{self.name}({self.arguments})", param),)
-
-
-class CustomCallItem(_Item):
-    type: Literal["custom_tool_call"]
-    name: str
-    input: str
-
-    def says(self, param: str) -> tuple[str, tuple[Part, ...]]:
-        return "assistant", (TextPart(f"{self.name}({self.input})", param),)
-
-
-class CallOutputItem(_Item):
-    LABELS = (*_Item.LABELS, "name")
-
-    type: Literal["function_call_output", "custom_tool_call_output"]
-    output: Content
-    name: str | None = None
-
-    def says(self, param: str) -> tuple[str, tuple[Part, ...]]:
-        return "tool", _parts(self.output, f"{param}.output")
-
-
-class ReasoningItem(_Item):
-    """What a model thought. What is encrypted says nothing to anybody."""
-
-    TOKENS = (*_Item.TOKENS, "encrypted_content")
-
-    type: Literal["reasoning"]
-    summary: InputParts | None = None
-    content: InputParts | None = None
-    encrypted_content: str | None = Field(None, description="Ignored, unless it holds words.")
-
-    def says(self, param: str) -> tuple[str, tuple[Part, ...]]:
-        summary = _parts(self.summary or [], f"{param}.summary")
-        return "assistant", (*summary, *_parts(self.content or [], f"{param}.content"))
-
-
-class ItemReference(WireModel):
-    """Refused by name, as the Vercel AI SDK sends it unless it is told not to count on a store."""
-
-    type: Literal["item_reference"]
-    id: str
-
-    @field_validator("id")
-    @classmethod
-    def _refuse(cls, _: str) -> str:
-        raise ValueError("nothing is stored here, so send the item itself, which clients do with 'store': false")
-
-    def message(self, param: str) -> Message:
-        raise NotImplementedError  # none is ever read
-
-
-def _item_kind(value: Any) -> str | None:
-    if not isinstance(value, dict):
-        return None
-    kind = value.get("type", "message")
-    if kind == "custom_tool_call_output":
-        kind = "function_call_output"
-    return f"<{kind}>" if isinstance(kind, str) else None
-
-
-InputItem = Annotated[
-    Annotated[InputMessage, Tag("<message>")]
-    | Annotated[FunctionCallItem, Tag("<function_call>")]
-    | Annotated[CustomCallItem, Tag("<custom_tool_call>")]
-    | Annotated[CallOutputItem, Tag("<function_call_output>")]
-    | Annotated[ReasoningItem, Tag("<reasoning>")]
-    | Annotated[ItemReference, Tag("<item_reference>")],
-    Discriminator(_item_kind),
-]
-StringOrItems = Annotated[
-    String | Annotated[list[InputItem], Field(fail_fast=True), Tag("<items>")],
-    Discriminator(lambda value: "<string>" if isinstance(value, str) else "<items>"),
-]
-
-
-def _parts(content: "str | list[InputText | InputImage | InputRefusal]", param: str) -> tuple[Part, ...]:
-    if isinstance(content, str):
-        return (TextPart(content, param),)
-    return tuple(said for index, part in enumerate(content) for said in part.parts(f"{param}[{index}]"))
 
 
 # --- The request -----------------------------------------------------------------------------------------
@@ -293,7 +92,7 @@ class ResponsesRequest(IgnoredResponseOptions):
     @classmethod
     def _refuse_what_needs_a_store(cls, value: Any) -> Any:
         if value:
-            raise ValueError("nothing is stored here, so send the whole input and wait for the answer")
+            raise ValueError("this server stores nothing, so send the whole input and wait for the answer")
         return value
 
     def to_conversation(self) -> Conversation:
@@ -311,7 +110,78 @@ class ResponsesRequest(IgnoredResponseOptions):
 # --- The response ----------------------------------------------------------------------------------------
 
 
-async def respond(service: Service, body: ResponsesRequest, handling: Handling) -> Reply:
+class OutputText(Closed):
+    type: Literal["output_text"]
+    text: str
+    annotations: EmptyList
+    logprobs: list[TokenLogprob]
+
+
+class OutputMessage(Closed):
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    status: Literal["completed", "incomplete"]
+    content: Annotated[list[OutputText], Field(min_length=1, max_length=1)]
+
+
+class CachedInput(Closed):
+    cached_tokens: Count
+    cache_write_tokens: Literal[0]
+
+
+class ResponseUsage(Closed):
+    input_tokens: Count
+    input_tokens_details: CachedInput
+    output_tokens: Count
+    output_tokens_details: OutputTokensDetails
+    total_tokens: Count
+
+
+class IncompleteDetails(Closed):
+    reason: Literal["max_output_tokens"]
+
+
+class PlainFormat(Closed):
+    type: Literal["text"]
+
+
+class TextOptions(Closed):
+    format: PlainFormat
+
+
+class Response(Closed):
+    """Whatever is null or constant is what a verdict has no use for. `metadata` is the caller's own."""
+
+    id: str
+    object: Literal["response"]
+    created_at: Moment
+    completed_at: Moment | None
+    status: Literal["completed", "incomplete"]
+    error: None
+    incomplete_details: IncompleteDetails | None
+    model: str
+    instructions: str | None
+    output: Annotated[list[OutputMessage], Field(min_length=1, max_length=1)]
+    output_text: str
+    usage: ResponseUsage
+    metadata: dict[str, Any]
+    max_output_tokens: Count | None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_ALTERNATIVES)]
+    background: Literal[False]
+    store: Literal[False]
+    previous_response_id: None
+    parallel_tool_calls: Literal[False]
+    tool_choice: Literal["none"]
+    tools: EmptyList
+    text: TextOptions
+    temperature: None
+    top_p: None
+    truncation: Literal["disabled"]
+    guard: Guard
+
+
+async def respond(service: Service, body: ResponsesRequest, handling: Handling) -> Reply[Response]:
     wants_logprobs = LOGPROBS in (body.include or ())
     if wants_logprobs:
         handling = replace(handling, top_logprobs=body.top_logprobs or 0)
@@ -325,18 +195,22 @@ async def respond(service: Service, body: ResponsesRequest, handling: Handling) 
         )
     except (ContextLengthExceeded, NothingToJudge) as error:
         raise error.at("input") from None
+    return Reply(_document(service, body, verdict), [verdict])
+
+
+def _document(service: Service, body: ResponsesRequest, verdict: Verdict) -> Response:
     limit = body.max_output_tokens or None
     answer = service.family.write(verdict, max_tokens=limit)
-    status = "incomplete" if answer.cut else "completed"
+    status: Literal["completed", "incomplete"] = "incomplete" if answer.cut else "completed"
     now = int(time.time())
-    message = {
+    message: OutputMessage = {
         "id": new_id("msg_"),
         "type": "message",
         "role": "assistant",
         "status": status,
         "content": [_output_text(answer.text, [*map(logprobs.entry, answer.tokens or ())])],
     }
-    document = {
+    return {
         "id": new_id("resp_"),
         "object": "response",
         "created_at": now,
@@ -364,7 +238,6 @@ async def respond(service: Service, body: ResponsesRequest, handling: Handling) 
         "truncation": "disabled",
         "guard": verdict_detail(verdict),
     }
-    return Reply(document, [verdict])
 
 
 ENDPOINT = Endpoint("/v1/responses", ResponsesRequest, respond)
@@ -373,29 +246,31 @@ ENDPOINT = Endpoint("/v1/responses", ResponsesRequest, respond)
 @router.post(
     "/responses",
     summary="Judge the last item of an input",
-    openapi_extra=json_request(ResponsesRequest, RESPONSES_EXAMPLES),
-    responses=RESPONSES_RESPONSES,
+    openapi_extra=json_body(ResponsesRequest, examples.RESPONSES_BODIES),
+    responses={
+        200: reply(Response, "The verdict as the response's text", examples.RESPONSE, events=examples.TEXT_DELTA),
+        **ERRORS,
+    },
 )
-async def create_response(request: Request) -> Response:
+async def create_response(request: Request) -> HttpResponse:
     body = await read_body(request, ResponsesRequest)
     document = (await answered(request, body, respond)).document
     if not body.stream:
         return JSONReply(document)
-    return StreamingResponse(_stream(document), media_type="text/event-stream")
+    return stream(_numbered_events(document))
 
 
-async def _stream(document: dict[str, Any]) -> AsyncIterator[str]:
+async def _numbered_events(document: Response) -> AsyncIterator[str]:
     for number, (kind, fields) in enumerate(_events(document)):
-        data = json.dumps({"type": kind, "sequence_number": number, **fields}, separators=(",", ":"))
-        yield f"event: {kind}\ndata: {data}\n\n"
+        yield event({"type": kind, "sequence_number": number, **fields}, kind)
 
 
-def _events(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _events(document: Response) -> Iterator[tuple[str, dict[str, Any]]]:
     """The response as it would have come into being; the verdict was whole before the first of them."""
     (item,) = document["output"]
     (part,) = item["content"]
-    begun = {**document, "status": "in_progress", "completed_at": None, "incomplete_details": None, "output": []}
-    begun |= {"output_text": "", "usage": None}
+    begun: dict[str, Any] = {**document, "status": "in_progress", "completed_at": None, "incomplete_details": None}
+    begun |= {"output": [], "output_text": "", "usage": None}
     del begun["guard"]
     of_item: dict[str, Any] = {"output_index": 0}
     of_part = {"item_id": item["id"], **of_item, "content_index": 0}
@@ -410,11 +285,11 @@ def _events(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     yield f"response.{document['status']}", {"response": document}
 
 
-def _output_text(text: str, tokens: list[dict[str, Any]]) -> dict[str, Any]:
+def _output_text(text: str, tokens: list[TokenLogprob]) -> OutputText:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": tokens}
 
 
-def _usage(verdict: Verdict, limit: int | None) -> dict[str, Any]:
+def _usage(verdict: Verdict, limit: int | None) -> ResponseUsage:
     completion = verdict.completion
     output_tokens = min(completion.completion_tokens, limit or completion.completion_tokens)
     return {

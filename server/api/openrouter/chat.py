@@ -1,120 +1,177 @@
-"""POST /api/v1/chat/completions: OpenAI's chat completions with OpenRouter's names, costs and generation ids.
-
-The request goes the way of api/openai/chat.py, which reads what OpenRouter adds to it too; only the reply differs.
-"""
+"""POST /api/v1/chat/completions: chat completions with OpenRouter's names, costs and generation ids."""
 
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
-from typing import Any
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
+from pydantic import Field
 
-from server.api.examples import json_request
+from server.api.chat.completion import ChatChoice, ChatUsage, CompletionHead, choices, usage
+from server.api.chat.judging import Judged, judge
+from server.api.chat.request import MAX_CHOICES, ChatRequest
+from server.api.endpoint import answered
 from server.api.http.body import read_body
+from server.api.http.description import json_body, reply
 from server.api.http.direct import DirectRoute, JSONReply
 from server.api.http.ids import new_id
-from server.api.openai import chat
-from server.api.openai.chat import ChatRequest
-from server.api.openrouter import examples, naming
+from server.api.http.shapes import Closed
+from server.api.http.sse import DONE, event, stream
+from server.api.http.state import caller_of, served, state_of
+from server.api.names import PROVIDER
+from server.api.openrouter import examples
+from server.api.openrouter.errors import ERRORS
 from server.api.openrouter.generations import Generation, Generations
-from server.api.service import Reply, Service, answered
-from server.domain.caller import Caller, Handling
+from server.api.openrouter.money import Dollars, Nothing
+from server.api.service import Reply, Service
+from server.domain.caller import Handling
 from server.domain.errors import GuardError
+from server.domain.verdict import Completion
 
 router = APIRouter(prefix="/api/v1", tags=["OpenRouter"], route_class=DirectRoute)
 
 
-async def complete(service: Service, body: ChatRequest, handling: Handling) -> Reply:
-    reply = await chat.complete(service, body, handling)
-    return replace(reply, document=_document(service, reply))
+class OpenRouterChoice(ChatChoice):
+    native_finish_reason: Literal["stop"]
+
+
+class CostDetails(Closed):
+    upstream_inference_cost: None
+    upstream_inference_prompt_cost: Nothing
+    upstream_inference_completions_cost: Nothing
+
+
+class OpenRouterUsage(ChatUsage):
+    """How the cost of a remote model is made up is not known."""
+
+    cost: Dollars
+    is_byok: Literal[False]
+    cost_details: CostDetails | None
+
+
+class OpenRouterCompletion(CompletionHead):
+    provider: str
+    service_tier: None
+    choices: Annotated[list[OpenRouterChoice], Field(min_length=1, max_length=MAX_CHOICES)]
+    usage: OpenRouterUsage
+
+
+async def complete(service: Service, body: ChatRequest, handling: Handling) -> Reply[OpenRouterCompletion]:
+    judged = await judge(service, body, handling)
+    return Reply(_document(service, body, judged), [judged.verdict])
+
+
+def _document(service: Service, body: ChatRequest, judged: Judged) -> OpenRouterCompletion:
+    created, completion = int(time.time()), judged.verdict.completion
+    return {
+        "id": new_id(f"gen-{created}-"),
+        "object": "chat.completion",
+        "created": created,
+        "model": service.names.slug,
+        "provider": completion.provider or PROVIDER,
+        "system_fingerprint": service.fingerprint,
+        "service_tier": None,
+        "choices": [{**choice, "native_finish_reason": "stop"} for choice in choices(judged, body.n)],
+        "usage": {
+            **usage(judged.verdict, body.token_limit),
+            "cost": completion.cost or 0.0,
+            "is_byok": False,
+            "cost_details": _cost_details(completion),
+        },
+        "guard": judged.detail,
+    }
+
+
+def _cost_details(completion: Completion) -> CostDetails | None:
+    """How a remote cost is made up is not told. Nobody is paid for a local verdict."""
+    if completion.provider is not None:
+        return None
+    return {
+        "upstream_inference_cost": None,
+        "upstream_inference_prompt_cost": 0.0,
+        "upstream_inference_completions_cost": 0.0,
+    }
 
 
 @router.post(
     "/chat/completions",
     summary="Judge the last message of a conversation",
-    openapi_extra=json_request(ChatRequest, examples.REQUEST_EXAMPLES),
-    responses=examples.CHAT,
+    openapi_extra=json_body(ChatRequest, examples.BODIES),
+    responses={
+        200: reply(
+            OpenRouterCompletion, "The verdict as the assistant's reply", examples.COMPLETION, events=examples.CHUNK
+        ),
+        **ERRORS,
+    },
 )
 async def create_openrouter_chat_completion(request: Request) -> Response:
-    generations: Generations = request.app.state.generations
+    generations = served(request).kept(Generations)
     started = time.perf_counter()
     body = await read_body(request, ChatRequest)
     try:
-        reply = await answered(request, body, complete)
+        answer = await answered(request, body, complete)
     except GuardError as error:
         if error.status >= 500:
             generations.add_failure()
         raise
     seconds = time.perf_counter() - started
-    generations.add(_generation(request, reply, streamed=bool(body.stream), seconds=seconds))
+    generations.add(_generation(request, answer, streamed=bool(body.stream), seconds=seconds))
     if body.stream:
-        return StreamingResponse(_stream(reply.document), media_type="text/event-stream")
-    return JSONReply(reply.document)
+        return stream(_chunks(answer.document))
+    return JSONReply(answer.document)
 
 
-def _document(service: Service, reply: Reply) -> dict[str, Any]:
-    """The reply with OpenRouter's keys. Who is paid nothing costs nothing: only a remote backend brings a cost."""
-    document, completion = reply.document, reply.verdicts[0].completion
-    local = completion.provider is None
-    choices = [{**choice, "native_finish_reason": completion.finish_reason} for choice in document["choices"]]
-    nothing = {"upstream_inference_prompt_cost": 0.0, "upstream_inference_completions_cost": 0.0}
-    return {
-        **document,
-        "id": new_id(f"gen-{document['created']}-"),
-        "model": naming.slug_of(service.names),
-        "provider": completion.provider or naming.PROVIDER,
-        "service_tier": document.get("service_tier"),
-        "choices": choices,
-        "usage": {
-            **document["usage"],
-            "cost": _cost(reply),
-            "is_byok": False,
-            # How a remote cost is made up is not told.
-            "cost_details": {"upstream_inference_cost": None, **nothing} if local else None,
-        },
-    }
-
-
-def _cost(reply: Reply) -> float:
-    return sum((verdict.completion.cost or 0.0 for verdict in reply.verdicts), 0.0)
-
-
-def _generation(request: Request, reply: Reply, *, streamed: bool, seconds: float) -> Generation:
-    caller: Caller = request.state.caller
-    document, completion = reply.document, reply.verdicts[0].completion
+def _generation(request: Request, answer: Reply[OpenRouterCompletion], *, streamed: bool, seconds: float) -> Generation:
+    document, completion = answer.document, answer.verdicts[0].completion
     return Generation(
         id=document["id"],
-        owner=caller.owner,
-        request_id=request.state.request_id,
+        owner=caller_of(request).owner,
+        request_id=state_of(request).request_id,
         created=time.time(),
         model=document["model"],
         provider=document["provider"],
         streamed=streamed,
         finish_reason=document["choices"][0]["finish_reason"],
-        native_finish_reason=completion.finish_reason,
         prompt_tokens=document["usage"]["prompt_tokens"],
         completion_tokens=document["usage"]["completion_tokens"],
         cached_tokens=completion.cached_tokens,
         images=completion.images,
-        cost=_cost(reply),
+        cost=document["usage"]["cost"],
         upstream_cost=completion.cost,
         latency_s=seconds,
         computed_s=completion.computed_s,
     )
 
 
-async def _stream(document: dict[str, Any]) -> AsyncIterator[str]:
+async def _chunks(document: OpenRouterCompletion) -> AsyncIterator[str]:
     """The same reply in chunks: each choice's content and end, and always the usage, in the last one."""
-    head = {key: document[key] for key in ("id", "created", "model", "provider", "system_fingerprint")}
-    head["object"] = "chat.completion.chunk"
+    head: dict[str, object] = {
+        "id": document["id"],
+        "created": document["created"],
+        "model": document["model"],
+        "provider": document["provider"],
+        "system_fingerprint": document["system_fingerprint"],
+        "object": "chat.completion.chunk",
+    }
     for choice in document["choices"]:
-        said = {"role": "assistant", "content": choice["message"]["content"]}
-        reasons = {key: choice[key] for key in ("finish_reason", "native_finish_reason")}
-        content = {"index": choice["index"], "delta": said, "logprobs": choice["logprobs"], **dict.fromkeys(reasons)}
-        end = {"index": choice["index"], "delta": {"role": "assistant", "content": ""}, "logprobs": None, **reasons}
-        yield chat.event({**head, "choices": [content]})
-        yield chat.event({**head, "choices": [end], "guard": document["guard"]})
-    yield chat.event({**head, "choices": [], "usage": document["usage"]})
-    yield "data: [DONE]\n\n"
+        reasons = {
+            "finish_reason": choice["finish_reason"],
+            "native_finish_reason": choice["native_finish_reason"],
+        }
+        content = {
+            "index": choice["index"],
+            "delta": {"role": "assistant", "content": choice["message"]["content"]},
+            "logprobs": choice["logprobs"],
+            **dict.fromkeys(reasons),
+        }
+        end = {
+            "index": choice["index"],
+            "delta": {"role": "assistant", "content": ""},
+            "logprobs": None,
+            **reasons,
+        }
+        yield event({**head, "choices": [content]})
+        yield event({**head, "choices": [end], "guard": document["guard"]})
+    yield event({**head, "choices": [], "usage": document["usage"]})
+    yield DONE

@@ -5,18 +5,78 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
+from pydantic import Field
 
-from server.api.openrouter import examples
-from server.domain.caller import Caller
+from server.api.http.description import reply
+from server.api.http.direct import JSONReply
+from server.api.http.shapes import Closed, Count
+from server.api.http.state import caller_of, served
+from server.api.openrouter.errors import BAD_QUERY, NOT_FOUND
+from server.api.openrouter.money import Dollars
 from server.domain.errors import GenerationNotFound
 
 router = APIRouter(prefix="/api/v1", tags=["OpenRouter"])
 
 REMEMBERED = 10_000
 """Generations and outcomes that are kept in memory; older ones are forgotten."""
+
+Milliseconds = Annotated[float, Field(ge=0)]
+FinishReason = Literal["stop", "length"]
+
+
+class GenerationFigures(Closed):
+    id: str
+    request_id: str
+    created_at: str
+    model: str
+    provider_name: str
+    api_type: Literal["completions"]
+    streamed: bool
+    cancelled: Literal[False]
+    finish_reason: FinishReason
+    native_finish_reason: Literal["stop"]
+    latency: Milliseconds
+    generation_time: Milliseconds
+    moderation_latency: None
+    tokens_prompt: Count
+    tokens_completion: Count
+    native_tokens_prompt: Count
+    native_tokens_completion: Count
+    native_tokens_cached: Count
+    native_tokens_reasoning: Literal[0]
+    native_tokens_completion_images: Literal[0]
+    num_media_prompt: Count
+    num_input_audio_prompt: Literal[0]
+    num_media_completion: Literal[0]
+    num_search_results: Literal[0]
+    num_fetches: Literal[0]
+    total_cost: Dollars
+    usage: Dollars
+    upstream_inference_cost: Dollars | None
+    cache_discount: None
+    is_byok: Literal[False]
+    upstream_id: None
+    provider_responses: None
+    origin: Literal[""]
+    app_id: None
+    http_referer: None
+    user_agent: None
+    external_user: None
+    session_id: None
+    workspace_id: None
+    preset_id: None
+    router: None
+    service_tier: None
+    web_search_engine: None
+    data_region: Literal["global"]
+    response_cache_source_id: None
+
+
+class GenerationData(Closed):
+    data: GenerationFigures
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +93,7 @@ class Generation:
     model: str
     provider: str
     streamed: bool
-    finish_reason: str
-    native_finish_reason: str | None
+    finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
@@ -67,7 +126,10 @@ class Generations:
         """Raises GenerationNotFound, also for another caller's: whether it exists is not told."""
         generation = self._kept.get(id_)
         if generation is None or generation.owner != owner:
-            raise GenerationNotFound("There is no such generation, or it is remembered no longer.", param="id")
+            raise GenerationNotFound(
+                f"This server does not know this generation. It keeps the last {REMEMBERED:,}, until it restarts.",
+                param="id",
+            )
         return generation
 
     def since(self, moment: float) -> Iterator[Generation]:
@@ -83,14 +145,18 @@ class Generations:
         return 100.0 * sum(outcomes) / len(outcomes) if outcomes else None
 
 
-@router.get("/generation", summary="Figures of one answer", responses={**examples.BAD_QUERY, **examples.NOT_FOUND})
-async def get_generation(request: Request, id: str = Query(min_length=1, max_length=200)) -> dict[str, Any]:  # noqa: A002
-    caller: Caller = request.state.caller
-    generations: Generations = request.app.state.generations
-    return {"data": _document(generations.of(caller.owner, id))}
+@router.get(
+    "/generation",
+    summary="Figures of one answer",
+    responses={200: reply(GenerationData, "The figures"), **BAD_QUERY, **NOT_FOUND},
+)
+async def get_generation(request: Request, id: str = Query(min_length=1, max_length=200)) -> JSONReply:  # noqa: A002
+    generation = served(request).kept(Generations).of(caller_of(request).owner, id)
+    document: GenerationData = {"data": _document(generation)}
+    return JSONReply(document)
 
 
-def _document(generation: Generation) -> dict[str, Any]:
+def _document(generation: Generation) -> GenerationFigures:
     """Every key of OpenRouter's; null is what this server does not do or does not keep, such as headers."""
     return {
         "id": generation.id,
@@ -102,7 +168,7 @@ def _document(generation: Generation) -> dict[str, Any]:
         "streamed": generation.streamed,
         "cancelled": False,
         "finish_reason": generation.finish_reason,
-        "native_finish_reason": generation.native_finish_reason,
+        "native_finish_reason": "stop",
         "latency": generation.latency_s * 1000,
         "generation_time": generation.computed_s * 1000,
         "moderation_latency": None,

@@ -28,7 +28,7 @@ from server.domain.errors import ContextLengthExceeded, EngineFailure, EngineUna
 from server.domain.policy import Policy
 from server.domain.taxonomy import Taxonomy
 from server.domain.verdict import Completion, Reading, check_finished
-from server.families.base import Ask, Asker, Prompt
+from server.families.base import Ask, Asker, Prompt, Steps
 from server.families.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
@@ -128,22 +128,24 @@ class VllmBackend:
         if len(case.images) != len(case.conversation.images):
             # vLLM takes a slot without a picture for plain text, without a word.
             raise ValueError("a case needs one picture for each image of its conversation")
+        steps = self._asker.steps(case.conversation, case.policy, case.handling.top_logprobs)
+        asks = next(steps)
+        work = _Work(case, self._images.tokens(case.images) if case.images and self._images is not None else 0)
+        await self._encode_all(asks, work)  # what is too long is refused before its pictures are tiled
         if not case.images:
-            return await self._completed(_Work(case))
+            return await self._completed(steps, asks, work)
         if self._images is None:
             raise EngineUnavailable("The engine is not ready for images.")
-        async with self._images.shown(case.images) as shown:
-            return await self._completed(_Work(case, shown, self._images.tokens(case.images)))
+        async with self._images.shown(case.images) as work.input:
+            return await self._completed(steps, asks, work)
 
     async def probe(self, case: Case) -> Completion:
         return await self.complete(case)
 
-    async def _completed(self, work: "_Work") -> Completion:
+    async def _completed(self, steps: Steps, asks: Sequence[Ask], work: "_Work") -> Completion:
         """Do what the family asks for, step by step, until it has read its verdict."""
-        case = work.case
-        steps = self._asker.steps(case.conversation, case.policy, case.handling.top_logprobs)
-        asks = next(steps)
         while True:
+            await self._encode_all(asks, work)
             if len(asks) == 1:
                 answers = [await self._asked(asks[0], work)]
             else:
@@ -174,12 +176,7 @@ class VllmBackend:
 
     async def _asked(self, ask: Ask, work: "_Work") -> "EngineAnswer":
         """One request from its prompt to its whole answer; cancellation aborts it in the engine."""
-        ids = work.ids_of(ask.prompt)
-        if ids is None:
-            ids = await self._encode(ask.prompt)
-            self._check_context(len(ids) + work.image_tokens, len(ask.begun) + ask.max_tokens)
-            work.keep(ask.prompt, ids)
-        answer = await self._ask(work.input([*ids, *ask.begun]), ask, work.case.handling)
+        answer = await self._ask(work.input([*work.ids_of(ask.prompt), *ask.begun]), ask, work.case.handling)
         if not (ask.may_be_cut and answer.finish_reason == "length"):
             check_finished(answer.finish_reason)
         if not len(answer.logprobs) == len(answer.ids) > 0:
@@ -230,6 +227,14 @@ class VllmBackend:
         )
         self._forms[alike] = form = client.form(sampling)
         return form
+
+    async def _encode_all(self, asks: Sequence[Ask], work: "_Work") -> None:
+        """Encode the prompts that are new. Raises ContextLengthExceeded."""
+        for ask in asks:
+            if not work.knows(ask.prompt):
+                ids = await self._encode(ask.prompt)
+                self._check_context(len(ids) + work.image_tokens, len(ask.begun) + ask.max_tokens)
+                work.keep(ask.prompt, ids)
 
     async def _encode(self, prompt: Prompt) -> list[int]:
         """Token ids of the prompt. A long one is encoded off the event loop, and not at all when it cannot fit."""
@@ -283,20 +288,23 @@ class VllmBackend:
 class _Work:
     """A case on its way through the engine, which may take several prompts and several requests for each."""
 
-    def __init__(self, case: Case, shown: Callable[[Sequence[int]], EngineInput] | None = None, grown: int = 0) -> None:
-        """`shown` makes the engine's input of token ids with pictures; `grown` is how many tokens those add to them."""
+    def __init__(self, case: Case, image_tokens: int = 0) -> None:
+        """`image_tokens` is how many tokens the pictures of a case add to each of its prompts."""
         self.case = case
-        self.input: Callable[[Sequence[int]], EngineInput] = shown or (lambda ids: ids)
-        self.image_tokens = grown
+        self.image_tokens = image_tokens
+        self.input: Callable[[Sequence[int]], EngineInput] = lambda ids: ids
+        """Makes the engine's input of token ids."""
         self.answers: list[EngineAnswer] = []
         self.prompt_tokens = self.cached_tokens = 0
         # By identity: comparing long texts would take longer than encoding them.
         self._prompts: dict[int, tuple[Prompt, list[int]]] = {}
         self._counted: set[int] = set()
 
-    def ids_of(self, prompt: Prompt) -> list[int] | None:
-        known = self._prompts.get(id(prompt))
-        return None if known is None else known[1]
+    def knows(self, prompt: Prompt) -> bool:
+        return id(prompt) in self._prompts
+
+    def ids_of(self, prompt: Prompt) -> list[int]:
+        return self._prompts[id(prompt)][1]
 
     def keep(self, prompt: Prompt, ids: list[int]) -> None:
         self._prompts[id(prompt)] = prompt, ids

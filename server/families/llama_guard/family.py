@@ -7,7 +7,7 @@ from server.domain.conversation import Conversation, ImagePart
 from server.domain.taxonomy import Taxonomy
 from server.domain.verdict import Levels, Said, Verdict
 from server.families.base import Family, Prompt, Wording
-from server.families.llama_guard import answer, prompt, wording
+from server.families.llama_guard import answer, pictures, prompt, wording
 from server.families.llama_guard.finished_prompt import FinishedPrompt
 from server.families.llama_guard.steps import LlamaGuardAsker
 from server.families.tokenizer import PromptTokenizer
@@ -23,6 +23,7 @@ class LlamaGuard(Family):
     tokens = {"blank_line": "\n\n", "safe": "safe", "unsafe": "unsafe"}  # noqa: RUF012 - declared in Family
     control_tokens = prompt.CONTROL_TOKENS
     own_codes = answer.CODES
+    pictures = pictures.SIZES
 
     def prompt(self, conversation: Conversation, taxonomy: Taxonomy) -> Prompt:
         return prompt.render(conversation, taxonomy)

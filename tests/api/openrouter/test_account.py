@@ -1,11 +1,14 @@
 """What a key may do, and credits, in OpenRouter's words."""
 
+import json
+from collections.abc import Awaitable
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 
+from server.api.http.state import RequestState
 from server.api.openrouter import account, generations
 from server.domain.caller import Caller, Scope
 from server.domain.errors import GenerationNotFound
@@ -14,7 +17,14 @@ from tests.api.openrouter.test_generations import GENERATION
 
 
 def asked_by(caller: Caller, app: FastAPI) -> Request:
-    return Request({"type": "http", "app": app, "headers": [], "state": {"caller": caller}})
+    scope = {"type": "http", "app": app, "headers": []}
+    RequestState.begin(scope).caller = caller
+    return Request(scope)
+
+
+async def data_in(answer: Awaitable[Response]) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads((await answer).body)["data"]
+    return data
 
 
 async def data_of(client: httpx.AsyncClient, path: str) -> dict[str, Any]:
@@ -35,7 +45,7 @@ async def test_without_keys_nothing_is_limited(client: httpx.AsyncClient) -> Non
 
 async def test_a_keys_own_limits(app: FastAPI) -> None:
     caller = Caller("key-a", frozenset({Scope.MODERATE}), never_remote=True, requests_per_minute=60)
-    data = (await account.get_key(asked_by(caller, app)))["data"]
+    data = await data_in(account.get_key(asked_by(caller, app)))
     assert data["label"] == "key-a"
     assert (data["rate_limit"]["requests"], data["rate_limit"]["interval"]) == (60, "1m")
     assert data["guard"] == {
@@ -48,11 +58,11 @@ async def test_a_keys_own_limits(app: FastAPI) -> None:
 
 
 async def test_a_keys_own_use_and_generations(app: FastAPI) -> None:
-    app.state.generations.add(GENERATION)
+    app.state.served.kept(generations.Generations).add(GENERATION)
     owner, other = (asked_by(Caller(id_, frozenset(Scope)), app) for id_ in ("key-a", "key-b"))
-    assert (await account.get_key(owner))["data"]["usage"] == 0.5
-    assert (await account.get_key(other))["data"]["usage"] == 0
-    assert (await generations.get_generation(owner, "gen-1"))["data"]["id"] == "gen-1"
+    assert (await data_in(account.get_key(owner)))["usage"] == 0.5
+    assert (await data_in(account.get_key(other)))["usage"] == 0
+    assert (await data_in(generations.get_generation(owner, "gen-1")))["id"] == "gen-1"
     with pytest.raises(GenerationNotFound):
         await generations.get_generation(other, "gen-1")
 

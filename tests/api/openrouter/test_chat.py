@@ -7,10 +7,10 @@ import httpx
 import pytest
 
 from server.domain.errors import GuardError
+from tests.api.http.test_errors import FAULTS, kinds_of
 from tests.api.openrouter.shapes import SLUG, error_of, error_types, obeys_openrouter, specification
 from tests.api.parts import image, text
 from tests.api.shapes import events_of
-from tests.api.test_errors import FAULTS, kinds_of
 from tests.fakes import FakeBackend, Script, always, completion, failing
 
 URL = "/api/v1/chat/completions"

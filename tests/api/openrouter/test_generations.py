@@ -23,7 +23,6 @@ GENERATION = Generation(
     provider="llama-guard-server",
     streamed=False,
     finish_reason="stop",
-    native_finish_reason="stop",
     prompt_tokens=200,
     completion_tokens=1,
     cached_tokens=0,
@@ -75,7 +74,7 @@ async def test_what_a_remote_answer_cost(client: httpx.AsyncClient, backend: Fak
 
 
 async def test_anothers_generation_is_none(client: httpx.AsyncClient, app: FastAPI) -> None:
-    app.state.generations.add(GENERATION)
+    app.state.served.kept(Generations).add(GENERATION)
     for id_ in ("gen-1", "gen-2"):
         response = await client.get("/api/v1/generation", params={"id": id_})
         error_of(response, 404, error_type="not_found", code="generation_not_found")

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from server.api.openai.chat import ChatRequest
+from server.api.chat.request import ChatRequest
 from server.app import create_app
 from server.checkpoints.profile import load_profile
 from server.settings import Settings

@@ -1,0 +1,113 @@
+"""How chat completions are judged, whichever dialect words the reply: by the server's policy or a finished prompt's."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+
+from server.api.chat.request import ChatRequest
+from server.api.detail import Guard, verdict_detail
+from server.api.policy import PolicyOptions
+from server.api.service import Service
+from server.domain.caller import Handling
+from server.domain.conversation import Conversation
+from server.domain.errors import InvalidRequest
+from server.domain.events import FinishedPromptJudged, publish
+from server.domain.verdict import Verdict
+from server.families.base import FinishedPrompt, Wording
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A verdict, the words of it that the request asked for, and the extension field `guard`."""
+
+    verdict: Verdict
+    answer: Wording
+    detail: Guard
+
+
+async def judge(service: Service, body: ChatRequest, handling: Handling) -> Judged:
+    """Judge the last message. Raises the errors of server.domain.errors."""
+    if any(map(service.family.splits_an_answer, body.stops)):
+        message = "it would split the words or codes that verdicts are made of"
+        raise InvalidRequest(f"Invalid value for 'stop': {message}.", param="stop")
+    handling = _handling_of(body, service, handling)
+    prompt = body.finished_prompt(service.family)
+    if prompt is not None:
+        return await _judge_prompt(prompt, service, body, handling)
+    verdict = await _verdict_on(body.conversation(), body.policy, service, body, handling)
+    answer = service.family.write(verdict, max_tokens=body.token_limit, stop=body.stops)
+    return Judged(verdict, answer, verdict_detail(verdict))
+
+
+def _handling_of(body: ChatRequest, service: Service, handling: Handling) -> Handling:
+    """`handling` with what the body wishes."""
+    if body.logprobs:
+        handling = replace(handling, top_logprobs=body.top_logprobs or 0)
+    if body.provider is not None and body.provider.stricter_than(service.settings):
+        handling = replace(handling, never_remote=True)
+    return handling
+
+
+async def _verdict_on(
+    conversation: Conversation, policy: PolicyOptions | None, service: Service, body: ChatRequest, handling: Handling
+) -> Verdict:
+    (verdict,) = await service.judge(
+        [conversation],
+        model=body.model_in(service.names),
+        policy=policy,
+        scores=body.category_scores,
+        handling=handling,
+    )
+    return verdict
+
+
+async def _judge_prompt(prompt: FinishedPrompt, service: Service, body: ChatRequest, handling: Handling) -> Judged:
+    """Judge a finished prompt as it asks, for callers who may do that, and else all that it says by our policy."""
+    trusted = handling.finished_prompts or service.settings.finished_prompts
+    options, codes = _options_of(prompt, body.policy, service) if trusted else (body.policy, {})
+    conversation = prompt.conversation() if trusted else prompt.everything(service.taxonomy)
+    try:
+        verdict = await _verdict_on(conversation, options, service, body, handling)
+    except InvalidRequest as error:
+        if error.param is not None and error.param.startswith("policy") and body.policy is None:
+            # What is wrong with the policy is wrong with the prompt that it was read from.
+            raise error.at("messages[0].content") from None
+        raise
+    publish(FinishedPromptJudged(trusted))
+    if not trusted:
+        _warn_once()
+    answer = service.family.write(verdict, codes=codes, max_tokens=body.token_limit, stop=body.stops)
+    detail = verdict_detail(verdict.under(codes))
+    detail["finished_prompt"] = "prompt_policy" if trusted else "server_policy"
+    return Judged(verdict, answer, detail)
+
+
+@cache
+def _warn_once() -> None:
+    log.warning(
+        "A finished Guard prompt came from a caller without the right to choose what is asked: its categories are"
+        " ignored, and each of its messages is judged by this server's policy. To change that, give the caller a key"
+        " made with `keys create --finished-prompts`, or set GUARD_FINISHED_PROMPTS=true (docs/migrate.md)."
+    )
+
+
+def _options_of(
+    prompt: FinishedPrompt, asked: PolicyOptions | None, service: Service
+) -> tuple[PolicyOptions | None, Mapping[str, str]]:
+    """The policy that a finished prompt asks for, and the model's codes to those of the prompt where they differ."""
+    if asked is not None and (asked.categories is not None or asked.excluded_categories):
+        raise InvalidRequest(
+            "A finished Guard prompt contains its own categories. Leave `categories` and `excluded_categories` out of"
+            " `policy`.",
+            param="policy",
+        )
+    options = asked or PolicyOptions.model_validate({})
+    if not prompt.asks_for(service.taxonomy):
+        return options.model_copy(update={"categories": dict(prompt.words)}), prompt.codes
+    if not service.settings.request_policy:
+        return asked, {}  # asking about more than the prompt does is never laxer
+    unasked = [code for code in service.moderator.policy.taxonomy.codes if code not in prompt.categories]
+    return options.model_copy(update={"excluded_categories": unasked}), {}

@@ -1,0 +1,121 @@
+"""The request of chat completions: OpenAI's, with what OpenRouter adds to it.
+
+Every field is read here, or accepted and ignored because it cannot change a verdict (options.py), or refused:
+because it could change one unseen, or because ignoring it would mislead. docs/api.md shows the table.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from server.api.chat.logprobs import MAX_ALTERNATIVES
+from server.api.chat.options import IgnoredOptions
+from server.api.messages import ChatMessage, Object, StringOrStrings, WireModel
+from server.api.names import ModelNames
+from server.api.policy import PolicyOptions, ScoresWanted
+from server.domain.conversation import Conversation, ImagePart, Message, Part, TextPart
+from server.domain.errors import InvalidRequest
+from server.families.base import Family, FinishedPrompt
+from server.settings import Settings
+
+MAX_CHOICES = 128
+MAX_STOPS = 4
+
+
+class StreamOptions(WireModel):
+    include_usage: bool = False
+    include_obfuscation: bool = Field(False, description="Accepted and ignored.")
+
+
+class ProviderPreferences(WireModel):
+    """OpenRouter's wishes about who runs the model. Here the operator chooses; wishes for privacy are honoured."""
+
+    zdr: bool | None = Field(None, description="True: at no provider that keeps what it is sent.")
+    data_collection: Literal["allow", "deny"] | None = None
+    allow_fallbacks: bool | None = None
+    enforce_distillable_text: bool | None = None
+    ignore: list[str] | None = None
+    max_price: Object | None = None
+    only: list[str] | None = None
+    order: list[str] | None = None
+    preferred_max_latency: Any = None
+    preferred_min_throughput: Any = None
+    quantizations: list[str] | None = None
+    require_parameters: bool | None = None
+    sort: Any = None
+
+    def stricter_than(self, settings: Settings) -> bool:
+        """Whether a remote backend, as it is set up, could be laxer than this request wants."""
+        keeps_data, collects_data = not settings.openrouter_zdr, settings.openrouter_data_collection != "deny"
+        return bool(self.zdr and keeps_data) or bool(self.data_collection == "deny" and collects_data)
+
+
+class ChatRequest(IgnoredOptions):
+    messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
+    model: str | None = None
+    models: list[str] | None = Field(None, description="Further models that would do.")
+    provider: ProviderPreferences | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="There is one verdict, and as many copies of it.")
+    max_tokens: int | None = Field(None, ge=0, description="Cuts the list of codes, never the verdict; 0 is no bound.")
+    max_completion_tokens: int | None = Field(None, ge=0, description="The same under its newer name.")
+    stop: StringOrStrings | None = Field(None, description="Up to 4 texts, none of which splits a word or a code.")
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES, description="Only together with logprobs.")
+    policy: PolicyOptions | None = None
+    category_scores: ScoresWanted = None
+
+    @field_validator("stop")
+    @classmethod
+    def _bound_the_stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        stops = [stop] if isinstance(stop, str) else stop or []
+        if len(stops) > MAX_STOPS:
+            raise ValueError(f"at most {MAX_STOPS} texts are taken")
+        return stop
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _refuse_without_logprobs(cls, top_logprobs: int | None, info: ValidationInfo) -> int | None:
+        if top_logprobs is not None and not info.data.get("logprobs"):
+            raise ValueError("it needs 'logprobs' to be true")
+        return top_logprobs
+
+    @property
+    def stops(self) -> Sequence[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop or ()
+
+    @property
+    def token_limit(self) -> int | None:
+        """The smaller of both bounds. Zero is what some clients send for none at all."""
+        return min(filter(None, (self.max_tokens, self.max_completion_tokens)), default=None)
+
+    @cached_property
+    def said(self) -> list[tuple[Part, ...]]:
+        """What each of the messages says."""
+        return [message.parts(index) for index, message in enumerate(self.messages)]
+
+    def conversation(self) -> Conversation:
+        return Conversation.from_messages(
+            [Message(message.role, parts) for message, parts in zip(self.messages, self.said, strict=True)]
+        )
+
+    def finished_prompt(self, family: Family) -> FinishedPrompt | None:
+        """The Guard prompt that the only message is as a whole, if it is one."""
+        if len(self.messages) != 1 or self.messages[0].role != "user":
+            return None
+        (parts,) = self.said
+        texts = [part.text for part in parts if isinstance(part, TextPart)]
+        if len(texts) != 1:
+            return None
+        try:
+            return family.finished_prompt(texts[0], [part for part in parts if isinstance(part, ImagePart)])
+        except InvalidRequest as error:
+            raise error.at("messages[0].content") from None
+
+    def model_in(self, names: ModelNames) -> str | None:
+        """The first of the models asked for that is served here; when none is, the first one."""
+        asked = [name for name in (self.model, *(self.models or ())) if name is not None]
+        return next(filter(names.knows, asked), asked[0] if asked else None)

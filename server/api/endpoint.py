@@ -1,0 +1,60 @@
+"""Routes that judge, as the application and batches call them.
+
+A dialect is a model of bodies and an `Answer`: from such a body to a `Reply`. Routes answer one request with it and
+batches their lines, so a line gets the words that a request would get.
+"""
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel
+
+from server.api.http.body import read_body
+from server.api.http.direct import JSONReply
+from server.api.http.disconnect import until_disconnect
+from server.api.http.state import caller_of, served, state_of
+from server.api.service import Document, Reply, Service
+from server.domain.caller import Handling
+
+NEVER_REMOTE_HEADER = b"x-guard-never-remote"
+
+Body = TypeVar("Body", bound=BaseModel)
+Answer = Callable[[Service, Body, Handling], Coroutine[Any, Any, Reply[Document]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint(Generic[Body, Document]):
+    """A route that judges: where it is, what its bodies look like and how they are answered."""
+
+    path: str
+    body: type[Body]
+    answer: Answer[Body, Document]
+
+    async def reply(self, request: Request) -> JSONReply:
+        body = await read_body(request, self.body)
+        return JSONReply((await answered(request, body, self.answer)).document)
+
+
+async def answered(request: Request, body: Body, answer: Answer[Body, Document]) -> Reply[Document]:
+    """Answer `body` for as long as its client listens.
+
+    The verdicts are left in the request's state, where the middleware finds what its headers and limits need.
+    """
+    reply = await until_disconnect(request, answer(served(request).service, body, handling_of(request)))
+    state_of(request).verdicts = reply.verdicts
+    return reply
+
+
+def handling_of(request: Request) -> Handling:
+    caller = caller_of(request)
+    # Whoever says anything but no means to stay here.
+    said = [value for name, value in request.scope["headers"] if name == NEVER_REMOTE_HEADER]
+    stays = any(value.strip().lower() not in (b"", b"0", b"false", b"no") for value in said)
+    return Handling(
+        tenant=caller.id,
+        never_remote=caller.never_remote or stays,
+        finished_prompts=caller.finished_prompts,
+        request_id=state_of(request).request_id,
+    )

@@ -1,0 +1,18 @@
+"""Server-sent events."""
+
+import json
+from collections.abc import AsyncIterator, Mapping
+
+from fastapi.responses import StreamingResponse
+
+DONE = "data: [DONE]\n\n"
+
+
+def event(document: Mapping[str, object], kind: str | None = None) -> str:
+    """One event; `kind` is its name, where the dialect has names for them."""
+    data = f"data: {json.dumps(document, separators=(',', ':'))}\n\n"
+    return data if kind is None else f"event: {kind}\n{data}"
+
+
+def stream(events: AsyncIterator[str]) -> StreamingResponse:
+    return StreamingResponse(events, media_type="text/event-stream")

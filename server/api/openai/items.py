@@ -1,0 +1,212 @@
+"""The input of the Responses API: items of a conversation, and what each of them says."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Discriminator, Field, Tag, field_validator
+
+from server.api.messages import IDENTIFIER, OPAQUE, Object, String, WireModel
+from server.domain.conversation import ImagePart, Message, Part, TextPart
+
+
+class OutputAnnotation(WireModel):
+    type: Literal["url_citation", "file_citation", "container_file_citation", "file_path"]
+    title: str | None = None
+    url: str | None = None
+    filename: str | None = None
+    file_id: str | None = None
+    container_id: str | None = None
+    index: int | None = None
+    start_index: int | None = None
+    end_index: int | None = None
+
+
+def _is_no_token(value: str | None) -> bool:
+    return value is not None and OPAQUE.fullmatch(value) is None
+
+
+class InputText(WireModel):
+    type: Literal["input_text", "output_text", "text", "summary_text", "reasoning_text"]
+    text: str
+    annotations: list[OutputAnnotation] | None = Field(
+        None, fail_fast=True, description="Their titles and addresses are text, and so are ids that hold words."
+    )
+    logprobs: list[Any] | None = Field(None, description="Accepted and ignored.")
+    prompt_cache_breakpoint: Object | None = Field(None, description="Accepted and ignored.")
+
+    def parts(self, param: str) -> Iterator[Part]:
+        yield TextPart(self.text, f"{param}.text")
+        for index, annotation in enumerate(self.annotations or ()):
+            tokens = (annotation.file_id, annotation.container_id)
+            named = (annotation.title, annotation.url, annotation.filename, *filter(_is_no_token, tokens))
+            if source := " ".join(filter(None, named)):
+                yield TextPart(source, f"{param}.annotations[{index}]")
+
+
+class InputImage(WireModel):
+    type: Literal["input_image"]
+    image_url: str = Field(description="A data: URL (JPEG, PNG, WebP, GIF); http(s) only where the operator allows it.")
+    detail: Literal["auto", "low", "high", "original"] | None = Field(None, description="Accepted and ignored.")
+    file_id: None = Field(None, description="Files are not looked up here.")
+    prompt_cache_breakpoint: Object | None = Field(None, description="Accepted and ignored.")
+
+    def parts(self, param: str) -> Iterator[Part]:
+        yield ImagePart(self.image_url, param=f"{param}.image_url")
+
+
+class InputRefusal(WireModel):
+    type: Literal["refusal"]
+    refusal: str
+
+    def parts(self, param: str) -> Iterator[Part]:
+        yield TextPart(self.refusal, f"{param}.refusal")
+
+
+def _content_kind(value: Any) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else None
+    if not isinstance(kind, str):
+        return None
+    return "<text>" if kind in ("input_text", "output_text", "text", "summary_text", "reasoning_text") else f"<{kind}>"
+
+
+InputPart = Annotated[
+    Annotated[InputText, Tag("<text>")]
+    | Annotated[InputImage, Tag("<input_image>")]
+    | Annotated[InputRefusal, Tag("<refusal>")],
+    Discriminator(_content_kind),
+]
+InputParts = Annotated[list[InputPart], Field(fail_fast=True), Tag("<parts>")]
+Content = Annotated[
+    String | InputParts, Discriminator(lambda value: "<string>" if isinstance(value, str) else "<parts>")
+]
+
+
+class _Item(WireModel):
+    """What items carry beside what they say. Words that stand there are a text of the item like any other."""
+
+    LABELS: ClassVar[tuple[str, ...]] = ("status", "namespace")
+    """Fields that say nothing while each holds one identifier."""
+    TOKENS: ClassVar[tuple[str, ...]] = ("id", "call_id")
+    """Fields that say nothing while each holds a token that a program made."""
+
+    id: str | None = None
+    call_id: str | None = None
+    status: str | None = None
+    namespace: str | None = None
+
+    def message(self, param: str) -> Message:
+        """All that the item says; `param` is its path in the request."""
+        role, parts = self.says(param)
+        return Message(role, (*parts, *self._asides(param)))
+
+    def says(self, param: str) -> tuple[str, tuple[Part, ...]]:
+        """The role of the item and what it says in the fields that are meant for that."""
+        raise NotImplementedError
+
+    def _asides(self, param: str) -> Iterator[Part]:
+        for fields, harmless in ((self.LABELS, IDENTIFIER), (self.TOKENS, OPAQUE)):
+            for field in fields:
+                value: str | None = getattr(self, field)
+                if value and harmless.fullmatch(value) is None:
+                    yield TextPart(value, f"{param}.{field}")
+
+
+class InputMessage(_Item):
+    LABELS = (*_Item.LABELS, "phase")
+
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: Content
+    phase: str | None = None
+
+    def says(self, param: str) -> tuple[str, tuple[Part, ...]]:
+        return self.role, _parts(self.content, f"{param}.content")
+
+
+class FunctionCallItem(_Item):
+    type: Literal["function_call"]
+    name: str
+    arguments: str
+
+    def says(self, param: str) -> tuple[str, tuple[Part, ...]]:
+        return "assistant", (TextPart(f"{self.name}({self.arguments})", param),)
+
+
+class CustomCallItem(_Item):
+    type: Literal["custom_tool_call"]
+    name: str
+    input: str
+
+    def says(self, param: str) -> tuple[str, tuple[Part, ...]]:
+        return "assistant", (TextPart(f"{self.name}({self.input})", param),)
+
+
+class CallOutputItem(_Item):
+    LABELS = (*_Item.LABELS, "name")
+
+    type: Literal["function_call_output", "custom_tool_call_output"]
+    output: Content
+    name: str | None = None
+
+    def says(self, param: str) -> tuple[str, tuple[Part, ...]]:
+        return "tool", _parts(self.output, f"{param}.output")
+
+
+class ReasoningItem(_Item):
+    """What a model thought. What is encrypted says nothing to anybody."""
+
+    TOKENS = (*_Item.TOKENS, "encrypted_content")
+
+    type: Literal["reasoning"]
+    summary: InputParts | None = None
+    content: InputParts | None = None
+    encrypted_content: str | None = Field(None, description="Ignored, unless it holds words.")
+
+    def says(self, param: str) -> tuple[str, tuple[Part, ...]]:
+        summary = _parts(self.summary or [], f"{param}.summary")
+        return "assistant", (*summary, *_parts(self.content or [], f"{param}.content"))
+
+
+class ItemReference(WireModel):
+    """Refused by name, as the Vercel AI SDK sends it unless it is told not to count on a store."""
+
+    type: Literal["item_reference"]
+    id: str
+
+    @field_validator("id")
+    @classmethod
+    def _refuse(cls, _: str) -> str:
+        raise ValueError("this server stores nothing, so send the item itself, which clients do with 'store': false")
+
+    def message(self, param: str) -> Message:
+        raise NotImplementedError  # none is ever read
+
+
+def _item_kind(value: Any) -> str | None:
+    if not isinstance(value, dict):
+        return None
+    kind = value.get("type", "message")
+    if kind == "custom_tool_call_output":
+        kind = "function_call_output"
+    return f"<{kind}>" if isinstance(kind, str) else None
+
+
+InputItem = Annotated[
+    Annotated[InputMessage, Tag("<message>")]
+    | Annotated[FunctionCallItem, Tag("<function_call>")]
+    | Annotated[CustomCallItem, Tag("<custom_tool_call>")]
+    | Annotated[CallOutputItem, Tag("<function_call_output>")]
+    | Annotated[ReasoningItem, Tag("<reasoning>")]
+    | Annotated[ItemReference, Tag("<item_reference>")],
+    Discriminator(_item_kind),
+]
+StringOrItems = Annotated[
+    String | Annotated[list[InputItem], Field(fail_fast=True), Tag("<items>")],
+    Discriminator(lambda value: "<string>" if isinstance(value, str) else "<items>"),
+]
+
+
+def _parts(content: "str | list[InputText | InputImage | InputRefusal]", param: str) -> tuple[Part, ...]:
+    if isinstance(content, str):
+        return (TextPart(content, param),)
+    return tuple(said for index, part in enumerate(content) for said in part.parts(f"{param}[{index}]"))

@@ -1,0 +1,149 @@
+"""The form in which a file is uploaded, read within bounds."""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, Literal
+
+from fastapi import Request
+from pydantic import Field
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from server.api.messages import WireModel
+from server.domain.errors import InvalidRequest, RequestTimeout, RequestTooLarge, StoreUnavailable
+from server.settings import Settings
+from server.store.files import CHUNK_BYTES
+
+INPUT_EXPIRES_AFTER_S = 30 * 24 * 60 * 60
+"""As at OpenAI: what was uploaded for batches goes after 30 days, what they wrote stays."""
+
+_FORM_BYTES = 64 * 1024
+"""Room for all of a form that is not the file."""
+
+_EXPIRES_AFTER = re.compile(r"expires_after\[(anchor|seconds)\]")
+_NAME_LENGTH = 500
+
+
+class ExpiresAfter(WireModel):
+    """When a file is deleted: so many seconds after it was made, an hour to 30 days."""
+
+    anchor: Literal["created_at"]
+    seconds: int = Field(ge=3600, le=INPUT_EXPIRES_AFTER_S)
+
+
+class FileForm(WireModel):
+    """The fields of an upload beside the file."""
+
+    purpose: Literal["batch"] = Field(description="Only `batch`: nothing else here reads files.")
+    expires_after: ExpiresAfter | None = None
+
+
+FORM_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "purpose": {"type": "string", "enum": ["batch"]},
+                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+                        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2592000},
+                    },
+                }
+            }
+        },
+    }
+}
+"""`openapi_extra` of the route that takes it."""
+
+
+@contextlib.asynccontextmanager
+async def form_of(request: Request, settings: Settings) -> AsyncIterator[FormData]:
+    """The form with its file in a temporary one, deleted at the end of the block."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise InvalidRequest("Send the file as multipart/form-data.")
+    parser = MultiPartParser(
+        request.headers, _bounded(request, settings), max_files=1, max_fields=8, max_part_size=1024
+    )
+    try:
+        form = await parser.parse()
+    except (MultiPartException, UnicodeError):  # the latter of a charset such as `undefined`
+        raise InvalidRequest("The body is not valid multipart/form-data.") from None
+    except OSError:
+        raise StoreUnavailable("The server has no disk space left for the upload. Try again later.") from None
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+async def _bounded(request: Request, settings: Settings) -> AsyncGenerator[bytes, None]:
+    """The body. Raises RequestTooLarge, and RequestTimeout when nothing comes for as long as a deadline."""
+    limit = settings.max_file_bytes + _FORM_BYTES
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit:
+        raise too_large(settings)
+    received = 0
+    stream = aiter(request.stream())
+    while True:
+        try:
+            async with asyncio.timeout(settings.deadline):
+                piece = await anext(stream, None)
+        except TimeoutError:
+            message = f"Nothing of the upload arrived for {settings.deadline:g} seconds. Send it again."
+            raise RequestTimeout(message) from None
+        if piece is None:
+            return
+        received += len(piece)
+        if received > limit:
+            raise too_large(settings)
+        yield piece
+
+
+def too_large(settings: Settings) -> RequestTooLarge:
+    message = (
+        f"The file is larger than {settings.max_file_bytes} bytes. Split it. The operator sets the limit with"
+        " GUARD_MAX_FILE_BYTES."
+    )
+    return RequestTooLarge(message, param="file")
+
+
+def fields_of(form: FormData) -> tuple[dict[str, Any], UploadFile | None]:
+    """The fields as a JSON document would have them, and the file. Raises InvalidRequest."""
+    document: dict[str, Any] = {}
+    file: UploadFile | None = None
+    if len(form.multi_items()) != len(form):
+        raise InvalidRequest("The form has the same field twice. Send each field once.")
+    for name, value in form.multi_items():
+        expires_after = _EXPIRES_AFTER.fullmatch(name)
+        if isinstance(value, UploadFile):
+            if name != "file":
+                raise InvalidRequest("The file must be in the field 'file'.", param="file")
+            file = value
+        elif expires_after:
+            number = int(value) if expires_after[1] == "seconds" and re.fullmatch(r"[0-9]{1,9}", value) else value
+            document.setdefault("expires_after", {})[expires_after[1]] = number
+        elif name == "file":
+            raise InvalidRequest("The field 'file' must be a file with a name.", param="file")
+        elif name == "expires_after":
+            raise InvalidRequest("Write 'expires_after[anchor]' and 'expires_after[seconds]'.", param="expires_after")
+        else:
+            document[name] = value
+    return document, file
+
+
+def name_of(filename: str | None) -> str:
+    """What a file is called in lists: without what no terminal or database should see."""
+    name = "".join(character if character.isprintable() else "_" for character in filename or "")
+    return name[:_NAME_LENGTH] or "upload"
+
+
+async def pieces_of(file: UploadFile) -> AsyncIterator[bytes]:
+    while piece := await file.read(CHUNK_BYTES):
+        yield piece

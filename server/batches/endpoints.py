@@ -1,0 +1,13 @@
+"""What the lines of a batch may be sent to, by path."""
+
+from typing import Any
+
+from server.api import moderations
+from server.api.endpoint import Endpoint
+from server.api.openai import chat, responses
+
+ENDPOINTS: dict[str, Endpoint[Any, Any]] = {
+    "/v1/moderations": moderations.ENDPOINT,
+    "/v1/chat/completions": chat.ENDPOINT,
+    "/v1/responses": responses.ENDPOINT,
+}
