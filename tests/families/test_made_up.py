@@ -79,10 +79,9 @@ def folder(tmp_path: Path) -> Path:
         "".join(f'[[category]]\ncode = "{name}"\nprompt_name = ""\nname = "{name}"\nslug = "{name.lower()}"\n'
                 for name in TAXONOMY.codes)
     )  # fmt: skip
-    (tmp_path / "template.jinja").write_text("")
     (tmp_path / "profile.toml").write_text(
         f'name = "lights"\nmodel = "."\nserved_as = ["lights"]\nfamily = "{NAME}"\nruns_on_cpu = true\nimages = false\n'
-        'context_tokens = 2048\ntaxonomy = "taxonomy.toml"\ntemplate = "template.jinja"\n'
+        'context_tokens = 2048\ntaxonomy = "taxonomy.toml"\n'
         "[tokens]\nvocabulary_size = 10\n"
     )
     return tmp_path
