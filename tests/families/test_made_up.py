@@ -19,13 +19,13 @@ from server.domain.verdict import Completion
 from server.families.base import Answer, Ask, family_named
 from server.settings import Settings
 from tests.fakes import FakeBackend
-from tests.families.drive import answer_of, drive, verdict_of
+from tests.families.drive import answer_of, control_id, drive, verdict_of
 from tests.golden.vocabulary import vocabulary
 
 NAME = "tests.families.made_up.traffic_light"
 FAMILY = family_named(NAME)
 TOKENIZER = vocabulary("llama 4").ours
-END = TOKENIZER.control_id("<|eot|>")
+END = control_id(TOKENIZER, "<|eot|>")
 ASKER = FAMILY.asker(TOKENIZER, [END])
 TAXONOMY = Taxonomy((HazardCategory("Fire", "Fire"), HazardCategory("Flood", "Flood")))
 POLICY = Policy(TAXONOMY)

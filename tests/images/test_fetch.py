@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import gzip
 import ipaddress
 import logging
@@ -37,8 +38,12 @@ def connects(monkeypatch):
             raise ConnectionRefusedError
         return connect(self, address)
 
+    def refuse(self, address):
+        seen.append(address[0])
+        return errno.ECONNREFUSED
+
     monkeypatch.setattr(socket.socket, "connect", record)
-    monkeypatch.setattr(socket.socket, "connect_ex", lambda self, address: seen.append(address[0]) or 111)
+    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     return seen
@@ -272,12 +277,12 @@ async def serving(answer, tls=None):
         server.close()
 
 
-def ok(body: bytes, *headers: str) -> list:
+def ok(body: bytes, *headers: str) -> list[bytes]:
     lines = ["HTTP/1.1 200 OK", f"Content-Length: {len(body)}", *headers, "", ""]
     return ["\r\n".join(lines).encode() + body]
 
 
-def redirect(location: str, status=302) -> list:
+def redirect(location: str, status=302) -> list[bytes]:
     return [f"HTTP/1.1 {status} Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()]
 
 

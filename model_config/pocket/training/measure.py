@@ -90,7 +90,8 @@ class Judge:
             ids[number, : len(sequence)] = torch.tensor(sequence)
         states = self.network.model(self.network.model.embed_tokens(ids), torch.arange(longest).expand_as(ids))
         last = torch.tensor([len(sequence) - 1 for sequence in sequences])
-        return self.network.lm_head(states[torch.arange(len(sequences)), last])
+        logits: Tensor = self.network.lm_head(states[torch.arange(len(sequences)), last])
+        return logits
 
 
 def report(rows: Sequence[Row], judge: Judge, lists: bool = True) -> dict[str, float]:
