@@ -20,7 +20,7 @@ GREY = ("1", "L", "LA", "I;16")
 
 def too_slow() -> DeadlineExceeded:
     # What one file can cost is bounded before it is decoded: what is late is so because the server is busy.
-    return DeadlineExceeded("The images of this request could not be decoded in time.")
+    return DeadlineExceeded("The images of this request could not be fetched and decoded in time.")
 
 
 def decoded(layer: Layer, picture: Picture, draft: tuple[int, int]) -> tuple[Image.Image, Colours]:

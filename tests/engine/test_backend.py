@@ -21,12 +21,14 @@ from server.domain.caller import Handling
 from server.domain.conversation import Conversation, ImagePart, TextPart
 from server.domain.errors import ContextLengthExceeded, DeadlineExceeded
 from server.domain.policy import Policy
-from server.domain.verdict import ScoreMethod, judge
+from server.domain.verdict import Levels, Reading, ScoreMethod, decide, judge
+from server.families.base import Asker, Steps, family_named
 from server.families.llama_guard.pictures import SIZES
 from server.images import ImageDecoder, ImageLimits
 from server.moderation.moderator import Moderator
 
 POCKET = load_profile("pocket")
+LLAMA_GUARD = family_named(POCKET.family)
 POLICY = Policy(POCKET.taxonomy)
 SAFE_CASE = Case(Conversation.from_user(TextPart("How do I bake bread?")), (), POLICY)
 
@@ -166,6 +168,23 @@ async def test_a_threshold_below_the_models_own_has_it_list_categories(pocket_ba
     assert verdict.completion.text == "safe"
     assert verdict.categories
     assert verdict.score_method is ScoreMethod.WRITTEN_LIST
+
+
+async def test_a_family_may_ask_for_words_without_their_probabilities(pocket_backend, monkeypatch):
+    asker, answered = pocket_backend._asker, []
+
+    class Words(Asker):
+        def steps(self, conversation: Conversation, policy: Policy, top_logprobs: int | None = None) -> Steps:
+            ask = asker.unforced(LLAMA_GUARD.prompt(conversation, policy.taxonomy))
+            answered.extend((yield [replace(ask, logprobs=()), ask]))
+            said = LLAMA_GUARD.read("safe", Levels(1.0, 0.0))
+            return Reading(said, decide(said, policy))
+
+    monkeypatch.setattr(pocket_backend, "_asker", Words())
+    await pocket_backend.complete(SAFE_CASE)
+    words, both = answered
+    assert words.ids == both.ids
+    assert (len(words.logprobs), len(both.logprobs)) == (0, len(both.ids))
 
 
 # --- Scores of the categories -----------------------------------------------------------------------------

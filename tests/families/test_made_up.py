@@ -79,10 +79,9 @@ def folder(tmp_path: Path) -> Path:
         "".join(f'[[category]]\ncode = "{name}"\nprompt_name = ""\nname = "{name}"\nslug = "{name.lower()}"\n'
                 for name in TAXONOMY.codes)
     )  # fmt: skip
-    (tmp_path / "template.jinja").write_text("")
     (tmp_path / "profile.toml").write_text(
         f'name = "lights"\nmodel = "."\nserved_as = ["lights"]\nfamily = "{NAME}"\nruns_on_cpu = true\nimages = false\n'
-        'context_tokens = 2048\ntaxonomy = "taxonomy.toml"\ntemplate = "template.jinja"\n'
+        'context_tokens = 2048\ntaxonomy = "taxonomy.toml"\n'
         "[tokens]\nvocabulary_size = 10\n"
     )
     return tmp_path
@@ -113,6 +112,13 @@ async def test_its_verdicts_go_out_through_every_door(folder: Path):
         said = {"messages": [{"role": "user", "content": "Is it hot?"}]}
         chat = (await client.post("/v1/chat/completions", json=said)).json()
         assert chat["choices"][0]["message"]["content"] == "unsafe\nFire,Flood"
+        guarded = {"input_type": "request", "texts": ["Is it hot?"]}
+        litellm = (await client.post("/beta/litellm_basic_guardrail_api", json=guarded)).json()
+        assert litellm["blocked_reason"] == "Unsafe content: Fire, Flood."
+        llama = (await client.post("/v1/moderations", json=said)).json()
+        assert llama["results"][0]["flagged_categories"] == ["fire", "flood"]
+        response = (await client.post("/v1/responses", json={"input": "Is it hot?"})).json()
+        assert response["output_text"] == "unsafe\nFire,Flood"
         own = await client.post("/v1/moderations", json={"input": "x", "policy": {"categories": {"S1": "Spoilers."}}})
         assert (own.status_code, own.json()["error"]["param"]) == (400, "policy.categories")
         left = await client.post("/v1/moderations", json={"input": "x", "policy": {"excluded_categories": ["Flood"]}})

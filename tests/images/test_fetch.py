@@ -15,7 +15,10 @@ import time
 import httpx
 import pytest
 
-from server.domain.errors import ImageTooLarge, InvalidImage
+from server.domain.conversation import ImagePart
+from server.domain.errors import DeadlineExceeded, ImageTooLarge, InvalidImage
+from server.families.llama_guard.pictures import SIZES
+from server.images import ImageDecoder, ImageLimits
 from server.images.fetch import NOT_FETCHED, ImageFetcher, is_public, resolve
 
 PUBLIC = "93.184.215.14"
@@ -409,6 +412,15 @@ async def test_time_is_bounded_in_total(answer):
             await local_fetcher(port, timeout_s=0.3).fetch(f"http://images.example:{port}/", "input[0]")
         assert time.perf_counter() - started < 1.5
     assert caught.value.param == "input[0]"
+
+
+async def test_a_request_whose_images_are_fetched_too_slowly_is_late() -> None:
+    """All its images share one time for fetching and decoding."""
+    async with serving(lambda _: [5.0]) as (port, _):
+        decoder = ImageDecoder(ImageLimits(remote=True, timeout_s=0.3), SIZES, fetcher=local_fetcher(port))
+        with pytest.raises(DeadlineExceeded, match="in time"):
+            await decoder.decode([ImagePart(f"http://images.example:{port}/")])
+        decoder.close()
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
-"""POST /beta/litellm_basic_guardrail_api: the door through which a LiteLLM proxy asks about a request or a response.
+"""POST /beta/litellm_basic_guardrail_api: a LiteLLM proxy asks here about a request or a response.
 
-LiteLLM takes the answer NONE for "all that I sent was checked". So all of it is judged: each turn of the conversation
-as the last one of what came before it, and every text, image and tool call that is in no turn. More of them than one
-request may ask about are joined, never left out. What cannot be judged is an HTTP error, by which LiteLLM blocks unless
-its operator told it to go on.
+LiteLLM takes the reply NONE for "all that I sent was checked". So all of it is judged: each turn of the conversation
+with the turns before it as context, and every text, image and tool call that is in no turn. If they are too many for
+one request they are joined, never left out. A request that cannot be judged gets an HTTP error. LiteLLM then blocks,
+unless its operator configured it to go on.
 """
 
 import asyncio
@@ -28,11 +28,11 @@ from server.domain.verdict import Verdict
 router = APIRouter(tags=["LiteLLM"], route_class=DirectRoute)
 
 LONG_BODY = 65_536
-"""Characters of a body that is read on the event loop."""
+"""Bodies of more characters are read beside the event loop."""
 
 
 class Guardrail(Closed):
-    """`NONE`: all of it is safe. There is a verdict for each turn and each loose text."""
+    """`NONE`: all of it is safe. There is a verdict for each turn and for each text in no turn."""
 
     action: Literal["NONE", "BLOCKED"]
     blocked_reason: NotRequired[str]
@@ -63,7 +63,7 @@ ENDPOINT = Endpoint("/beta/litellm_basic_guardrail_api", GuardrailRequest, guard
 
 @router.post(
     ENDPOINT.path,
-    summary="Judge what a LiteLLM proxy is about to send or to answer",
+    summary="Judge a request or a response for a LiteLLM proxy",
     openapi_extra=json_body(GuardrailRequest, examples.BODIES),
     responses={
         200: reply(Guardrail, "`NONE`: all of it is safe; `BLOCKED`: something is not", examples.BLOCKED),
@@ -75,14 +75,17 @@ async def guard_litellm(request: Request) -> JSONReply:
 
 
 def _reason(unsafe: Sequence[Verdict]) -> str:
-    """All listed categories by code and name; those of a request's own policy by their code alone."""
-    named: dict[str, str] = {}
-    for verdict in unsafe:
-        taxonomy = verdict.completion.taxonomy
-        for code in verdict.categories:
-            named[code] = code if taxonomy.own else f"{code} {taxonomy[code].name}"
-    listed = ", ".join(named[code] for code in sorted(named, key=lambda code: int(code[1:])))
-    return f"Unsafe content: {listed}." if listed else "Unsafe content."
+    """All listed categories by code and name, in the order of the policy; a request's own ones by their code only."""
+    listed = {code for verdict in unsafe for code in verdict.categories}
+    taxonomies = [verdict.completion.taxonomy for verdict in unsafe]
+    asked = dict.fromkeys(category for taxonomy in taxonomies for category in taxonomy.categories)
+    bare = taxonomies[0].own
+    named = [
+        category.code if bare or category.name == category.code else f"{category.code} {category.name}"
+        for category in asked
+        if category.code in listed
+    ]
+    return f"Unsafe content: {', '.join(named)}." if named else "Unsafe content."
 
 
 DIALECT = Dialect([router], scopes={ENDPOINT.path: Scope.MODERATE})

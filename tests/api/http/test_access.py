@@ -695,7 +695,7 @@ def test_the_console_says_that_keys_are_missing_and_how_one_is_made(
 ) -> None:
     caplog.set_level(logging.INFO)
     server = start_server(host="0.0.0.0", **data)
-    assert "API keys are on, but there is none" in caplog.text
+    assert "API keys are on, but there are none" in caplog.text
     assert "python -m server keys create NAME" in caplog.text
     assert '-H "Authorization: Bearer $GUARD_API_KEY"' in example_printed(server, capfd)
     assert "with your key in GUARD_API_KEY:" in caplog.text
@@ -707,7 +707,7 @@ def test_the_console_says_how_many_keys_there_are(
     caplog.set_level(logging.INFO)
     assert main(["keys", "create", "one"]) == main(["keys", "create", "two"]) == 0
     start_server(auth="required", **data)
-    assert "API keys are on: every request but /health and /ready needs one; 2 valid" in caplog.text
+    assert "API keys are on for every path except /health and /ready: 2 valid" in caplog.text
 
 
 def test_the_console_says_that_keys_are_off(
