@@ -22,7 +22,7 @@ from server.domain.conversation import Conversation, ImagePart, TextPart
 from server.domain.errors import ContextLengthExceeded, DeadlineExceeded
 from server.domain.policy import Policy
 from server.domain.verdict import Levels, Reading, ScoreMethod, decide, judge
-from server.families.base import Asker, Steps, family_named
+from server.families.base import Answer, Asker, Steps, family_named
 from server.families.llama_guard.pictures import SIZES
 from server.images import ImageDecoder, ImageLimits
 from server.moderation.moderator import Moderator
@@ -171,7 +171,8 @@ async def test_a_threshold_below_the_models_own_has_it_list_categories(pocket_ba
 
 
 async def test_a_family_may_ask_for_words_without_their_probabilities(pocket_backend, monkeypatch):
-    asker, answered = pocket_backend._asker, []
+    asker = pocket_backend._asker
+    answered: list[Answer] = []
 
     class Words(Asker):
         def steps(self, conversation: Conversation, policy: Policy, top_logprobs: int | None = None) -> Steps:

@@ -67,9 +67,10 @@ def bare_server(folder: Path) -> Iterator[BareServer]:
         wait_until(is_ready, timeout=START_TIMEOUT_S)
         yield BareServer(process, max(started, key=lambda child: child.num_threads()), folder / "console")
     finally:
-        for one in (*started, process):
-            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-                one.kill()
+        for child in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        process.kill()
         process.wait()
 
 
