@@ -127,8 +127,8 @@ class Profile:
     sees_images: bool = False
     image_limit: NonNegativeInt = 0
     taxonomy: Annotated[Taxonomy, PlainValidator(_taxonomy_of)]
-    chat_template: Annotated[str, Field(validation_alias="template"), AfterValidator(_template_of)]
     family: str = "llama_guard"
+    chat_template: Annotated[str, Field(validation_alias="template"), AfterValidator(_template_of)] = ""
     tokens: Annotated[Mapping[str, NonNegativeInt], AfterValidator(MappingProxyType)]
     network: Network | None = None
     engine: Annotated[Mapping[str, Any], AfterValidator(_engine)] = field(default_factory=dict)

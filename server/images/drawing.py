@@ -20,7 +20,7 @@ GREY = ("1", "L", "LA", "I;16")
 
 def too_slow() -> DeadlineExceeded:
     # The cost of a file is limited before it is decoded, so a late one means that the server is busy.
-    return DeadlineExceeded("The images of this request could not be decoded in time. Try again later.")
+    return DeadlineExceeded("The images of this request could not be fetched and decoded in time. Try again later.")
 
 
 def decoded(layer: Layer, picture: Picture, draft: tuple[int, int]) -> tuple[Image.Image, Colours]:

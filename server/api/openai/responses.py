@@ -1,7 +1,7 @@
 """POST /v1/responses in OpenAI's dialect: the input is judged, and the response's text is the verdict.
 
 Nothing is stored, so fields that refer to a stored response are refused. Every other field is read, or accepted and
-ignored because it cannot change a verdict. docs/api.md has the table.
+ignored because it cannot change a verdict. docs/api-fields.md has the table.
 """
 
 import time

@@ -179,7 +179,7 @@ class VllmBackend:
         answer = await self._ask(work.input([*work.ids_of(ask.prompt), *ask.begun]), ask, work.case.handling)
         if not (ask.may_be_cut and answer.finish_reason == "length"):
             check_finished(answer.finish_reason)
-        if not len(answer.logprobs) == len(answer.ids) > 0:
+        if not answer.ids or (ask.logprobs and len(answer.logprobs) != len(answer.ids)):
             raise EngineFailure("The engine ended the request without probabilities.")
         work.count(ask, answer)
         return answer

@@ -283,12 +283,12 @@ async def test_a_key_is_taken(client: httpx.AsyncClient, make_key: MakeKey, head
     ],
 )
 async def test_anything_else_is_refused_in_words_that_repeat_nothing(
-    client: httpx.AsyncClient, make_key: MakeKey, backend: FakeBackend, headers: list[tuple[str, Any]]
+    client: httpx.AsyncClient, make_key: MakeKey, backend: FakeBackend, headers: list[tuple[str, str | bytes]]
 ) -> None:
     key, other = await make_key(), await make_key()
     sent = [
-        (name, value if isinstance(value, bytes) else value.replace("KEY", key).replace("OTHER", other))
-        for name, value in headers
+        (name.encode(), value.replace(b"KEY", key.encode()).replace(b"OTHER", other.encode()))
+        for name, value in ((name, value if isinstance(value, bytes) else value.encode()) for name, value in headers)
     ]
     response = await client.post("/v1/moderations", json=BODY, headers=sent)
     error_of(response, 401, type="invalid_request_error", param=None, code="invalid_api_key")
