@@ -393,7 +393,7 @@ def test_a_remote_needs_neither_a_gpu_nor_a_checkpoint_nor_vllm(remote: Scripted
 
 def test_a_profile_with_other_categories_has_no_remote(remote: ScriptedOpenRouter) -> None:
     other = replace(PROFILE, taxonomy=PROFILE.taxonomy.without(["S5"]))
-    with pytest.raises(OperatorError, match="other categories"):
+    with pytest.raises(OperatorError, match="does not have the categories"):
         load_backend(remote.settings(), other)
 
 
