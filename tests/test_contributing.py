@@ -3,11 +3,12 @@
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import fields
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import httpx
 import pytest
@@ -31,6 +32,8 @@ PAGES = {
     for page in ("CONTRIBUTING.md", "docs/architecture.md", "docs/models.md", "docs/prompt.md")
 }
 CONTRIBUTING, ARCHITECTURE, MODELS = PAGES["CONTRIBUTING.md"], PAGES["docs/architecture.md"], PAGES["docs/models.md"]
+
+Module = Callable[[str], Any]
 
 MADE_UP = {"server/api/plain/__init__.py", "server/api/plain/dialect.py", "tests/api/plain/"}
 """Files of the examples."""
@@ -57,7 +60,7 @@ def quoted(text: str) -> list[str]:
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Module:
     """Makes a module of an example."""
 
     def made(source: str) -> ModuleType:
@@ -133,7 +136,7 @@ def test_the_metric_counts_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None
         REGISTRY.unregister(page["REFUSALS"])
 
 
-async def test_the_dialect_is_served_and_described(module, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_dialect_is_served_and_described(module: Module, monkeypatch: pytest.MonkeyPatch) -> None:
     (example,) = blocks(section(CONTRIBUTING, "Add a dialect"), "python")
     monkeypatch.setattr(wiring, "DIALECTS", (*wiring.DIALECTS, module(example).DIALECT))
     app = wiring.create_app(Settings(profile=PROFILE), load_profile(PROFILE), FakeBackend())
@@ -150,7 +153,7 @@ async def test_the_dialect_is_served_and_described(module, monkeypatch: pytest.M
     assert app.state.served.access.judges("/plain/judge")
 
 
-def test_the_mend_has_the_form_of_all_mends(module, tmp_path: Path) -> None:
+def test_the_mend_has_the_form_of_all_mends(module: Module, tmp_path: Path) -> None:
     (example,) = blocks(section(CONTRIBUTING, "Change vLLM"), "python")
     assert callable(module(example).install)
     file, _, test = form_of(tmp_path / "example.py")["needed"].partition("::")
@@ -189,7 +192,7 @@ def test_the_profile_is_read_as_it_stands(tmp_path: Path) -> None:
     assert read.vocabulary_size == vocabulary("llama 4").ours.vocabulary_size
 
 
-def test_the_test_without_an_engine_passes_and_can_fail(module) -> None:
+def test_the_test_without_an_engine_passes_and_can_fail(module: Module) -> None:
     (example,) = blocks(FAMILIES, "python")
     module(example).test_what_burns_is_unsafe()
     with pytest.raises(AssertionError):
