@@ -11,17 +11,17 @@ PYTHON ?= python3
 VENV ?= .venv
 CLIENTS ?= .venv-clients
 
-# "card NAME", or "mute WHY" where a card is here that nvidia-smi does not answer for, or nothing.
+# "card NAME", or "mute WHY" if there is a card that nvidia-smi does not report, or nothing.
 FOUND := $(shell sh deploy/find-gpu.sh)
 GPU := $(if $(filter card,$(firstword $(FOUND))),$(wordlist 2,99,$(FOUND)))
 MUTE := $(if $(filter mute,$(firstword $(FOUND))),$(wordlist 2,99,$(FOUND)))
 
-# A machine that was meant for the real model must not serve the stand-in because its driver is broken.
+# A machine for the real model must not serve the stand-in because its driver is broken.
 ifneq ($(filter serve,$(or $(MAKECMDGOALS),serve)),)
 ifeq ($(origin EXTRA)$(filter openrouter,$(GUARD_BACKEND)),undefined)
 ifneq ($(MUTE),)
-$(error guard: $(MUTE). Mend the driver until nvidia-smi names the card. Or say "make serve EXTRA=cpu" to serve on the \
-CPU: then the model is pocket unless PROFILE names another, and pocket is a stand-in, not a moderator)
+$(error guard: $(MUTE). Repair the driver until nvidia-smi names the card. Or use "make serve EXTRA=cpu" to serve on the \
+CPU: the model is then pocket unless PROFILE names another, and pocket is a stand-in, not a moderator)
 endif
 endif
 endif
@@ -76,7 +76,7 @@ touch $@
 endef
 
 $(NODE_CLIENTS)/.installed: tests/clients/node/package-lock.json
-	@command -v npm >/dev/null || { echo "guard: the clients on Node need node 20 or later, and npm"; exit 1; }
+	@command -v npm >/dev/null || { echo "guard: npm is missing. Install Node 20 or later, with npm, for the Node clients"; exit 1; }
 	@echo "guard: installing the clients of $< into $(@D)"
 	@cd tests/clients/node && npm ci --silent --ignore-scripts --no-audit --no-fund
 	@touch $@

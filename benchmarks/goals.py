@@ -108,7 +108,8 @@ def _find(sections: Sequence[Mapping[str, Any]], load: str, concurrency: int | N
     for section in sections:
         same = section["load"] == load and section["rate"] is None
         if same and concurrency in (None, section["concurrency"]):
-            return section["contenders"]
+            figures: Mapping[str, Any] = section["contenders"]
+            return figures
     return {}
 
 

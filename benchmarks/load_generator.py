@@ -86,7 +86,10 @@ def verdict(dialect: str, answer: Any) -> bool:
         return flagged
     if dialect == "checks":
         return {"passed": False, "blocked": True}[answer["status"]]
-    word, _, _ = answer["choices"][0]["message"]["content"].strip().partition("\n")
+    said = answer["choices"][0]["message"]["content"]
+    if not isinstance(said, str):
+        raise ValueError("the content is no text")
+    word, _, _ = said.strip().partition("\n")
     if word not in ("safe", "unsafe"):
         raise ValueError("neither safe nor unsafe")
     return word == "unsafe"

@@ -103,7 +103,7 @@ def spread(values: Sequence[float]) -> str:
 
 def table(title: str, contenders: Mapping[str, Any]) -> str:
     """One section for a person."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             *("contender", "verdicts/s", "x vllm", "p50", "p90", "p99", "x vllm", "goodput/s", "errors", "unsafe"),
             *("computed", "passes", "steps", *ROLES, "limit"),

@@ -43,7 +43,8 @@ class Snippet:
         with torch.inference_mode():
             outputs = self._model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         answer = outputs[:, inputs["input_ids"].shape[-1] :]
-        return self._processor.batch_decode(answer, skip_special_tokens=True)[0]
+        said: list[str] = self._processor.batch_decode(answer, skip_special_tokens=True)
+        return said[0]
 
     async def complete(self, request: web.Request) -> web.Response:
         messages = [_as_the_card_has_it(message) for message in (await request.json())["messages"]]
@@ -55,7 +56,7 @@ class Snippet:
 def _as_the_card_has_it(message: dict[str, Any]) -> dict[str, Any]:
     """Contents are lists there, and images are not URLs of data."""
     content = message["content"]
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    parts: list[dict[str, Any]] = [{"type": "text", "text": content}] if isinstance(content, str) else content
     return {
         "role": message["role"],
         "content": [

@@ -1,15 +1,15 @@
 #!/bin/sh
-# What the Makefile goes by: prints "card NAME" where nvidia-smi names an NVIDIA card, "mute WHY" where this machine has one
-# but nvidia-smi does not answer for it, and nothing where there is none. ROOT, for tests, is where /proc, /dev and /sys lie.
+# Finds the GPU for the Makefile. Prints "card NAME" if nvidia-smi names an NVIDIA card, "mute WHY" if this machine has a
+# card that nvidia-smi does not report, and nothing if there is none. ROOT, for tests, is the folder of /proc, /dev and /sys.
 #
 #   find-gpu.sh [ROOT]
 
 root=${1:-}
 
-# A trace that a card or its driver leaves even where the driver does not work.
+# A trace of a card or its driver that exists even if the driver does not work.
 trace() {
     for device in "$root"/sys/bus/pci/devices/*; do
-        # Vendor NVIDIA, and a display controller: their cards bring audio devices too.
+        # Vendor NVIDIA, and a display controller: their cards have audio devices too.
         if [ "$(cat "$device/vendor" 2>/dev/null)" = 0x10de ]; then
             case $(cat "$device/class" 2>/dev/null) in
             0x03*) echo "the PCI device ${device##*/}" && return ;;
@@ -22,7 +22,7 @@ trace() {
 }
 
 if command -v nvidia-smi >/dev/null 2>&1; then
-    # A driver that hangs answers never.
+    # If the driver hangs, nvidia-smi never answers.
     said=$(timeout 30 nvidia-smi --query-gpu=name --format=csv,noheader 2>&1)
     status=$?
     first=$(printf '%s\n' "$said" | sed -n '/[^[:space:]]/{p;q;}')

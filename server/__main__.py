@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OperatorError as error:
         print(f"guard: {error}", file=sys.stderr)  # noqa: T201
     except Exception as error:
-        # Any other status than 2 would be read as a verdict. What the exception of a check says may be what was judged.
+        # Any status other than 2 would be read as a verdict. The exception's message may hold content.
         detail = f"{type(error).__name__}: {error}" if options.run is _serve else type(error).__name__
         place = "".join(traceback.format_tb(error.__traceback__))
         print(f"guard: failed with {detail} at\n{place}", file=sys.stderr)  # noqa: T201
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _serve(options: argparse.Namespace) -> int:
     from server.commands.serve import serve
 
-    # Until uvicorn takes over: the first process of a container ignores a signal that it does not handle.
+    # Needed until uvicorn takes over: the first process of a container ignores signals that it does not handle.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     return serve(_settings(profile=options.profile, host=options.host, port=options.port))
 
@@ -87,7 +87,7 @@ def _settings(**flags: Any) -> Any:
             + fault["msg"].removeprefix("Value error, ")
             for fault in error.errors(include_url=False, include_input=False)
         )
-        raise OperatorError(f"the settings are not valid: {faults}") from None
+        raise OperatorError(f"The settings are not valid: {faults}") from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,65 +102,63 @@ def _parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=_serve)
 
     check = commands.add_parser("check", help="judge from the command line: exit status 0 safe, 1 unsafe, 2 error")
-    check.add_argument("text", nargs="?", help="what the user wrote; - reads standard input")
-    check.add_argument("--image", action="append", default=[], metavar="FILE", help="an image, repeatable")
-    check.add_argument("--response", help="what the assistant answered: it is judged instead of the text")
-    check.add_argument("--file", metavar="JSONL", help="judge every row: id, and text or messages")
-    check.add_argument("--out", metavar="JSONL", help="where verdicts go; rows that are there already are skipped")
-    check.add_argument("--url", help="ask a running server of this kind, not an engine of its own")
+    check.add_argument("text", nargs="?", help="the user's message; - reads it from standard input")
+    check.add_argument("--image", action="append", default=[], metavar="FILE", help="an image file (repeatable)")
+    check.add_argument("--response", help="the assistant's answer, to be judged in place of the text")
+    check.add_argument("--file", metavar="JSONL", help="judge every row of this file: id, and text or messages")
+    check.add_argument("--out", metavar="JSONL", help="write verdicts to this file; skip rows that it already has")
+    check.add_argument("--url", help="ask the llama-guard-server at this URL instead of starting an engine")
     check.add_argument("--api-key", metavar="KEY", help="key for the server at --url (default: $GUARD_API_KEY)")
-    check.add_argument("--profile", help="model profile of the engine of its own")
+    check.add_argument("--profile", help="model profile of the engine that is started")
     check.add_argument("--json", action="store_true", help="print the whole verdict as JSON")
     check.set_defaults(run=_check)
 
-    batch = commands.add_parser("batch", help="judge a file in the background of a running server")
+    batch = commands.add_parser("batch", help="have a running server judge a file in the background")
     actions = batch.add_subparsers(required=True, metavar="ACTION")
-    submit = actions.add_parser("submit", help="hand a file over and print the batch's id")
-    submit.add_argument(
-        "file", metavar="JSONL", help="lines of a batch as OpenAI has them, or rows as check takes them"
-    )
-    submit.add_argument("--endpoint", help="where the lines go (default: what they say)")
+    submit = actions.add_parser("submit", help="upload a file and print the batch's id")
+    submit.add_argument("file", metavar="JSONL", help="batch lines in OpenAI's format, or rows as for check --file")
+    submit.add_argument("--endpoint", help="endpoint for all lines (default: the one in the lines)")
     submit.add_argument("--wait", action="store_true", help="wait until the batch has ended")
     submit.add_argument("--out", metavar="JSONL", help="wait, and write all answers to this file")
-    status = actions.add_parser("status", help="how far a batch is, or all batches")
+    status = actions.add_parser("status", help="show the progress of a batch, or of all batches")
     status.add_argument("id", nargs="?")
     fetch = actions.add_parser("fetch", help="wait for a batch and write all its answers to a file")
     fetch.add_argument("id")
     fetch.add_argument("--out", metavar="JSONL", required=True, help="the file")
     for name, action in (("submit", submit), ("status", status), ("fetch", fetch)):
-        action.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default %(default)s)")
-        action.add_argument("--api-key", help="its key, where it asks for one (default: GUARD_API_KEY)")
+        action.add_argument("--url", default="http://127.0.0.1:8000", help="URL of the server (default %(default)s)")
+        action.add_argument("--api-key", help="key for the server, if it needs one (default: $GUARD_API_KEY)")
         action.set_defaults(run=_batch, action=name)
 
-    doctor = commands.add_parser("doctor", help="what fits on this machine")
-    doctor.add_argument("--profile", help="model profile to look at")
-    doctor.add_argument("--gpu-memory", type=float, metavar="GIB", help="pretend to have a GPU of this size")
+    doctor = commands.add_parser("doctor", help="show which models fit on this machine")
+    doctor.add_argument("--profile", help="model profile to check")
+    doctor.add_argument("--gpu-memory", type=float, metavar="GIB", help="check for a GPU with this much memory")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(run=_doctor)
 
-    keys = commands.add_parser("keys", help="make, list and revoke API keys")
+    keys = commands.add_parser("keys", help="create, list and revoke API keys")
     keys.set_defaults(run=_keys)
     keys_commands = keys.add_subparsers(required=True, dest="keys_command", metavar="COMMAND")
-    create = keys_commands.add_parser("create", help="make a key; it is shown this once")
-    create.add_argument("name", metavar="NAME", help="whose key it is, in your words")
+    create = keys_commands.add_parser("create", help="create a key and show it, which is possible only once")
+    create.add_argument("name", metavar="NAME", help="name to recognise the key by")
     create.add_argument(
         "--scope",
         action="append",
         choices=("moderate", "batch", "admin"),
-        help="what it may do, repeatable (default: moderate)",
+        help="a right of the key (repeatable; default: moderate)",
     )
-    create.add_argument("--requests-per-minute", type=int, metavar="N", help="limit (default: none)")
-    create.add_argument("--tokens-per-minute", type=int, metavar="N", help="limit (default: none)")
-    create.add_argument("--never-remote", action="store_true", help="what it sends never leaves this machine")
+    create.add_argument("--requests-per-minute", type=int, metavar="N", help="limit on requests (default: none)")
+    create.add_argument("--tokens-per-minute", type=int, metavar="N", help="limit on tokens (default: none)")
+    create.add_argument("--never-remote", action="store_true", help="never send its requests to a remote backend")
     create.add_argument(
         "--finished-prompts",
         action="store_true",
-        help="Guard prompts that it sends choose their categories and which message is judged",
+        help="let its finished Guard prompts choose their own categories and the message to judge",
     )
-    create.add_argument("--expires", type=int, metavar="DAYS", help="days until it ends (default: never)")
-    listing = keys_commands.add_parser("list", help="show all keys, but not their secrets")
-    revoke = keys_commands.add_parser("revoke", help="end a key; running servers obey within seconds")
-    revoke.add_argument("id", metavar="ID_OR_PREFIX", help="key_... or lgs_..., as `keys list` shows them")
+    create.add_argument("--expires", type=int, metavar="DAYS", help="days until the key expires (default: never)")
+    listing = keys_commands.add_parser("list", help="list all keys, without their secrets")
+    revoke = keys_commands.add_parser("revoke", help="revoke a key; running servers refuse it within seconds")
+    revoke.add_argument("id", metavar="ID_OR_PREFIX", help="key_... or lgs_..., as shown by `keys list`")
     for command in (create, listing, revoke):
         command.add_argument("--json", action="store_true", help="print JSON")
     return parser

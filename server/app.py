@@ -61,16 +61,16 @@ DIALECTS: tuple[Dialect, ...] = (
     openrouter.DIALECT,
     litellm.DIALECT,
 )
-"""Everything that is served. A new dialect is a folder and a line here."""
+"""All dialects. A new one is a folder, and a line here."""
 
 CHARACTERS_PER_TOKEN = 64
-"""More than tokens have on average in any text but endless rulers and blanks."""
+"""More characters than a token has on average in any text, except endless lines of one character."""
 
 STAND_IN = "\n\n**The model served here, {model}, is a stand-in, not a moderator: do not put it in front of users.**"
 
 
 def create_moderator(settings: Settings, profile: Profile, backend: Backend) -> Moderator:
-    """The heart with its limits. Raises InvalidRequest when the operator's policy contradicts the profile."""
+    """The moderator with its limits. Raises InvalidRequest if the operator's policy contradicts the profile."""
     policy, limits = operator_policy(settings, profile), settings.image_limits
     family = family_named(profile.family)
     return Moderator(
@@ -97,7 +97,7 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
             await served.database.open()
-            if served.database.opened_alone:  # now, before another server comes to work beside this one
+            if served.database.opened_alone:  # now, before another server begins to work on the same batches
                 await Batches(served.database).release_all()
             await served.access.open()
             await backend.start()
@@ -111,14 +111,14 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
                     task.cancel()
                 await asyncio.gather(*background, return_exceptions=True)
         finally:
-            # Also when the start failed: half of an engine holds its memory too.
+            # Also if the start failed: a half-started engine holds memory too.
             moderator.close()
             await backend.close()
             await served.access.close()
             await served.database.close()
 
     # Swagger UI is served from this machine: the page loads nothing from elsewhere.
-    # Nor does a URL with a slash too many redirect: the address would be what the caller's Host header says.
+    # A URL with an extra slash does not redirect either: the address would come from the caller's Host header.
     app = FastAPIOffline(
         title="llama-guard-server",
         version=__version__,
@@ -190,7 +190,7 @@ def _fingerprint(profile: Profile, policy: Policy, settings: Settings) -> str:
 
 
 def _facts(profile: Profile, policy: Policy, settings: Settings) -> str:
-    """All that decides how the same request is judged."""
+    """Everything except the request that decides its verdict."""
     model = (profile.name, profile.family, profile.model, profile.revision, dict(profile.engine))
     choices = (policy, settings.image_limits, settings.finished_prompts, settings.unseen_images)
     remote = (settings.backend, settings.fallback, settings.openrouter_model) if settings.is_remote else None

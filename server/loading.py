@@ -1,4 +1,4 @@
-"""From a profile to a backend: find the checkpoint, read it, and refuse what does not agree before anything loads."""
+"""From a profile to a backend: find the checkpoint, read it, and refuse a mismatch before anything loads."""
 
 import logging
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def load_backend(settings: Settings, profile: Profile) -> Backend:
-    """What judges by `profile`: the local engine, OpenRouter, or one behind the other; not yet started.
+    """The backend for `profile`, not yet started: the local engine, OpenRouter, or OpenRouter as the engine's fallback.
 
     Raises OperatorError with a message for the operator, and InvalidRequest like `operator_policy`.
     """
@@ -43,7 +43,7 @@ def load_backend(settings: Settings, profile: Profile) -> Backend:
 
 
 def operator_policy(settings: Settings, profile: Profile) -> Policy:
-    """What is asked about where a request does not say. Raises InvalidRequest when the profile has no such policy."""
+    """The policy of requests that bring none. Raises InvalidRequest if it does not fit the profile."""
     policy = Policy(
         profile.taxonomy,
         scores_from=settings.category_scores_from,
@@ -57,7 +57,8 @@ def _remote(settings: Settings, profile: Profile) -> OpenRouterBackend:
     official = load_profile(DEFAULT_PROFILE).taxonomy
     if profile.taxonomy != official:
         raise OperatorError(
-            f"{profile.name} has other categories than {DEFAULT_PROFILE}, and OpenRouter asks about those only."
+            f"{profile.name} does not have the categories of {DEFAULT_PROFILE}, the only ones that OpenRouter can ask"
+            f" about. Set GUARD_PROFILE to {DEFAULT_PROFILE}, or do not use OpenRouter."
         )
     return OpenRouterBackend(settings, official, family_named(profile.family))
 
@@ -72,7 +73,7 @@ def _local(settings: Settings, profile: Profile) -> VllmBackend:
     try:
         tokenizer = PromptTokenizer.from_folder(folder)
     except Exception as error:  # tokenizers raises nothing more specific
-        raise OperatorError(f"{folder}: its tokenizer cannot be used: {error}") from error
+        raise OperatorError(f"{folder}: the tokenizer cannot be used: {error}") from error
     family = family_named(profile.family)
     verify(profile, facts, family.tokens, tokenizer.single_id)
     asker = _asker(family, profile, folder, tokenizer, facts.eos_token_ids)
@@ -84,21 +85,22 @@ def _local(settings: Settings, profile: Profile) -> VllmBackend:
 def _asker(family: Family, profile: Profile, folder: Path, tokenizer: PromptTokenizer, ends: Sequence[int]) -> Asker:
     missing = [token for token in family.control_tokens if tokenizer.control_id(token) is None]
     if missing:
-        raise OperatorError(f"{folder}: its tokenizer lacks {', '.join(missing)}, of which the prompt is made.")
+        raise OperatorError(f"{folder}: the tokenizer lacks {', '.join(missing)}, which the prompt needs.")
     if not stands_apart(family, tokenizer, profile.taxonomy):
-        raise OperatorError(f"{folder}: its tokenizer joins the words of the prompt with those of a message.")
+        raise OperatorError(f"{folder}: the tokenizer joins words of the prompt with words of a message.")
     try:
         return family.asker(tokenizer, ends)
     except ValueError as error:
-        raise OperatorError(f"{folder}: it cannot be asked as {profile.family}: {error}.") from error
+        raise OperatorError(f"{folder}: the checkpoint does not fit the family {profile.family}: {error}.") from error
 
 
 def _gpus_for(profile: Profile) -> tuple[fit.Gpu, ...]:
-    """The cards of this machine, none for a profile that needs none. Raises OperatorError when there is none to use."""
+    """The cards of this machine, or none for a profile that needs none. Raises OperatorError if one is missing."""
     gpus = () if profile.runs_on_cpu else fit.find_gpus()
     if not gpus and not profile.runs_on_cpu:
         raise OperatorError(
-            f"{profile.name} needs a CUDA GPU, and nvidia-smi finds none. The profile pocket needs none."
+            f"{profile.name} needs a CUDA GPU, and nvidia-smi finds none. To try the server without one, use the"
+            " profile pocket, a stand-in."
         )
     return gpus
 
@@ -106,8 +108,8 @@ def _gpus_for(profile: Profile) -> tuple[fit.Gpu, ...]:
 def _check_fits(profile: Profile, network: Network | None, gpus: Sequence[fit.Gpu]) -> None:
     """Fail before a download, by the profile's network, and before minutes of loading, by the checkpoint's.
 
-    Which card vLLM takes, and how it shares the model among several, is its own business: one card that is large
-    enough, or a profile that asks for several, is not stopped here.
+    vLLM decides which card it uses, and how it shares the model among several. So a machine passes here if one card is
+    large enough, or if the profile uses several.
     """
     if gpus and network is not None and profile.engine.get("tensor_parallel_size", 1) == 1:
         fit.check_fits(profile, network, max(gpu.memory_bytes for gpu in gpus))
@@ -115,12 +117,12 @@ def _check_fits(profile: Profile, network: Network | None, gpus: Sequence[fit.Gp
 
 def _compare_templates(family: Family, profile: Profile, template: str | None) -> None:
     if template is None:
-        log.warning("the checkpoint brings no chat template; the prompt could not be compared with the official one")
+        log.warning("the checkpoint has no chat template: the prompt could not be compared with the official one")
         return
     found = differences(family, template, profile.taxonomy, images=profile.images)
     if found:
         log.error(
-            "THE PROMPT DIFFERS from the checkpoint's own chat template in: %s. The model may have been trained on"
-            " other words than it is asked with: do not rely on its verdicts before you know why.",
+            "THE PROMPT DIFFERS from the checkpoint's own chat template in: %s. The model may have been trained with"
+            " another prompt: do not rely on its verdicts before you know why.",
             "; ".join(found),
         )

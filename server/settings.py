@@ -1,4 +1,4 @@
-"""What an operator decides about a deployment. Facts about the model are in its profile, not here."""
+"""The operator's settings of a deployment. Facts about the model are in its profile, not here."""
 
 import ipaddress
 import os
@@ -17,10 +17,10 @@ from server.images import ImageLimits
 PREFIX = "GUARD_"
 
 API_KEY_VARIABLE = "GUARD_API_KEY"
-"""Where the commands that ask a running server look for the key to present."""
+"""The variable in which the commands that ask a running server look for their key."""
 
 INTERNAL_VARIABLES = frozenset({"GUARD_SERVER_PID", API_KEY_VARIABLE})
-"""Variables of the prefix that are no settings: one that the server sets for its own processes, one for its clients."""
+"""Variables with the prefix that are not settings: one that the server sets for its processes, one for its clients."""
 
 RETIRED_VARIABLES = {
     "GUARD_CATEGORY_SCORES": "write GUARD_CATEGORY_SCORES_FROM=0 instead of `always`, GUARD_CATEGORY_SCORES_FROM=1"
@@ -151,8 +151,8 @@ class Settings(BaseSettings):
     )
     backend: Literal["vllm", "openrouter"] = Field(
         "vllm",
-        description="What judges: `vllm`, the engine on this machine, or `openrouter`, to which everything is then"
-        " sent.",
+        description="Backend that judges: `vllm`, the engine on this machine, or `openrouter`, which then gets every"
+        " request.",
     )
     fallback: Literal["none", "openrouter"] = Field(
         "none",
@@ -200,14 +200,14 @@ class Settings(BaseSettings):
     price_per_hour: float = Field(
         0.0,
         ge=0,
-        description="Price of this machine in dollars an hour, for the cost per million tokens in the metrics.",
+        description="Price of this machine in dollars per hour, for the cost per million tokens in the metrics.",
     )
     max_file_bytes: int = Field(200 * 2**20, ge=1024, description="Largest file that can be uploaded.")
     batch_concurrency: int = Field(
         16, ge=1, description="Lines of batches that are judged at the same time while live requests leave room."
     )
 
-    probe_interval: float = Field(5.0, gt=0, description="How often an idle engine is asked for a verdict.")
+    probe_interval: float = Field(5.0, gt=0, description="Interval at which an idle engine is asked for a verdict.")
     ready_max_age: float = Field(
         12.0, gt=0, description="The server is not ready when its last verdict is older than this."
     )
@@ -266,24 +266,24 @@ class Settings(BaseSettings):
             raise ValueError("openrouter needs an openrouter_api_key of printable ASCII characters without spaces")
         if url.scheme != "https" and not (url.scheme == "http" and url.hostname in ("127.0.0.1", "::1", "localhost")):
             raise ValueError(
-                "openrouter_url must be https, or http to this machine: the key and all texts are sent over it"
+                "openrouter_url must be https, or http to this machine: the key and all content are sent to it"
             )
         if not url.hostname or url.username is not None or url.password is not None or url.query or url.fragment:
-            raise ValueError("openrouter_url takes no user, password, query or fragment, because it is logged")
+            raise ValueError("openrouter_url must have no user, password, query or fragment, because it is logged")
         if self.threshold != 0.5 or self.excluded_categories:
             raise ValueError(
                 "openrouter reports no probabilities and asks about every category:"
                 " leave threshold at 0.5 and excluded_categories empty"
             )
         if self.fallback != "none" and self.backend != "vllm":
-            raise ValueError("a fallback helps the local engine only: set backend to vllm, or fallback to none")
+            raise ValueError("only the local engine can have a fallback: set backend to vllm, or fallback to none")
         if self.fallback != "none" and self.fallback_after >= self.deadline:
             raise ValueError("fallback_after must be below deadline, or the fallback would have no time")
         return self
 
     @property
     def is_remote(self) -> bool:
-        """Whether anything that callers wrote may ever leave this machine."""
+        """Whether content of callers may ever leave this machine."""
         return "openrouter" in (self.backend, self.fallback)
 
     @property
@@ -318,7 +318,7 @@ class Settings(BaseSettings):
 
     @property
     def needs_keys(self) -> bool:
-        """Whether requests need an API key. Of an address that is not surely this machine's own, they do."""
+        """Whether requests need an API key. They do unless the address is certainly a loopback one."""
         if self.auth != "auto":
             return self.auth == "required"
         try:

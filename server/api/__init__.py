@@ -1,1 +1,1 @@
-"""The wire: one router for each dialect, and what they share."""
+"""The wire: one router for each dialect, and the parts that they share."""

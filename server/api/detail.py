@@ -1,4 +1,4 @@
-"""The extension field `guard`: the whole verdict, beside what the dialect has room for."""
+"""The extension field `guard`: the whole verdict, in addition to the part that fits the dialect's own fields."""
 
 from typing import Annotated, Literal, NotRequired
 
@@ -25,12 +25,12 @@ class GuardTiming(Closed):
 
 
 class GuardAbout(Closed):
-    text: Annotated[str, Field(description="The field of the request that held it.")]
+    text: Annotated[str, Field(description="The request's field that held the text.")]
     message: Annotated[int, Field(ge=1)] | None
 
 
 class Guard(Closed):
-    """The native verdict. Where the scores are null, `no_scores` says why."""
+    """The native verdict. If the scores are null, `no_scores` says why."""
 
     verdict: Literal["safe", "unsafe"]
     p_unsafe: Probability | None
@@ -41,21 +41,21 @@ class Guard(Closed):
     category_score_method: Annotated[
         ScoreMethod | None,
         Field(
-            description="Where the scores come from: the list that the model wrote; the first code that it would write,"
-            " had it said unsafe; or P(unsafe), which no code exceeds."
+            description="How the scores were found: from the list that the model wrote, from the first code that it"
+            " would write after unsafe, or from P(unsafe), which no category's score exceeds."
         ),
     ]
     no_scores: str | None
     images_unseen: Count
     raw_text: str
     finish_reason: Literal["stop"]
-    passes: Annotated[int, Field(ge=1, description="Prompts that were asked; the strictest verdict is told.")]
+    passes: Annotated[int, Field(ge=1, description="Prompts sent to the model. The strictest verdict is reported.")]
     about: Annotated[
-        GuardAbout | None, Field(description="The text that decided it; null for the whole message to judge.")
+        GuardAbout | None, Field(description="The text that decided the verdict; null if it was the whole message.")
     ]
     lookalikes: Annotated[
         int,
-        Field(ge=0, description="Messages that the texts could be read as; 0 where none holds a conversation's marks."),
+        Field(ge=0, description="Messages that the texts could be read as; 0 if no text looks like a conversation."),
     ]
     model: str
     backend: str
@@ -134,4 +134,4 @@ EXAMPLE: Guard = {
     },
     "timing": {"queued": 0.001, "computed": 0.04},
 }
-"""What the examples of replies show. A request about S9 gets it."""
+"""The verdict in the examples of replies: a request about S9."""

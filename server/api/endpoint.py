@@ -1,7 +1,7 @@
 """Routes that judge, as the application and batches call them.
 
-A dialect is a model of bodies and an `Answer`: from such a body to a `Reply`. Routes answer one request with it and
-batches their lines, so a line gets the words that a request would get.
+A dialect gives a model of its bodies, and an `Answer` that makes a `Reply` from such a body. Routes and batches both
+use it, so a line of a batch gets the same reply as a request.
 """
 
 from collections.abc import Callable, Coroutine
@@ -26,7 +26,7 @@ Answer = Callable[[Service, Body, Handling], Coroutine[Any, Any, Reply[Document]
 
 @dataclass(frozen=True, slots=True)
 class Endpoint(Generic[Body, Document]):
-    """A route that judges: where it is, what its bodies look like and how they are answered."""
+    """A route that judges: its path, the model of its bodies, and the function that answers them."""
 
     path: str
     body: type[Body]
@@ -38,9 +38,9 @@ class Endpoint(Generic[Body, Document]):
 
 
 async def answered(request: Request, body: Body, answer: Answer[Body, Document]) -> Reply[Document]:
-    """Answer `body` for as long as its client listens.
+    """Answer `body`, unless its client hangs up.
 
-    The verdicts are left in the request's state, where the middleware finds what its headers and limits need.
+    The verdicts go into the request's state: the middleware needs them for its headers and limits.
     """
     reply = await until_disconnect(request, answer(served(request).service, body, handling_of(request)))
     state_of(request).verdicts = reply.verdicts
@@ -49,7 +49,7 @@ async def answered(request: Request, body: Body, answer: Answer[Body, Document])
 
 def handling_of(request: Request) -> Handling:
     caller = caller_of(request)
-    # Whoever says anything but no means to stay here.
+    # Any value except a clear no keeps the request on this machine.
     said = [value for name, value in request.scope["headers"] if name == NEVER_REMOTE_HEADER]
     stays = any(value.strip().lower() not in (b"", b"0", b"false", b"no") for value in said)
     return Handling(

@@ -1,4 +1,4 @@
-"""Messages as OpenAI's endpoints spell them, and others after them: what one may hold, and what it says."""
+"""Messages in OpenAI's format, which other APIs copied: the fields of a message, and all texts and images in them."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 from server.domain.conversation import ImagePart, Part, TextPart
 
 IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-"""A speaker's or a function's name that says nothing else. Any other `name` is a text, and judged."""
+"""A plain name of a speaker or a function. Any other `name` is judged as a text."""
 
 OPAQUE = re.compile(r"[A-Za-z0-9+/=_.:-]*")
-"""A token of any length that a program made: an id, a signature, what is encrypted. Anything else there is a text."""
+"""A token of any length that a program made: an id, a signature, encrypted data. Anything else is judged as a text."""
 
 
 class WireModel(BaseModel):
@@ -35,7 +35,7 @@ class TextContent(WireModel):
 
 
 class ImageUrl(WireModel):
-    url: str = Field(description="A data: URL (JPEG, PNG, WebP, GIF); http(s) only where the operator allows it.")
+    url: str = Field(description="A data: URL (JPEG, PNG, WebP, GIF), or an http(s) URL if the operator allows it.")
     detail: Literal["auto", "low", "high", "original"] | None = Field(None, description="Accepted and ignored.")
 
 
@@ -49,7 +49,7 @@ class RefusalContent(WireModel):
     refusal: str
 
 
-# Branches of unions are named in <>, so that the path of a fault can be told from them (api/http/body.py).
+# Branches of unions are named in <>, so that api/http/body.py can leave them out of the path of a fault.
 
 
 def _part_kind(value: Any) -> str | None:
@@ -71,7 +71,7 @@ ContentPart = Annotated[
     Discriminator(_part_kind),
 ]
 String = Annotated[str, Tag("<string>")]
-# A list with a million faults would take seconds to report: the first one is enough.
+# To report a million faults in a list would take seconds: the first one is enough.
 Strings = Annotated[list[str], Field(fail_fast=True), Tag("<strings>")]
 Parts = Annotated[list[ContentPart], Field(fail_fast=True), Tag("<parts>")]
 
@@ -89,7 +89,7 @@ StringOrStringsOrParts = Annotated[String | Strings | Parts, Discriminator(_kind
 
 
 def to_parts(content: str | Sequence[TextContent | ImageContent | RefusalContent], param: str) -> tuple[Part, ...]:
-    """The parts of a conversation; `param` is the path of `content` in the request: errors and verdicts name it."""
+    """The parts of a conversation. `param` is the path of `content` in the request, which errors and verdicts name."""
     if isinstance(content, str):
         return (TextPart(content, param),)
     return tuple(
@@ -136,7 +136,7 @@ AnyToolCall = Annotated[
 
 
 class ReasoningDetail(WireModel):
-    """A part of OpenRouter's record of how a model thought. What is encrypted says nothing to anybody."""
+    """A part of OpenRouter's record of a model's reasoning. Encrypted reasoning is not judged: nobody can read it."""
 
     type: Literal["reasoning.text", "reasoning.summary", "reasoning.encrypted"]
     text: str | None = None
@@ -148,7 +148,7 @@ class ReasoningDetail(WireModel):
     index: int | None = None
 
     def asides(self) -> Iterator[tuple[str, str]]:
-        """Fields that should hold tokens of programs and hold words, and `data` that is not encrypted."""
+        """Fields that hold words in place of a program's tokens, and `data` that is not encrypted."""
         if self.data and (self.type != "reasoning.encrypted" or OPAQUE.fullmatch(self.data) is None):
             yield "data", self.data
         for field, value in (("signature", self.signature), ("id", self.id), ("format", self.format)):
@@ -187,7 +187,7 @@ class ChatMessage(WireModel):
     @model_validator(mode="before")
     @classmethod
     def _skip_what_is_empty(cls, message: Any) -> Any:
-        # OpenAI's SDK sends its own replies back with every field it knows, most of them null.
+        # OpenAI's SDK sends its own replies back with all of their fields, most of them null.
         if not isinstance(message, dict):
             return message
         return {
@@ -197,7 +197,7 @@ class ChatMessage(WireModel):
         }
 
     def parts(self, index: int) -> tuple[Part, ...]:
-        """All that the message says: thoughts, content, refusal, sources and calls. None of it escapes judgement."""
+        """Everything in the message that is judged: thoughts, content, images, refusal, sources and calls."""
         path = f"messages[{index}]"
         content = to_parts(self.content, f"{path}.content") if self.content is not None else ()
         images = to_parts(self.images or (), f"{path}.images")
@@ -216,12 +216,12 @@ class ChatMessage(WireModel):
             for field, text in (("text", detail.text), ("summary", detail.summary))
             if text and text not in whole
         ]
-        # OpenRouter says the same twice, as a whole and in parts.
+        # OpenRouter sends the same text twice, as a whole and in parts.
         if "".join(text for _, text in details) not in whole:
             yield from details
 
     def _asides(self) -> Iterator[tuple[str, str]]:
-        """What stands beside the content: a refusal, and words where a name or a token of a program should stand."""
+        """Texts outside of the content: a refusal, and words in place of a name or a program's token."""
         if self.refusal:
             yield "refusal", self.refusal
         if self.name and IDENTIFIER.fullmatch(self.name) is None:

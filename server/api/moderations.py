@@ -1,6 +1,6 @@
 """POST /v1/moderations in two dialects: `input` is OpenAI's, with all thirteen categories; `messages` the Llama API's.
 
-The native verdict stands beside either. Above both dialects, since one path belongs to both.
+Either reply also holds the native verdict. This module stands above both dialects, because they share the path.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ router = APIRouter(prefix="/v1", tags=["moderation"], route_class=DirectRoute)
 
 
 def _absent_not_null(schema: dict[str, Any]) -> None:
-    """What is not there is None in here; on the wire null is no value for it."""
+    """An absent field is None in Python, but null is not accepted on the wire."""
     del schema["default"]
     (values,) = (branch for branch in schema.pop("anyOf") if branch != {"type": "null"})
     schema.update(values)
@@ -43,7 +43,9 @@ class ModerationRequest(WireModel):
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["input"]}, {"required": ["messages"]}]})
 
     input: openai.Input | None = Field(
-        None, description="OpenAI's: a text, several, or one of parts.", json_schema_extra=_absent_not_null
+        None,
+        description="OpenAI's: one text, a list of texts, or one input of several parts.",
+        json_schema_extra=_absent_not_null,
     )
     messages: llama.Messages | None = Field(
         None,
@@ -57,19 +59,19 @@ class ModerationRequest(WireModel):
 
 Moderation = TypeAliasType(
     "Moderation",
-    Annotated[InputModeration | LlamaModeration, Field(description="In the dialect that was asked in.")],
+    Annotated[InputModeration | LlamaModeration, Field(description="In the dialect of the request.")],
 )
 
 
 async def moderate(service: Service, body: ModerationRequest, handling: Handling) -> Reply[Moderation]:
-    """What the body asks with decides the dialect. Raises InvalidRequest for both forms, or for none."""
+    """The field `input` or `messages` decides the dialect. Raises InvalidRequest for both of them, or for neither."""
     if body.input is not None and body.messages is not None:
         raise InvalidRequest("Send either 'input' (OpenAI) or 'messages' (Llama API), not both.", param="messages")
     if body.input is not None:
         return await _moderate_input(service, body, body.input, handling)
     if body.messages is not None:
         return await _moderate_messages(service, body, body.messages, handling)
-    raise InvalidRequest("Missing required parameter: 'input' (or, as in the Llama API, 'messages').", param="input")
+    raise InvalidRequest("Missing required parameter: 'input' (OpenAI) or 'messages' (Llama API).", param="input")
 
 
 async def _moderate_messages(
@@ -121,11 +123,11 @@ BODIES: dict[str, tuple[str, Any]] = {
         },
     ),
     "scores": (
-        "With a score of its own for every category, however safe the text is",
+        "A separate score for every category, however safe the text is",
         {"input": "How do I bake bread?", "category_scores": "all"},
     ),
     "policy": (
-        "Own categories and threshold",
+        "Categories and a threshold of your own",
         {"input": "The butler did it.", "policy": {"categories": {"S1": "Spoilers."}, "threshold": 0.4}},
     ),
 }

@@ -1,4 +1,4 @@
-"""The names under which the one model may be asked for, and those under which it answers."""
+"""The names of the one served model: those that requests may use, and those in replies."""
 
 import re
 from collections.abc import Sequence
@@ -7,10 +7,11 @@ from server.checkpoints.profile import Profile
 from server.domain.errors import ModelNotFound
 
 PROVIDER = "llama-guard-server"
-"""This server among those who run models, and the author of a model whose name tells of none."""
+"""This server's name as a provider, and the author of a model whose name has none."""
 
 MODEL, SLUG = "{served-model}", "{served-author/served-model}"
-"""Stand for `ModelNames.id` and `ModelNames.slug` in the examples of the OpenAPI document, which are fixed before."""
+"""Placeholders for `ModelNames.id` and `ModelNames.slug` in the examples of the OpenAPI document. The examples are
+written before the model is known."""
 
 OPENAI_NAMES = (
     "omni-moderation-latest",
@@ -19,16 +20,16 @@ OPENAI_NAMES = (
     "text-moderation-stable",
     "text-moderation-007",
 )
-"""What clients of OpenAI's moderation endpoint ask for, often without a way to change it."""
+"""The names that clients of OpenAI's moderation endpoint send. Many cannot be changed to another name."""
 
 GENERIC_NAME = "llama-guard"
-"""What clients say that mean whichever guard model is served here."""
+"""The name for whichever guard model is served here."""
 
 ROUTER_PREFIX = re.compile(r"^(?:openai|openrouter|llama-guard-server)/")
-"""What routers of several providers put before a model's id, and some leave there; and this server's own name."""
+"""The prefix by which routers of several providers choose one, and which some of them pass on."""
 
 VARIANT_SUFFIX = re.compile(r":(?:free|nitro|floor|exacto)$")
-"""How OpenRouter's clients say which of its providers they prefer, as a part of the name."""
+"""OpenRouter's clients append this to a name to say which of its providers they prefer."""
 
 ANY_NAME = "*"
 
@@ -37,7 +38,7 @@ class ModelNames:
     """The served model's id on the wire, and the other names that callers already use for it."""
 
     def __init__(self, profile: Profile, created: int, aliases: Sequence[str] = ()) -> None:
-        """`aliases` are the operator's further names; `*` among them stands for every name."""
+        """`aliases` are more names from the operator. `*` among them accepts every name."""
         self.id = profile.served_as[0]
         self.created = created
         self._every = ANY_NAME in aliases
@@ -45,11 +46,11 @@ class ModelNames:
         self._accepted.discard(ANY_NAME)
 
     def check(self, name: str | None) -> None:
-        """Raises ModelNotFound for a name that is none of the served model's; no name at all is fine."""
+        """Raises ModelNotFound for a name that is not one of the served model's. None is accepted."""
         if name is not None and not self.knows(name):
             raise ModelNotFound(
-                f"The model does not exist here: this server serves {self.id}. Ask for that, or leave `model` out. For"
-                " the server to answer to another name, its operator adds the name to GUARD_MODEL_ALIASES."
+                f"The model does not exist here: this server serves {self.id}. Ask for that, or leave `model` out. To"
+                " accept another name, the operator adds it to GUARD_MODEL_ALIASES."
             )
 
     def knows(self, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's own, made from the routes, with what FastAPI leaves out or gets wrong mended."""
+"""The OpenAPI document: made by FastAPI from the routes, with FastAPI's gaps and errors corrected."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ Document = dict[str, Any]
 
 
 def describe(app: FastAPI, names: ModelNames) -> None:
-    """Make `app` serve the document of its routes, whose examples are of the served model."""
+    """Make `app` serve the document of its routes, with the served model's name in the examples."""
 
     def openapi() -> Document:
         if app.openapi_schema is None:
@@ -28,7 +28,7 @@ def _document(app: FastAPI) -> Document:
         if isinstance(route, APIRoute) and route.include_in_schema:
             for method in route.methods:
                 operation = document["paths"][route.path_format][method.lower()]
-                operation["responses"].pop("422", None)  # FastAPI's own never leaves this server
+                operation["responses"].pop("422", None)  # this server never answers with FastAPI's own 422
                 _restore_nulls(operation, route)
                 _lift_schemas(operation, route, document["components"]["schemas"])
     for name in ("HTTPValidationError", "ValidationError"):
@@ -37,7 +37,7 @@ def _document(app: FastAPI) -> Document:
 
 
 def _restore_nulls(operation: Document, route: APIRoute) -> None:
-    """Put the examples of replies back: FastAPI removes every null from them, and replies have nulls."""
+    """Put the examples of replies back: FastAPI removes every null from them, but replies have nulls."""
     for status, response in route.responses.items():
         described = operation["responses"][str(status)]
         for media_type, content in response.get("content", {}).items():
@@ -46,7 +46,7 @@ def _restore_nulls(operation: Document, route: APIRoute) -> None:
 
 
 def _lift_schemas(operation: Document, route: APIRoute, known: Document) -> None:
-    """Move the schemas that came with a body (description.py) to all others in `known`."""
+    """Move the schemas that description.py put into a body to all others in `known`."""
     described = (route.openapi_extra or {}).get("requestBody", {}).get("content", {})
     for media_type, content in described.items():
         operation["requestBody"]["content"][media_type]["schema"].pop("$defs", None)
@@ -55,7 +55,7 @@ def _lift_schemas(operation: Document, route: APIRoute, known: Document) -> None
 
 
 def _renamed(value: Any, names: dict[str, str]) -> Any:
-    """A copy of `value` in which each name within a string has given way to the one it maps to."""
+    """A copy of `value` in which each name in a string is replaced by the one it maps to."""
     if isinstance(value, dict):
         return {key: _renamed(item, names) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What operators and their machines ask: alive, ready, metrics."""
+"""Routes for operators and their machines: alive, ready, metrics."""
 
 from typing import Literal, NotRequired
 
@@ -31,7 +31,7 @@ class Ready(Closed):
 
 @router.get(
     "/health",
-    summary="Alive: 503 once only a restart can help",
+    summary="Alive, or 503 if only a restart can help",
     responses={200: reply(Health, "Alive"), 503: reply(Health, "Dead")},
 )
 async def health(request: Request) -> JSONResponse:
@@ -42,7 +42,7 @@ async def health(request: Request) -> JSONResponse:
 
 @router.get(
     "/ready",
-    summary="Ready: a verdict came through the engine a moment ago",
+    summary="Ready, or 503 if the engine gave no verdict recently",
     responses={200: reply(Ready, "Ready"), 503: reply(Ready, "Not ready, and why")},
 )
 async def ready(request: Request) -> JSONResponse:
@@ -65,7 +65,7 @@ async def prometheus(request: Request) -> Response:
     backends = parts(moderator.backend)
     for backend in backends:
         metrics.ALIVE.labels(backend.name).set(backend.alive)
-    metrics.MODEL.clear()  # an application that was served from this process before may have had others
+    metrics.MODEL.clear()  # an earlier application in this process may have served other models
     for judge in here.judges:
         stand_in = str(judge.stand_in).lower()
         metrics.MODEL.labels(judge.model, judge.backend, judge.profile, stand_in).set(1)

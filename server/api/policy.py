@@ -1,6 +1,6 @@
-"""What one request may say about its policy: the object `policy` and the field `category_scores`, extensions of ours.
+"""The policy options of one request: the object `policy` and the field `category_scores`, both extensions of ours.
 
-`category_scores` stands outside of `policy` because it changes no verdict: it is taken where `policy` is refused.
+`category_scores` is not a part of `policy` because it changes no verdict: a server that refuses `policy` accepts it.
 """
 
 from dataclasses import replace
@@ -14,22 +14,26 @@ from server.domain.policy import Policy
 
 
 class PolicyOptions(WireModel):
-    """How this one request differs from the operator's policy."""
+    """The differences between this request's policy and the operator's."""
 
-    excluded_categories: list[str] = Field([], description="Codes that are not asked about.", examples=[["S5", "S13"]])
+    excluded_categories: list[str] = Field(
+        [], description="Codes of categories to leave out.", examples=[["S5", "S13"]]
+    )
     categories: dict[str, str] | None = Field(
         None,
-        description="Own categories instead of the model's; the words stand in the prompt.",
+        description="Categories to use in place of the model's. Their descriptions go into the prompt.",
         examples=[{"S1": "Spoilers.", "S2": "Off Topic."}],
     )
-    threshold: float | None = Field(None, gt=0, le=1, description="Unsafe from this P(unsafe) on.")
+    threshold: float | None = Field(
+        None, gt=0, le=1, description="The verdict is unsafe if P(unsafe) is at least this."
+    )
 
 
 ScoresWanted = Annotated[
     Literal["all"] | None,
     Field(
-        description="`all`: every category gets a score of its own, however small P(unsafe) is. A safe verdict then"
-        " takes a second, short pass."
+        description="`all`: score every category separately, however small P(unsafe) is. A safe verdict then takes a"
+        " second, short pass."
     ),
 ]
 
@@ -37,7 +41,7 @@ ScoresWanted = Annotated[
 def apply(
     options: PolicyOptions | None, policy: Policy, *, allowed: bool, scores: Literal["all"] | None = None
 ) -> Policy:
-    """The operator's policy with what one request says. Raises InvalidRequest when it may not bring any options."""
+    """The operator's policy with the options of one request. Raises InvalidRequest if none are allowed."""
     if scores == "all":
         policy = replace(policy, scores_from=0.0)
     if options is None:

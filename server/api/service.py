@@ -1,4 +1,4 @@
-"""The one way from every dialect to a verdict. It knows no HTTP."""
+"""The one way from every dialect to a verdict. It knows nothing of HTTP."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Document = TypeVar("Document", bound=Mapping[str, object])
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """The served model, under its names and with the operator's choices. `taxonomy` is the model's own and whole."""
+    """The served model, its names and the operator's choices. `taxonomy` holds all of the model's own categories."""
 
     moderator: Moderator
     names: ModelNames
@@ -47,13 +47,13 @@ class Service:
         return [self.sight.tell(verdict, sent) for verdict, sent in zip(verdicts, conversations, strict=True)]
 
     def drain(self) -> None:
-        """Admit nothing new from now on. What was admitted is still answered."""
+        """Admit nothing new from now on. Requests that are already admitted are still answered."""
         self.moderator.admission.draining = True
 
 
 @dataclass(frozen=True, slots=True)
 class Reply(Generic[Document]):
-    """What goes back: the JSON document, and the verdicts that it tells of."""
+    """A reply: the JSON document, and the verdicts that it was made from."""
 
     document: Document
     verdicts: Sequence[Verdict]

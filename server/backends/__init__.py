@@ -1,1 +1,1 @@
-"""What can judge a case: the local engine, and whatever else stands behind the same seam (base.py)."""
+"""Backends that can judge a case: the local engine, and any other with the same interface (base.py)."""

@@ -1,4 +1,4 @@
-"""The seam between the moderator and whatever judges: one case in, one completion out."""
+"""The interface between the moderator and a backend: one case in, one completion out."""
 
 import math
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from server.domain.verdict import Completion
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is to be judged, and by which policy.
+    """A conversation to judge, and the policy for it.
 
     `images` are decoded RGB pictures, one for each image part of the conversation, in the order of
-    `conversation.images`. After `deadline`, by time.monotonic(), nobody waits for the answer any more.
+    `conversation.images`. After `deadline`, in time.monotonic(), nobody waits for the answer any more.
     """
 
     conversation: Conversation
@@ -31,32 +31,32 @@ class Case:
 class Backend(Protocol):
     """Something that answers cases.
 
-    A backend reports what the model said and how probable it was; whether that is a verdict is decided in one place,
-    `server.domain.verdict.judge`. Cancelling `complete` aborts the work behind it.
+    A backend reports the model's answer and its probabilities. Only `server.domain.verdict.judge` decides whether that
+    is a verdict. To cancel `complete` aborts its work.
     """
 
     name: str
 
     async def start(self) -> None:
-        """Become able to answer, warm-up included. Raises what makes serving impossible."""
+        """Get ready to answer, including the warm-up. Raises an error if serving is impossible."""
 
     async def complete(self, case: Case) -> Completion:
         """Judge one case.
 
-        Raises ContextLengthExceeded, EngineUnavailable when the backend is dead, EngineFailure when this one
-        request failed, and of a remote backend RemoteRefused, RemoteRejected, RemoteFailure and Overloaded.
+        Raises ContextLengthExceeded, EngineUnavailable if the backend is dead, and EngineFailure if only this request
+        failed. A remote backend also raises RemoteRefused, RemoteRejected, RemoteFailure and Overloaded.
         """
 
     async def probe(self, case: Case) -> Completion | None:
-        """Show that verdicts come through: judge a harmless case of the server's own.
+        """Show that verdicts come through: judge a harmless case that the server made.
 
-        Must cost nothing and send nothing of anybody's. A backend that has to be paid returns None once it has found
-        out otherwise. Raises like `complete`.
+        Must cost nothing and send no content of callers. A paid backend finds out in another way and returns None.
+        Raises like `complete`.
         """
 
     @property
     def alive(self) -> bool:
-        """False once only a restart can help."""
+        """False if only a restart can help."""
 
     async def close(self) -> None:
         """Free everything. No `complete` may be running."""

@@ -1,8 +1,8 @@
-"""Two backends as one: the local engine first, and a remote one for what only the local one could not do.
+"""Two backends as one: the local engine first, and a remote one for cases that only the local one cannot judge.
 
-A case moves when another backend could cure its failure: the engine is down or too busy, or the text is too long for
-its memory. A caller's mistake does not move, nor does an answer that is no verdict: whoever asks around until somebody
-says "safe" has no gate.
+A case moves if another backend could cure its failure: the engine is down or too busy, or the text is too long for its
+memory. A caller's mistake does not move, and neither does an answer that is not a verdict: whoever asks around until
+somebody says "safe" has no gate.
 """
 
 import asyncio
@@ -27,12 +27,12 @@ from server.domain.verdict import Completion
 log = logging.getLogger(__name__)
 
 PROBE_S = 2.0
-"""Seconds that the local engine gets to answer a probe while the remote stands behind it."""
+"""Seconds for the local engine to answer a probe before the remote is asked."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Move:
-    """Why a case moves, and the error that stands if the remote fails too."""
+    """The reason why a case moves, and the error to raise if the remote fails too."""
 
     reason: str
     error: GuardError
@@ -56,11 +56,11 @@ class FallbackBackend:
         self._carried = False
 
     async def start(self) -> None:
-        """A remote that cannot help now may do so later; without the local engine nothing starts."""
+        """Start both. A remote that cannot help now may do so later, but without the local engine the start fails."""
         try:
             await self.remote.start()
         except GuardError as error:
-            log.error("THE FALLBACK CANNOT HELP NOW: %s", error.message)
+            log.error("THE REMOTE BACKEND CANNOT BE USED AS A FALLBACK NOW: %s", error.message)
         await self.local.start()
 
     async def close(self) -> None:
@@ -71,7 +71,7 @@ class FallbackBackend:
 
     @property
     def alive(self) -> bool:
-        """While the remote carries, a restart would take away what works. It is what helps when neither answers."""
+        """While the remote works, a restart would stop it too. A restart only helps if neither backend works."""
         return self.local.alive or self.remote.available
 
     async def probe(self, case: Case) -> Completion | None:
@@ -88,10 +88,10 @@ class FallbackBackend:
         return completion
 
     def _say(self, *, carried: bool) -> None:
-        """Tell the operator, once, that the remote works for the local engine, and when it does so no more."""
+        """Log, once for each change, that the remote judges in place of the local engine, or no longer does."""
         if carried and not self._carried:
             state = "dead: only a restart brings it back" if not self.local.alive else "not answering"
-            log.error("THE LOCAL ENGINE IS %s. The remote backend judges whatever may leave this machine.", state)
+            log.error("THE LOCAL ENGINE IS %s. The remote backend judges all that may leave this machine.", state)
         elif self._carried and not carried:
             log.warning("the local engine answers again")
         self._carried = carried
@@ -112,7 +112,7 @@ class FallbackBackend:
         return await self._remotely(case, outcome) if isinstance(outcome, _Move) else outcome
 
     async def _or_move(self, case: Case) -> Completion | _Move:
-        """What the local engine says, or why `case` goes on to the remote, with all work on it here ended."""
+        """The local engine's completion, or the reason why `case` moves. All local work on it has ended then."""
         work = asyncio.ensure_future(self.local.complete(case))
         try:
             await asyncio.wait({work}, timeout=self._after_s)
@@ -132,7 +132,7 @@ class FallbackBackend:
             return _Move("context", error)
         finally:
             await ended(work)
-            del work  # The error that it may have ended with holds this frame (aio.py).
+            del work  # the error that it may have ended with holds this frame (aio.py)
 
     async def _remotely(self, case: Case, move: _Move) -> Completion:
         publish(Moved(move.reason))
@@ -142,9 +142,9 @@ class FallbackBackend:
             raise
         except GuardError as error:
             if move.reason == "slow" and isinstance(error, EngineUnavailable):
-                # The breaker let another one try and sent nothing of this case: the engine has the time that is left.
+                # The breaker lets another case try and sent nothing of this one: the engine gets the remaining time.
                 return await self.local.complete(case)
-            # Whether to come again is for the local engine to say.
+            # The local engine decides when to try again.
             raise fresh(move.error) from error
 
 
@@ -153,5 +153,5 @@ def _full() -> Overloaded:
 
 
 def parts(backend: Backend) -> tuple[Backend, ...]:
-    """The backends that judge behind `backend`: itself, or both of a fallback."""
+    """The backends that judge in `backend`: itself, or both of a fallback."""
     return (backend.local, backend.remote) if isinstance(backend, FallbackBackend) else (backend,)

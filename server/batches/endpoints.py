@@ -1,4 +1,4 @@
-"""What the lines of a batch may be sent to, by path."""
+"""The endpoints of batches, by path."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The lines of a batch's files: what a caller's may look like, and what goes back."""
+"""The lines of a batch's files: checks of the caller's lines, and the lines that go back."""
 
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -12,21 +12,21 @@ from server.domain.errors import InvalidRequest, ModelNotFound
 
 MAX_LINES = 50_000
 MAX_FAULTS = 100
-"""So many are told; a file that is wrong throughout need not be listed."""
+"""So many faults are reported. A file that is wrong throughout need not be listed in full."""
 
 MAX_CUSTOM_ID = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line, counted from 1; `content` is None where it is longer than anything that is read."""
+    """One line, counted from 1. `content` is None if the line is too long to be read."""
 
     number: int
     content: bytes | None
 
 
 async def read_lines(pieces: AsyncIterator[bytes], limit: int) -> AsyncIterator[list[Line]]:
-    """All lines that are not blank, a piece's worth of them at a time. No more than `limit` bytes of one are kept."""
+    """All lines that are not blank, in one list for each piece. At most `limit` bytes of a line are kept."""
     number, rest, too_long = 1, bytearray(), False
     async for piece in pieces:
         head, *tails = piece.split(b"\n")
@@ -35,7 +35,7 @@ async def read_lines(pieces: AsyncIterator[bytes], limit: int) -> AsyncIterator[
         if tails:
             found += _line(number, rest, limit, too_long)
             *whole, tail = tails
-            # All at once: a piece may hold a million blank lines, and a call for each would stop the event loop.
+            # All at once: a piece may hold a million blank lines, and a call for each would block the event loop.
             found += [
                 Line(at, line if len(line) <= limit else None)
                 for at, line in enumerate(whole, number + 1)
@@ -56,7 +56,7 @@ def _line(number: int, content: bytearray, limit: int, too_long: bool) -> Iterat
 
 
 class LineCheck:
-    """Holds the lines of a file to what a batch asks of them. `faults` are entries of a batch's `errors`."""
+    """Checks the lines of a file against the rules of a batch. `faults` are entries of a batch's `errors`."""
 
     def __init__(self, endpoint: str, names: ModelNames) -> None:
         self.total = 0
@@ -67,7 +67,7 @@ class LineCheck:
 
     @property
     def hopeless(self) -> bool:
-        """Whether reading on would tell nothing new."""
+        """Whether the rest of the file need not be read."""
         return self.total > MAX_LINES or len(self.faults) >= MAX_FAULTS
 
     def read(self, lines: Sequence[Line]) -> None:
@@ -81,11 +81,11 @@ class LineCheck:
                 self.faults.append(fault.entry(line.number))
 
     def end(self) -> None:
-        """After the last line: what is wrong with the file as a whole."""
+        """Check the file as a whole, after the last line."""
         if self.total == 0:
-            self.faults.append(_Fault("empty_file", "The file holds no line.").entry(None))
+            self.faults.append(_Fault("empty_file", "The file has no lines. Send at least one.").entry(None))
         elif self.total > MAX_LINES:
-            self.faults = [_Fault("too_many_tasks", f"The file holds more than {MAX_LINES} lines.").entry(None)]
+            self.faults = [_Fault("too_many_tasks", f"The file has more than {MAX_LINES} lines. Split it.").entry(None)]
 
     def _check(self, line: Line) -> None:
         document = _parse(line)
@@ -94,22 +94,24 @@ class LineCheck:
                 raise _Fault("missing_required_parameter", f"Missing required parameter: '{name}'.", name)
         custom_id, body = document["custom_id"], document["body"]
         if not isinstance(custom_id, str) or len(custom_id) > MAX_CUSTOM_ID:
-            raise _Fault("invalid_value", f"It must be a string of at most {MAX_CUSTOM_ID} characters.", "custom_id")
+            raise _Fault(
+                "invalid_value", f"'custom_id' must be a string of at most {MAX_CUSTOM_ID} characters.", "custom_id"
+            )
         if custom_id in self._custom_ids:
-            raise _Fault("duplicate_custom_id", "An earlier line has the same custom_id.", "custom_id")
+            raise _Fault("duplicate_custom_id", "An earlier line has the same 'custom_id'.", "custom_id")
         self._custom_ids.add(custom_id)
         if document["method"] != "POST":
-            raise _Fault("invalid_method", "It must be POST.", "method")
+            raise _Fault("invalid_method", "'method' must be POST.", "method")
         if document["url"] != self._endpoint:
-            raise _Fault("url_mismatch", f"It must be the endpoint of the batch, {self._endpoint}.", "url")
+            raise _Fault("url_mismatch", f"'url' must be the endpoint of the batch, {self._endpoint}.", "url")
         if not isinstance(body, dict):
-            raise _Fault("invalid_value", "It must be an object.", "body")
+            raise _Fault("invalid_value", "'body' must be an object.", "body")
         model = body.get("model")
         if isinstance(model, str):
             try:
                 self._names.check(model)
             except ModelNotFound:
-                message = f"Every line is judged by the one model that is served, {self._names.id}."
+                message = f"This server serves only {self._names.id}. Ask for that, or leave 'model' out."
                 raise _Fault("model_mismatch", message, "body.model") from None
 
 
@@ -124,11 +126,11 @@ class _Fault(Exception):
 
 def _parse(line: Line) -> dict[str, Any]:
     if line.content is None:
-        raise _Fault("invalid_json_line", "The line is longer than the body of a request may be.")
+        raise _Fault("invalid_json_line", "The line is longer than the limit for the body of a request.")
     try:
         return parse(line.content)
     except InvalidRequest:
-        message = "The line is no JSON object in UTF-8, or one that could be read in more than one way."
+        message = "The line is not a JSON object in UTF-8, or parsers could read it in different ways."
         raise _Fault("invalid_json_line", message) from None
 
 
@@ -138,7 +140,7 @@ def request_of(line: Line) -> tuple[str, dict[str, Any]]:
     return document["custom_id"], document["body"]
 
 
-# --- What goes back --------------------------------------------------------------------------------------
+# --- Lines that go back ----------------------------------------------------------------------------------
 
 
 def answered_line(custom_id: str, status: int, body: Mapping[str, object]) -> str:

@@ -1,8 +1,8 @@
-"""The work on batches, beside live requests and behind them.
+"""The work on batches, which runs next to live requests and gives way to them.
 
-A batch goes from validating over in_progress and finalizing to completed, and every step of it is in the database
-before the next begins: whatever ends a server, the next one goes on from there. A line's result counts once it is
-recorded; what was judged but not recorded is judged again.
+A batch goes through validating, in_progress and finalizing to completed. Each step is in the database before the next
+one begins, so if a server dies the next one continues from there. A line's result counts once it is recorded. A line
+that was judged but not recorded is judged again.
 """
 
 import asyncio
@@ -44,20 +44,20 @@ from server.store.files import Files
 log = logging.getLogger(__name__)
 
 BATCHES_AT_ONCE = 4
-"""More only when they merely have to be brought to their end."""
+"""More only if the others merely need to be ended."""
 
 POLL_S = 5.0
-"""How soon a batch is seen that another server took in or left."""
+"""The time after which this server sees batches that another server created or left."""
 
 HEARTBEAT_S = 1.0
 LINGER_S = 0.1
-"""How long a result waits for others that are written in the same transaction."""
+"""A result waits for this time for others, to be written in one transaction."""
 
 GROUP = 64
-"""Most results of one transaction."""
+"""The most results in one transaction."""
 
 TRIES = 5
-"""Of a line that fails for reasons of its own, such as a deadline. The server's condition is waited out instead."""
+"""Tries for a line that fails for its own reasons, such as a deadline. If the server is unavailable the line waits."""
 
 LONGEST_WAIT_S = 10.0
 BYTES_A_PLACE = 4 * 2**20
@@ -67,7 +67,7 @@ SERVERS_CONDITION = (EngineUnavailable, Overloaded, ShuttingDown, StoreUnavailab
 
 
 class BatchRunner:
-    """`run()` works on batches until it is cancelled, and leaves them as far as they are."""
+    """`run()` works on batches until it is cancelled. It leaves them in their current state."""
 
     def __init__(
         self,
@@ -131,12 +131,12 @@ class BatchRunner:
             await self._release(batch)
             raise
         except Exception as error:
-            # Its lease runs out before anybody tries again: what cannot be stored must not be judged over and over.
+            # The lease must run out before another try: a line that cannot be stored must not be judged repeatedly.
             match _cause(error):
                 case LeaseLost():
-                    log.warning("%s: another server has taken over", batch.id)
+                    log.warning("%s: another server has taken over this batch", batch.id)
                 case StoreUnavailable():
-                    log.warning("%s: put off, as the database failed", batch.id)
+                    log.warning("%s: postponed, because the database failed", batch.id)
                 case defect:
                     log.error("%s: defect %s at\n%s", batch.id, type(defect).__name__, _place(defect))
         finally:
@@ -150,7 +150,7 @@ class BatchRunner:
         async with asyncio.TaskGroup() as group:
             heart = group.create_task(self._beat(batch, stop))
             status, faults = await self._advance(batch, stop)
-            heart.cancel()  # the end gives the lease back itself
+            heart.cancel()  # the end of the batch gives the lease back
         if status is Status.FAILED:
             batch = await self._batches.fail(batch.id, self._worker, faults)
             status = batch.status if batch.status.ended else Status.CANCELLED
@@ -162,7 +162,7 @@ class BatchRunner:
         publish(BatchChanged(batch.id, status))
 
     async def _beat(self, batch: Batch, stop: asyncio.Event) -> None:
-        """Keep the lease; hear of a cancellation and of the end of the completion window."""
+        """Renew the lease, and set `stop` on a cancellation or at the end of the completion window."""
         while True:
             status = await self._batches.renew(batch.id, self._worker)
             if status is Status.CANCELLING or self._now() >= batch.expires_at:
@@ -170,7 +170,7 @@ class BatchRunner:
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _advance(self, batch: Batch, stop: asyncio.Event) -> tuple[Status, Sequence[dict[str, Any]]]:
-        """All but the end: the status to end with, and what is wrong with the file."""
+        """Do everything except the end. Returns the status to end with, and the faults of the file."""
         if batch.status is Status.VALIDATING:
             check = await self._validate(batch)
             if check.faults:
@@ -190,12 +190,12 @@ class BatchRunner:
         check = LineCheck(batch.endpoint, self._service.names)
         try:
             async for lines in self._lines(batch):
-                # A thread leaves the event loop to live requests.
+                # In a thread, to keep the event loop free for live requests.
                 await asyncio.to_thread(check.read, lines)
                 if check.hopeless:
                     break
         except NotFound:
-            message = "The input file is gone."
+            message = "The input file was deleted. Upload it again."
             check.faults = [{"code": "file_not_found", "message": message, "param": "input_file_id", "line": None}]
         else:
             check.end()
@@ -203,12 +203,12 @@ class BatchRunner:
 
     def _lines(self, batch: Batch) -> AsyncIterator[list[Line]]:
         settings = self._service.settings
-        # What passed the check was short enough then, whatever the settings say since.
+        # A line that passed the check was short enough then, even if the settings have changed since.
         limit = settings.max_body_bytes if batch.status is Status.VALIDATING else sys.maxsize
         return read_lines(self._files.content(batch.input_file_id), limit)
 
     async def _judge(self, batch: Batch) -> None:
-        """Get every line its result that has none yet."""
+        """Judge every line that has no result yet."""
         done = await self._batches.recorded(batch.id)
         recorder = _Recorder(self._batches, batch.id, self._worker)
         async with asyncio.TaskGroup() as group:
@@ -219,11 +219,11 @@ class BatchRunner:
                         if line.number not in done:
                             taken = await self._places.take(len(line.content or b""))
                             answer = answers.create_task(self._answer(batch, line, recorder))
-                            # Not at the end of the task: one that is cancelled at once never begins.
+                            # Not at the end of the task: a task that is cancelled at once never begins.
                             answer.add_done_callback(functools.partial(self._give_back, taken))
             await recorder.close()
         if len(await self._batches.recorded(batch.id)) != batch.total:
-            # A task that was cancelled by nobody here ends without a word.
+            # A task that something else cancelled ends without an error.
             raise RuntimeError("a line was left without a result")
 
     def _give_back(self, places: int, _: object) -> None:
@@ -247,13 +247,13 @@ class BatchRunner:
     async def _ask(
         self, endpoint: Endpoint[Any, Any], document: dict[str, Any], handling: Handling
     ) -> tuple[int, Mapping[str, object], Sequence[Verdict]]:
-        """Status and body that a request of its own would have got, once asking again would not help."""
+        """The status and body that a single request would get, after retries if they may help."""
         tries = failures = 0
         while True:
             try:
                 body = validate(document, endpoint.body)
                 if getattr(body, "stream", None):
-                    raise InvalidRequest("A line of a batch cannot be streamed.", param="stream")
+                    raise InvalidRequest("A line of a batch cannot be streamed. Leave out 'stream'.", param="stream")
                 reply = await endpoint.answer(self._service, body, handling)
                 return 200, reply.document, reply.verdicts
             except GuardError as error:
@@ -269,11 +269,11 @@ class BatchRunner:
                 return failed.status, error_body(failed), ()
 
     def _is_of_its_own(self, error: GuardError) -> bool:
-        """Whether the line is to blame, and not the condition that the server is in."""
+        """Whether the line is at fault, and not the state of the server."""
         return not isinstance(error, SERVERS_CONDITION) and self._readiness.reason_not_ready() is None
 
     async def _expire(self, batch: Batch) -> None:
-        """Give every line a result that has none: it was not judged in time."""
+        """Give every line without a result the result that it was not judged in time."""
         done = await self._batches.recorded(batch.id)
         async for lines in self._lines(batch):
             rest = [line for line in lines if line.number not in done]
@@ -291,7 +291,7 @@ class BatchRunner:
 
 
 class _Recorder:
-    """Writes results together as they come: a transaction for each would wait for the disk each time."""
+    """Writes results together as they arrive. One transaction for each would wait for the disk every time."""
 
     def __init__(self, batches: Batches, batch_id: str, worker: str) -> None:
         self._batches = batches
@@ -311,7 +311,7 @@ class _Recorder:
         self._full.set()
 
     async def run(self) -> None:
-        """Until closed. What is there when it is cancelled is still written."""
+        """Write results until closed. If it is cancelled, it still writes those that it has."""
         try:
             while (first := await self._queue.get()) is not None:
                 self._group.append(first)
@@ -344,7 +344,7 @@ class _Recorder:
 
 
 class _Places:
-    """How many lines are in work, over all batches. A long line takes several, so that memory stays bounded too."""
+    """Limits the lines in work over all batches. A long line takes several places, which bounds memory too."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -352,11 +352,11 @@ class _Places:
         self._turn = asyncio.Lock()
 
     async def take(self, size: int) -> int:
-        """Wait for places for a line of `size` bytes; how many these are."""
+        """Wait for the places that a line of `size` bytes takes, and return their number."""
         wanted = min(self._count, 1 + size // BYTES_A_PLACE)
         taken = 0
         try:
-            async with self._turn:  # or two could each wait for what the other holds
+            async with self._turn:  # otherwise two lines could each wait for places that the other holds
                 while taken < wanted:
                     await self._free.acquire()
                     taken += 1
@@ -385,7 +385,7 @@ def wait_after(failures: int) -> float:
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
-    """Do `work`, but cancel it as soon as `stop` is set. Whether it was done."""
+    """Do `work`, but cancel it as soon as `stop` is set. Returns whether it was finished."""
     if stop.is_set():
         work.close()
         return False
@@ -403,12 +403,12 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The first that went wrong in a group of tasks."""
+    """The first error of a group of tasks."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
 
 
 def _place(error: BaseException) -> str:
-    """Where it happened. What the exception says may be what was judged."""
+    """The place of an error. Its message may hold content, so it is not logged."""
     return "".join(traceback.format_tb(error.__traceback__))

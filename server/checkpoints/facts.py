@@ -1,4 +1,4 @@
-"""What a checkpoint on disk says of itself, read before the engine spends minutes on it.
+"""The facts of a checkpoint on disk, read before the engine spends minutes on it.
 
 Only headers and JSON are read, never weights, and neither torch nor vLLM is imported: this runs at every start.
 """
@@ -15,21 +15,21 @@ from server.checkpoints.profile import Network
 from server.domain.errors import OperatorError
 
 LLAMA4_CHUNK = 8192
-"""Where transformers, and with it vLLM, cuts the attention of a Llama 4 whose configuration is silent."""
+"""The length at which transformers, and so vLLM, cuts Llama 4's attention if the configuration has none."""
 
 FLOATS = frozenset(("F32", "F16", "BF16"))
 ALREADY_SCALED = frozenset(("longrope", "su", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"))
-"""RoPE types whose `max_position_embeddings` includes the factor already: the rule that vLLM follows."""
+"""RoPE types whose `max_position_embeddings` already includes the factor, as in vLLM's rule."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFacts:
-    """What a checkpoint says of itself.
+    """The facts of a checkpoint.
 
-    `context_tokens` is the longest context that its positions allow, None when it does not say; `eos_token_ids` end an
-    answer; `tokens_per_tile` of an image is None without a vision encoder; `chat_template` is the official prompt in
-    Jinja, where the checkpoint brings one. `attention_chunk` is the number of tokens that attention is cut at, None
-    where it is not.
+    `context_tokens` is the longest context that its positions allow, None if it does not say. `eos_token_ids` end an
+    answer. `tokens_per_tile` of an image is None without a vision encoder. `chat_template` is the official prompt in
+    Jinja, if the checkpoint has one. `attention_chunk` is the number of tokens at which attention is cut, None if it is
+    not.
     """
 
     vocabulary_size: int
@@ -44,7 +44,7 @@ class CheckpointFacts:
 def read_facts(folder: Path) -> CheckpointFacts:
     """Read configuration and tensor headers of the checkpoint in `folder`.
 
-    Raises OperatorError when files are missing, cut short or unreadable.
+    Raises OperatorError if files are missing, cut short or unreadable.
     """
     config = _json(folder / "config.json")
     text = config.get("text_config", config)

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from server.domain.errors import OperatorError
 
 STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
-"""For every type that a file is read against: a misspelt key or a number in quotes must not pass for a setting."""
+"""For every type of a file's content: a misspelt key or a number in quotes must not pass for a setting."""
 
 T = TypeVar("T")
 
@@ -24,11 +24,11 @@ _WORDS = {
     "model_type": "must be a table",
     "dict_type": "must be a table",
 }
-"""What pydantic says in the words of Python or JSON."""
+"""Replaces pydantic's messages in terms of Python or JSON."""
 
 
 def read_text(file: Path) -> str:
-    """The content of `file`. Raises OperatorError when it cannot be read."""
+    """The content of `file`. Raises OperatorError if it cannot be read."""
     try:
         return file.read_text(encoding="utf-8")
     except OSError as error:

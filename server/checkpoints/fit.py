@@ -1,7 +1,7 @@
-"""Does it fit? The arithmetic of weights, KV cache and what the engine needs beside them. Nothing here is measured.
+"""Does it fit? The arithmetic of weights, KV cache and the engine's other needs. Nothing here is measured.
 
-vLLM takes a share of the card (`gpu_memory_utilization`), loads the weights, runs the largest step once and gives what
-is left to the KV cache. A profile fits when the KV cache then holds at least one request of its whole context.
+vLLM takes a share of the card (`gpu_memory_utilization`), loads the weights, runs the largest step once and uses the
+rest for the KV cache. A profile fits if the KV cache then holds at least one request of its whole context.
 """
 
 import shutil
@@ -25,7 +25,7 @@ KV_BLOCK_TOKENS = 16  # CUDA's; contexts are rounded down to it
 
 FLOAT_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2, "auto": 2}
 LINEAR_BYTES = {"fp8_per_tensor": 1.0, "fp8_per_channel": 1.0, "fp8_per_block": 1.0, "mxfp8": 1.04, "mxfp4": 0.54}
-"""Bytes a parameter after quantising while loading, scales included. Other methods count as not quantised."""
+"""Bytes per parameter after quantisation while loading, scales included. Other methods count as not quantised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How a profile meets a card of `memory_bytes`. All sizes are bytes, contexts are tokens."""
+    """The fit of a profile on a card of `memory_bytes`. All sizes are bytes, contexts are tokens."""
 
     memory_bytes: int
     usable_bytes: int
@@ -84,7 +84,7 @@ def find_gpus() -> tuple[Gpu, ...]:
 
 
 def fit_of(profile: Profile, network: Network, memory_bytes: int) -> Fit:
-    """Reckon how `profile` meets a card, or a main memory, of `memory_bytes`."""
+    """Compute the fit of `profile` on a card, or in a main memory, of `memory_bytes`."""
     usable = int(memory_bytes * profile.engine.get("gpu_memory_utilization", DEFAULT_UTILIZATION))
     weights = weights_bytes(profile, network)
     headroom = headroom_bytes(profile)
@@ -123,15 +123,15 @@ def kv_bytes_per_token(profile: Profile, network: Network) -> int:
 
 
 def headroom_bytes(profile: Profile) -> int:
-    """What the engine needs beside weights and KV cache: an allowance, the least certain figure here."""
+    """The engine's needs beyond weights and KV cache: an allowance, and the least certain figure here."""
     rows = int(profile.engine.get("max_num_seqs", DEFAULT_MAX_NUM_SEQS))
     return RUNTIME_BYTES + LOGITS_COPIES * rows * profile.vocabulary_size * FLOAT_BYTES["float32"]
 
 
 def check_fits(profile: Profile, network: Network, memory_bytes: int) -> None:
-    """Refuse a profile that a card of `memory_bytes` cannot hold, before minutes of loading end in the same answer.
+    """Refuse a profile that does not fit a card of `memory_bytes`, before minutes of loading show the same.
 
-    Raises OperatorError with what would fit.
+    Raises OperatorError, which says what would fit.
     """
     found = fit_of(profile, network, memory_bytes)
     if found.fits:
@@ -142,9 +142,9 @@ def check_fits(profile: Profile, network: Network, memory_bytes: int) -> None:
         remedy = "its weights alone leave no room for a context"
     raise OperatorError(
         f"{profile.name} does not fit: weights {gib(found.weights_bytes)}, KV cache {gib(found.kv_bytes)} for "
-        f"{found.context_tokens} tokens and about {gib(found.headroom_bytes)} beside them, but the engine may use "
-        f"{gib(found.usable_bytes)} of {gib(found.memory_bytes)} (gpu_memory_utilization). With this profile {remedy}; "
-        "`python -m server doctor` shows which variant fits. This is arithmetic, not a measurement."
+        f"{found.context_tokens} tokens and about {gib(found.headroom_bytes)} for the rest, but the engine may use "
+        f"only {gib(found.usable_bytes)} of {gib(found.memory_bytes)} (gpu_memory_utilization). With this profile "
+        f"{remedy}. `python -m server doctor` shows which variant fits. These figures are computed, not measured."
     )
 
 

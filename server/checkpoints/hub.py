@@ -1,4 +1,4 @@
-"""A checkpoint's files: those of a local folder, or brought here from the hub."""
+"""A checkpoint's files: in a local folder, or downloaded from the hub."""
 
 import logging
 import os
@@ -19,14 +19,14 @@ from server.domain.errors import OperatorError
 log = logging.getLogger(__name__)
 
 FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer*")
-"""What the engine needs of a repository. Meta's repositories hold the weights a second time, under original/."""
+"""The files that the engine needs. Meta's repositories hold the weights a second time, under original/."""
 
 
 def locate(profile: Profile) -> Path:
-    """The folder of the profile's checkpoint, downloaded from the hub when it is not yet in the cache.
+    """The folder of the profile's checkpoint. Downloads it from the hub if it is not yet in the cache.
 
-    Reads HF_TOKEN from the environment (huggingface_hub does). Raises OperatorError when the folder does not exist or
-    the hub does not hand the files out.
+    huggingface_hub reads HF_TOKEN from the environment. Raises OperatorError if the folder does not exist or the hub
+    does not give access to the files.
     """
     if profile.is_local:
         return _local_folder(profile)
@@ -54,7 +54,7 @@ def locate(profile: Profile) -> Path:
 
 
 def cached(profile: Profile) -> Path | None:
-    """The folder of the profile's checkpoint when it is on this machine already, else None. Uses no network."""
+    """The folder of the profile's checkpoint if it is already on this machine, else None. Uses no network."""
     if profile.is_local:
         return Path(profile.model) if Path(profile.model, "config.json").is_file() else None
     try:
@@ -83,7 +83,7 @@ def _local_folder(profile: Profile) -> Path:
 
 
 def _cached_despite(refused: Exception, profile: Profile) -> Path:
-    """A token that ran out must not keep a server down that has its weights already."""
+    """The copy in the cache. An expired token must not keep a server down that already has its weights."""
     folder = cached(profile)
     if folder is None:
         raise OperatorError(_refusal(profile)) from refused

@@ -1,7 +1,7 @@
 """A model's facts, read from a profile.toml: its checkpoint, the tokens that decide, its context, engine arguments.
 
-Profiles are data that operators write too, so reading is strict: an unknown key or a wrong type stops the start with a
-message that names the file and the key. docs/models.md explains every key.
+Operators write profiles too, so reading is strict: an unknown key or a wrong type stops the start with a message that
+names the file and the key. docs/models.md explains every key.
 """
 
 from collections.abc import Iterable, Mapping
@@ -42,18 +42,18 @@ ENGINE_KEYS_OF_THE_PROFILE = {
     "limit_mm_per_prompt": "image_limit",
     "language_model_only": "images",
 }
-"""Arguments of vLLM that the profile says elsewhere, and the key that says it."""
+"""Arguments of vLLM that have their own key in a profile, and that key."""
 
 VOCABULARY_SIZE = "vocabulary_size"
-"""The key of [tokens] that names no token."""
+"""The key of [tokens] that is not a token."""
 
 FASTEST = "fastest"
-"""As `engine.dtype`: what `fastest_dtype` finds for the CPU of this machine."""
+"""As `engine.dtype` it means the result of `fastest_dtype` for this machine's CPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """What the arithmetic of memory needs to know of a network.
+    """The facts of a network that are needed to compute its memory.
 
     `text_linear_parameters` are those of the text decoder's linear layers, which quantisation shrinks;
     `text_other_parameters` its embeddings, output head and norms. `text_linear_bytes` is set when the checkpoint itself
@@ -123,12 +123,12 @@ class Profile:
     context_tokens: PositiveInt
     context_beyond_checkpoint: bool = False
     images: bool = True
-    # A profile that does not say so has a model that sees nothing: a picture that nobody looked at must not be "safe".
+    # Without this key the model sees nothing: a picture that nobody looked at must not be "safe".
     sees_images: bool = False
     image_limit: NonNegativeInt = 0
     taxonomy: Annotated[Taxonomy, PlainValidator(_taxonomy_of)]
-    chat_template: Annotated[str, Field(validation_alias="template"), AfterValidator(_template_of)]
     family: str = "llama_guard"
+    chat_template: Annotated[str, Field(validation_alias="template"), AfterValidator(_template_of)] = ""
     tokens: Annotated[Mapping[str, NonNegativeInt], AfterValidator(MappingProxyType)]
     network: Network | None = None
     engine: Annotated[Mapping[str, Any], AfterValidator(_engine)] = field(default_factory=dict)
@@ -143,7 +143,7 @@ class Profile:
 
 
 class _Layers(BaseModel):
-    """The keys of one file that say which others and which of its variants make up the profile."""
+    """The keys of one file that choose its variants and the other files of the profile."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -160,8 +160,8 @@ def load_profile(spec: str) -> Profile:
     """Read the profile that `spec` names.
 
     `spec` is a name in model_config/, or the path of a profile.toml or of its folder (a path contains a slash), with
-    any number of variants behind it: "llama-guard-4-12b", "llama-guard-4-12b:24gb:text-only", "./mine:small". Raises
-    OperatorError when there is no such profile or variant, or when a file says what it may not say.
+    any number of variants after it: "llama-guard-4-12b", "llama-guard-4-12b:24gb:text-only", "./mine:small". Raises
+    OperatorError if there is no such profile or variant, or if a file is not valid.
     """
     file, variants = _locate(spec)
     return _profile(_resolve(file, variants), file)
@@ -187,7 +187,7 @@ def _locate(spec: str) -> tuple[Path, list[str]]:
         file = SHIPPED / name / "profile.toml"
         if not file.is_file():
             known = ", ".join(sorted(path.parent.name for path in SHIPPED.glob("*/profile.toml")))
-            raise OperatorError(f"There is no profile {name!r}. Known ones: {known}; or give the path of a folder.")
+            raise OperatorError(f"There is no profile {name!r}. Use one of {known}, or the path of a folder.")
         return file, variants
     file = Path(name).expanduser().resolve()
     if file.is_dir():
@@ -218,7 +218,7 @@ def _resolve(file: Path, variants: Iterable[str], *, extended_by: tuple[Path, ..
         override = layers.variants.get(variant)
         if override is None:
             known = ", ".join(layers.variants) or "none"
-            raise OperatorError(f"{file}: there is no variant {variant!r}. Known ones: {known}.")
+            raise OperatorError(f"{file}: there is no variant {variant!r}. Use one of {known}.")
         table = _merge(table, _with_absolute_paths(override, file.parent))
         descriptions.append(override.get("description", variant))
         table["name"] = ":".join([str(table["name"]), variant])

@@ -67,7 +67,7 @@ _ROW, _FILE = TypeAdapter(_Row), TypeAdapter(_File)
 def load_taxonomy(file: Path) -> Taxonomy:
     """Read a taxonomy.toml. Raises OperatorError."""
     rows = check(_FILE, parse(file), file).category
-    # One by one, so that a mistake is reported with its category's code and not with its place in the list.
+    # One by one, so that a mistake is reported with its category's code and not with a position in the list.
     categories = tuple(check(_ROW, row, file, f"category {_name_of(row)}: ").category() for row in rows)
     codes = [category.code for category in categories]
     if not codes or len(set(codes)) != len(codes):
@@ -76,6 +76,6 @@ def load_taxonomy(file: Path) -> Taxonomy:
         for code, _ in category.openai_with:
             if code not in codes:
                 raise OperatorError(
-                    f"{file}: category {category.code}: openai_with: names {code!r}, which is no category of this file."
+                    f"{file}: category {category.code}: openai_with: {code!r} is not a category of this file."
                 )
     return Taxonomy(categories)

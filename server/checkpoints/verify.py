@@ -1,4 +1,4 @@
-"""Whether a checkpoint is the one that its profile describes."""
+"""Checks that a checkpoint is the one that its profile describes."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from server.domain.errors import OperatorError
 log = logging.getLogger(__name__)
 
 LONG_CONTEXT_VARIABLE = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
-"""Set to "1" before the engine starts when `exceeds_checkpoint` holds, else vLLM (0.32, 0.33) refuses the context."""
+"""Set to "1" before the engine starts if `exceeds_checkpoint` holds, else vLLM (0.32, 0.33) refuses the context."""
 
 
 def verify(
@@ -19,8 +19,8 @@ def verify(
     """Refuse a checkpoint that is not the one the profile describes.
 
     `words` must be single tokens; their keys are those of [tokens]. `token_id` gives the id of a text that the
-    checkpoint's tokenizer writes as a single token, else None. Raises OperatorError with every mismatch; logs a warning
-    when the profile allows a longer context than the checkpoint does.
+    checkpoint's tokenizer writes as a single token, else None. Raises OperatorError with every mismatch. Logs a warning
+    if the profile allows a longer context than the checkpoint.
     """
     mismatches = []
     if profile.vocabulary_size != facts.vocabulary_size:
@@ -56,5 +56,5 @@ def exceeds_checkpoint(profile: Profile, facts: CheckpointFacts) -> bool:
 
 
 def fits_one_chunk(profile: Profile, facts: CheckpointFacts) -> bool:
-    """Whether the checkpoint cuts attention, but at a length that the profile's context never passes."""
+    """Whether the checkpoint cuts attention at a length that the profile's context never exceeds."""
     return facts.attention_chunk is not None and profile.context_tokens <= facts.attention_chunk

@@ -1,7 +1,7 @@
-"""`python -m server batch`: hand a file to a running server, watch it, and fetch what it says.
+"""`python -m server batch`: upload a file to a running server, watch its batch, and fetch the results.
 
-Exit status as `check` has it: 0 when all that was fetched is safe, or what was asked for is done; 1 when a line is
-unsafe; 2 for an error, a batch that did not complete, or a line without a verdict.
+Exit status as for `check`: 0 if all fetched lines are safe, or the command is done; 1 if a line is unsafe; 2 for an
+error, a batch that did not complete, or a line without a verdict.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from server.settings import API_KEY_VARIABLE
 SAFE, UNSAFE, ERROR = 0, 1, 2
 ENDED = ("completed", "failed", "expired", "cancelled")
 PATIENCE_S = 300.0
-"""How long a server may be out of reach, as when it is restarted, before waiting for it is given up."""
+"""The time for which a server may be unreachable, as in a restart, before the command gives up."""
 
 CHAT = "/v1/chat/completions"
 
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
             return status
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise OperatorError(
-            f"The server cannot be reached ({type(error).__name__}). Is it running, and is --url its address?"
+            f"The server cannot be reached ({type(error).__name__}). Check that it is running and that --url is right."
         ) from None
 
 
@@ -79,15 +79,15 @@ def fetch(client: httpx.Client, options: argparse.Namespace) -> int:
 
 
 def _write_lines(file: Path, endpoint: str | None, lines: IO[bytes]) -> str:
-    """Lines of a batch, as they stand in the file or made of rows as `check --file` takes them; their endpoint."""
+    """Write batch lines, either those of the file or made from rows as for `check --file`. Returns their endpoint."""
     for number, row in read_rows(file):
         if "custom_id" in row and "body" in row:
             endpoint = endpoint or str(row.get("url"))
         else:
             if endpoint not in (None, CHAT):
                 raise OperatorError(
-                    f"{file}: line {number} has no custom_id and body, so it is a row of text. Rows of text go to"
-                    f" {CHAT}, not to {endpoint}."
+                    f"{file}: line {number} has no custom_id and body, so it is a row of text. Rows of text only go to"
+                    f" {CHAT}. Leave out --endpoint."
                 )
             endpoint = CHAT
             try:
@@ -105,7 +105,7 @@ def _write_lines(file: Path, endpoint: str | None, lines: IO[bytes]) -> str:
 
 
 def _wait(client: httpx.Client, batch_id: str) -> dict[str, Any]:
-    """The batch once it has ended. A server that is being restarted is waited for."""
+    """The batch once it has ended. Waits for a server that is being restarted."""
     since = time.monotonic()
     with tqdm(unit="line") as bar:
         while True:
@@ -128,7 +128,7 @@ def _wait(client: httpx.Client, batch_id: str) -> dict[str, Any]:
 
 
 def _fetch(client: httpx.Client, batch_id: str, out: Path) -> int:
-    """Wait for the end and write all answers, good and bad, to `out`; they stand there as a whole or not at all."""
+    """Wait for the end and write all results, good and bad, to `out`. The file gets all of them or none."""
     batch = _wait(client, batch_id)
     _say(batch)
     statuses = [SAFE if batch["status"] == "completed" else ERROR]
@@ -152,7 +152,7 @@ def _content(client: httpx.Client, file_id: str | None) -> Iterator[str]:
         if not response.is_success:
             response.read()
             raise _refused(response)
-        # Not by lines as str.splitlines knows them, which ends one at characters that JSON leaves as they are.
+        # Not str.splitlines, which also splits at characters that JSON does not escape.
         rest = b""
         for piece in response.iter_bytes():
             *lines, rest = (rest + piece).split(b"\n")
@@ -160,7 +160,7 @@ def _content(client: httpx.Client, file_id: str | None) -> Iterator[str]:
 
 
 def _verdict(line: str) -> int:
-    """Exit status of one answer. Whatever is not clearly a verdict is an error."""
+    """Exit status of one result. Anything that is not clearly a verdict is an error."""
     try:
         answer = json.loads(line)
         if answer["response"]["status_code"] != 200:
@@ -191,7 +191,7 @@ def _say(batch: dict[str, Any]) -> None:
 
 
 class _Unavailable(OperatorError):
-    """The server is there, but cannot answer now."""
+    """The server can be reached, but cannot answer now."""
 
 
 def _ask(client: httpx.Client, method: str, path: str, **request: Any) -> dict[str, Any]:
@@ -201,7 +201,9 @@ def _ask(client: httpx.Client, method: str, path: str, **request: Any) -> dict[s
     try:
         document: dict[str, Any] = response.json()
     except ValueError:
-        raise OperatorError("The response is not JSON. Is --url the address of a llama-guard-server?") from None
+        raise OperatorError(
+            "The response is not JSON. Check that --url is the address of a llama-guard-server."
+        ) from None
     return document
 
 

@@ -1,7 +1,7 @@
 """`python -m server check`: judge one text, or every row of a file, from the command line.
 
-An engine of its own and a running server are asked in the same words: both are HTTP to the same API, the former without
-a socket. So a verdict on the command line is the verdict that a client would get.
+Its own engine and a running server get the same requests: both are HTTP to the same API, the former without a socket.
+So the command line gives the same verdict as a client would get.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from server.domain.errors import OperatorError
 from server.settings import API_KEY_VARIABLE, Settings
 
 SAFE, UNSAFE, ERROR = 0, 1, 2
-"""Exit status; of a file the worst of its rows."""
+"""Exit status. For a file it is the worst of its rows."""
 
 CONCURRENCY = 16
 TRIES = 5
@@ -33,13 +33,13 @@ TIMEOUT_S = 600.0
 
 
 def check(settings: Settings, options: argparse.Namespace) -> int:
-    """Run the command. Raises OperatorError for options that contradict each other and for an unreachable engine."""
+    """Run the command. Raises OperatorError for contradictory options and for an unreachable engine."""
     if bool(options.file) == (options.text is not None or bool(options.image)):
         raise OperatorError("Give check either a text or --image, or --file with --out, but not both.")
     if options.file and options.response is not None:
-        raise OperatorError("--response goes with a text. In a file, give each row a `response` of its own.")
+        raise OperatorError("--response needs a text. In a file, give each row its own `response`.")
     if bool(options.file) != bool(options.out):
-        raise OperatorError("--file and --out go together: give both or neither.")
+        raise OperatorError("Give both --file and --out, or neither.")
     return asyncio.run(_file(settings, options) if options.file else _single(settings, options))
 
 
@@ -70,12 +70,12 @@ def _in_words(answer: dict[str, Any]) -> str:
 
 
 async def _file(settings: Settings, options: argparse.Namespace) -> int:
-    # One command does nothing else meanwhile, so blocking reads and writes hold nobody up.
+    # The command does nothing else meanwhile, so blocking reads and writes delay nothing.
     rows, out = Path(options.file), Path(options.out)
     fingerprints: dict[str, str] = {}
     for id_, row in _read_rows(rows):
         if id_ in fingerprints:
-            raise OperatorError(f"{rows}: two rows have the same id. Give each row an id of its own.")
+            raise OperatorError(f"{rows}: two rows have the same id. Give each row a different id.")
         fingerprints[id_] = _fingerprint(row)
     if not fingerprints:
         raise OperatorError(f"{rows}: the file has no rows to judge.")
@@ -107,20 +107,20 @@ _NAMES = {SAFE: "safe", UNSAFE: "unsafe", ERROR: "errors"}
 
 
 def _read_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Id and content of every row; a row without an `id` goes by its line number."""
+    """Id and content of every row. The id of a row without `id` is its line number."""
     for number, row in read_rows(file):
         yield str(row.get("id", number)), row
 
 
 def _fingerprint(row: dict[str, Any]) -> str:
-    """What tells whether a row is still the one that was judged."""
+    """A digest that shows whether a row is still the one that was judged."""
     return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _resume(out: Path, fingerprints: Mapping[str, str]) -> dict[str, int]:
-    """Statuses of the rows that `out` has verdicts for.
+    """Statuses of the rows for which `out` has verdicts.
 
-    Errors, verdicts about other rows than are there now, and a line that was cut off are dropped from it.
+    Errors, verdicts on rows that have changed, and a line that was cut off are removed from `out`.
     """
     if not out.exists():
         return {}
@@ -131,7 +131,7 @@ def _resume(out: Path, fingerprints: Mapping[str, str]) -> dict[str, int]:
             id_, judged = str(answer.get("id")), answer.get("row")
         except (ValueError, AttributeError):
             raise OperatorError(
-                f"{out}: the file holds something else than verdicts. Name another one with --out."
+                f"{out}: the file holds something other than verdicts. Choose another file with --out."
             ) from None
         if judged is not None and judged == fingerprints.get(id_) and _status(answer) != ERROR:
             kept.append(line)
@@ -154,13 +154,13 @@ async def _ask_about(client: httpx.AsyncClient, row: dict[str, Any], folder: Pat
 
 
 async def _ask(client: httpx.AsyncClient, messages: Iterable[Any]) -> dict[str, Any]:
-    """The verdict's detail, or the error's body. Waits and tries again while the server says that it is busy."""
+    """The verdict's detail, or the error's body. Waits and tries again while the server reports that it is busy."""
     for attempt in range(1, TRIES + 1):
         try:
             response = await client.post("chat/completions", json={"messages": list(messages)})
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             return {"error": {"message": f"The server cannot be reached ({type(error).__name__}).", "code": None}}
-        # Only a server that says when to come back is worth asking again.
+        # Only a response with Retry-After is worth another try.
         retry_after = response.headers.get("retry-after", "")
         if response.is_success or not retry_after.isdecimal() or attempt == TRIES:
             break
@@ -172,7 +172,7 @@ async def _ask(client: httpx.AsyncClient, messages: Iterable[Any]) -> dict[str, 
     except (ValueError, KeyError, TypeError):
         return {
             "error": {
-                "message": f"The server answered with status {response.status_code} and no verdict.",
+                "message": f"The server answered with status {response.status_code} and without a verdict.",
                 "code": None,
             }
         }
@@ -196,7 +196,7 @@ async def _client(settings: Settings, options: argparse.Namespace) -> AsyncItera
     from server.checkpoints.profile import load_profile
     from server.loading import load_backend
 
-    # One verdict from the command line leaves nothing behind, and needs no keys.
+    # A verdict on the command line stores nothing and needs no keys.
     settings = settings.model_copy(update={"database_url": SecretStr("sqlite://"), "auth": "off"})
     profile = load_profile(settings.profile)
     app = create_app(settings, profile, load_backend(settings, profile))

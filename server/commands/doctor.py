@@ -1,7 +1,7 @@
-"""`python -m server doctor`: what this machine is, and which variant of a profile fits it.
+"""`python -m server doctor`: the facts of this machine, and the variants of a profile that fit it.
 
-Loads no engine and downloads nothing; a remote backend that is configured is asked what it offers. Exit status: 0 when
-the selected profile fits (or a remote that stands alone can serve), 1 when it does not, 2 on an error.
+It loads no engine and downloads nothing. If a remote backend is configured, it gets the current offer. Exit status: 0
+if the selected profile fits (or the only backend, a remote one, can serve), 1 if not, 2 for an error.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ FROM_PROFILE, FROM_CHECKPOINT = "as the profile says", "as the checkpoint says"
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """This machine, and the memory in bytes that variants are judged for: None when there is none that counts."""
+    """This machine, and the memory in bytes that variants must fit: None if there is no suitable memory."""
 
     python: str
     engine: str | None
@@ -41,7 +41,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """One variant on this machine. `checkpoint_context` is None where no checkpoint at hand says it."""
+    """One variant on this machine. `checkpoint_context` is None if no local checkpoint states it."""
 
     profile: Profile
     fit: fit.Fit
@@ -55,7 +55,7 @@ class Diagnosis:
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """What OpenRouter says of the model now; `fault` is why it could not serve, None when it could."""
+    """OpenRouter's current offer of the model. `fault` is the reason why it cannot serve, None if it can."""
 
     settings: Settings
     offer: Offer | None
@@ -65,8 +65,8 @@ class Remote:
 def run(profile: str | None, gpu_memory_gib: float | None, as_json: bool, settings: Settings | None = None) -> int:
     """Print which variants of `profile` fit, and return the exit status.
 
-    `gpu_memory_gib` stands in for a card that is not in this machine. Where `settings` name a remote backend it is
-    asked what it offers, which costs nothing; the status is about it when it stands alone.
+    `gpu_memory_gib` is the memory of a card to assume. If `settings` name a remote backend, its offer is requested,
+    which costs nothing. If it is the only backend, the status is about it.
     """
     spec = profile or DEFAULT_PROFILE
     try:
@@ -112,7 +112,7 @@ def _machine(profile: Profile, gpu_memory_gib: float | None) -> Machine:
     elif profile.runs_on_cpu:
         judged, source = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "main memory, without a GPU"
     else:
-        source = "nothing: no GPU was found; try --gpu-memory 48"
+        source = "nothing: no GPU was found. Try --gpu-memory 48"
     return Machine(platform.python_version(), _installed_engine(), gpus, judged, source)
 
 
@@ -131,7 +131,7 @@ def _diagnose(profile: Profile, machine: Machine) -> Diagnosis:
 
 
 def _network(profile: Profile) -> tuple[Network, str, int | None]:
-    """The network as the checkpoint has it, when it is on this machine, else as the profile says."""
+    """The network by the checkpoint, if that is on this machine, otherwise by the profile."""
     folder = hub.cached(profile)
     if folder is not None:
         facts = read_facts(folder)
@@ -145,9 +145,9 @@ def _network(profile: Profile) -> tuple[Network, str, int | None]:
 
 
 def _choice(diagnoses: Iterable[Diagnosis], selected: Profile) -> str | None:
-    """The first that fits: a profile lists its variants in order of preference.
+    """The first variant that fits. A profile lists its variants in order of preference.
 
-    Who switched images off may have no licence for them, and is never led to a variant with images.
+    An operator who turned images off may have no licence for them, so no variant with images is suggested then.
     """
     allowed = (found for found in diagnoses if selected.images or not found.profile.images)
     return next((found.profile.name for found in allowed if found.fits), None)
@@ -210,8 +210,8 @@ def _as_text(machine: Machine, diagnoses: Sequence[Diagnosis], selected: Profile
         if found.checkpoint_context is not None and found.checkpoint_context < found.fit.context_tokens
     ]
     lines += [
-        "All sizes are arithmetic, not measured. engine: an allowance for what vLLM needs beside weights and KV cache;",
-        "room for: tokens of KV cache that this memory leaves, whatever the model makes of so many.",
+        "All sizes are computed, not measured. engine: an allowance for vLLM's needs beyond weights and KV cache;",
+        "room for: tokens of KV cache that fit this memory, which may be more than the model can use.",
     ]
     if remote is not None:
         lines += ["", *_remote_lines(remote)]
@@ -224,7 +224,7 @@ def _remote_lines(remote: Remote) -> Iterator[str]:
     for provider in remote.offer.providers if remote.offer is not None else ():
         yield f"         {provider.words}{'' if provider.allowed(settings) else ' (excluded by the settings)'}"
     if settings.openrouter_zdr:
-        yield "         only those that retain nothing are asked (GUARD_OPENROUTER_ZDR); this list does not tell which"
+        yield "         only those that keep no data get requests (GUARD_OPENROUTER_ZDR); this list does not show which"
     tokens = _break_even(remote)
     if tokens is not None:
         yield f"Cost     ${settings.price_per_hour:g}, an hour here, is {tokens / 1e6:,.1f} million prompt tokens there"
@@ -254,7 +254,7 @@ def _remote_document(remote: Remote) -> dict[str, Any]:
 
 
 def _break_even(remote: Remote) -> float | None:
-    """Prompt tokens an hour above which this machine costs less than the remote; None while a price is unknown."""
+    """Prompt tokens per hour above which this machine costs less than the remote. None if a price is unknown."""
     allowed = remote.offer.allowed(remote.settings) if remote.offer is not None else ()
     prices = [provider.prompt_price for provider in allowed if provider.prompt_price]
     return remote.settings.price_per_hour / min(prices) * 1e6 if prices and remote.settings.price_per_hour else None

@@ -1,4 +1,4 @@
-"""`python -m server keys create | list | revoke`: on the database itself, beside a running server or before one."""
+"""`python -m server keys create | list | revoke`: works on the database, whether a server is running or not."""
 
 import argparse
 import asyncio
@@ -18,14 +18,14 @@ from server.store.pepper import pepper_of
 
 DAY_S = 24 * 60 * 60
 LARGEST_LIMIT = 2**31 - 1
-"""What the database has room for."""
+"""The largest number that the column can hold."""
 
 
 Command = Callable[[Database, Settings, argparse.Namespace], Awaitable[None]]
 
 
 def run(settings: Settings, options: argparse.Namespace) -> int:
-    """Run the command. Raises OperatorError when it cannot be done."""
+    """Run the command. Raises OperatorError if it cannot be done."""
     commands: dict[str, Command] = {"create": _create, "list": _list, "revoke": _revoke}
     try:
         asyncio.run(_with_database(commands[options.keys_command], settings, options))
@@ -70,8 +70,8 @@ async def _create(database: Database, settings: Settings, options: argparse.Name
     if options.json:
         _print(json.dumps({"key": key, **_document(made)}))
     else:
-        # The key alone goes to standard output, so that a script can take it from there.
-        print(f"guard: {made.id}, {_in_words(made)}; this is shown once:", file=sys.stderr)  # noqa: T201
+        # Only the key goes to standard output, so that a script can read it.
+        print(f"guard: {made.id}, {_in_words(made)}; the key is shown only once:", file=sys.stderr)  # noqa: T201
         _print(key)
 
 
@@ -95,7 +95,7 @@ async def _revoke(database: Database, settings: Settings, options: argparse.Name
 
 
 def _document(key: ApiKey) -> dict[str, Any]:
-    """All that is told of a key. Times are seconds since 1970."""
+    """The public facts of a key. Times are seconds since 1970."""
     return {
         "id": key.id,
         "prefix": f"lgs_{key.prefix}",

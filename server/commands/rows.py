@@ -1,4 +1,4 @@
-"""Rows of a file on the command line: `messages`, or the ones that `text`, `images` and `response` make."""
+"""Rows of a file on the command line: `messages`, or `text`, `images` and `response` to make messages from."""
 
 import base64
 import json
@@ -22,11 +22,11 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     except OSError as error:
         raise OperatorError(f"{file}: cannot be read: {error.strerror}.") from error
     except ValueError as error:
-        raise OperatorError(f"{file}: is not JSON Lines (one JSON object a line, in UTF-8).") from error
+        raise OperatorError(f"{file}: is not JSON Lines (one JSON object per line, in UTF-8).") from error
 
 
 def messages_of(row: dict[str, Any], folder: Path) -> list[Any]:
-    """A row's `messages`, or the ones that its `text`, `images` (files or data: URLs) and `response` make.
+    """A row's `messages`, or those made from its `text`, `images` (files or data: URLs) and `response`.
 
     Raises OperatorError.
     """

@@ -1,4 +1,4 @@
-"""`python -m server serve`: the application behind uvicorn, from the first word on the console to the drained end."""
+"""`python -m server serve`: the application in uvicorn, from the first line on the console to the drained end."""
 
 import gc
 import logging
@@ -25,12 +25,12 @@ from server.store.database import DatabaseError
 log = logging.getLogger(__name__)
 
 NEW_OBJECTS = 20_000
-"""Garbage collection starts once so many more objects exist than after the last one. With Python's default of 700 it
-ran twice in each step of the engine: 42 us of the 565 that a request took in this process, with 32 at once."""
+"""Garbage collection starts once there are so many more objects than after the last one. With Python's default of 700
+it ran twice in each step of the engine: 42 us of the 565 that a request took in this process, with 32 at once."""
 
 
 class Server(uvicorn.Server):
-    """Uvicorn, which says when it is ready, and which is not ready from the moment it is told to stop."""
+    """Uvicorn that logs when it is ready, and is not ready from the moment of a stop signal."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
@@ -38,8 +38,8 @@ class Server(uvicorn.Server):
             self._announce()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # First nothing new is admitted and /ready says so, then uvicorn lets what was admitted finish. Its own handler
-        # would raise the signal again at the end, and kill this process before the engine is closed.
+        # First the server admits nothing new, and /ready says so. Then uvicorn lets admitted requests finish. Its own
+        # handler would raise the signal again at the end, and kill this process before the engine is closed.
         self._served.service.drain()
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
@@ -62,7 +62,7 @@ class Server(uvicorn.Server):
 
 
 def _say_who_judges(judges: Sequence[Judge]) -> None:
-    """The last words before the address: whoever starts a stand-in must not overlook it."""
+    """The last lines before the address, so that nobody overlooks that the model is a stand-in."""
     for judge in judges:
         log.info("judging by %s (profile %s, backend %s)", judge.model, judge.profile, judge.backend)
         if judge.stand_in:
@@ -77,7 +77,7 @@ TRY = (
 
 
 def serve(settings: Settings) -> int:
-    """Serve until a signal. Returns the exit status; raises OperatorError when serving cannot begin."""
+    """Serve until a signal. Returns the exit status. Raises OperatorError if serving cannot begin."""
     profile = load_profile(settings.profile)
     for change in settings.changed_meanings:
         log.warning("%s See docs/upgrade.md.", change)
@@ -87,9 +87,9 @@ def serve(settings: Settings) -> int:
     except DatabaseError as error:
         raise OperatorError(str(error)) from error
     except GuardError as error:
-        raise OperatorError(f"the settings contradict the profile {profile.name}: {error.message}") from error
+        raise OperatorError(f"The settings contradict the profile {profile.name}: {error.message}") from error
     if settings.is_remote:
-        what = "EVERYTHING that is asked" if settings.backend == "openrouter" else "what the engine cannot judge now"
+        what = "EVERY request" if settings.backend == "openrouter" else "each request that the engine cannot judge now"
         log.warning("%s is sent to %s", what, settings.openrouter_url)
     if settings.backend == "vllm":
         log.info(
@@ -110,20 +110,20 @@ def serve(settings: Settings) -> int:
             log_config=None,
             log_level="warning",
             access_log=False,
-            # Nothing here depends on who a proxy says that the client is.
+            # Nothing here depends on a proxy's information about the client.
             proxy_headers=False,
             server_header=False,
-            # Longer than the pools of clients and load balancers, or they send into a connection that just closed.
+            # Longer than in the pools of clients and load balancers, or they would use a connection that just closed.
             timeout_keep_alive=75,
             timeout_graceful_shutdown=math.ceil(settings.drain_timeout),
         )
     )
 
     async def run() -> None:
-        # Entered here and not by uvicorn, which would bury the reason of a failed start in a traceback.
+        # Entered here and not by uvicorn, which would hide the reason for a failed start in a traceback.
         async with app.router.lifespan_context(app):
-            # What was loaded stays; looking through it for garbage would stop every request for a while. And nothing
-            # that requests bring waits for it (tests/api/http/test_garbage.py).
+            # All loaded objects stay, and to search them for garbage would pause every request. Requests leave no
+            # garbage for it (tests/api/http/test_garbage.py).
             gc.collect()
             gc.freeze()
             gc.set_threshold(NEW_OBJECTS)
@@ -139,7 +139,7 @@ def serve(settings: Settings) -> int:
 
 
 def _check_free(host: str, port: int) -> None:
-    """Fail before minutes of loading and not after them. Raises OperatorError."""
+    """Fail before minutes of loading, not after them. Raises OperatorError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:

@@ -1,1 +1,1 @@
-"""What everything is about: conversations, policies, verdicts and errors, on the standard library alone."""
+"""The terms of everything else: conversations, policies, verdicts and errors. Imports only the standard library."""

@@ -1,10 +1,10 @@
 """Tasks and errors that leave nothing behind.
 
-An error holds the frames that it passed through, and so all that they know of a request. Where one of those frames
-holds the error in turn, or a task or future that ended with it, the two keep each other in memory, and what the caller
-sent with them, until garbage is collected: the server does that rarely (commands/serve.py). So a frame that an error
-leaves drops its tasks and futures before (`del`), and raises a `fresh` one instead of an error that it still knows.
-tests/api/http/test_garbage.py shows whether it worked.
+An error holds the frames that it passed through, and so the content of a request. If one of those frames also holds the
+error, or a task or future that ended with it, the two keep each other in memory, with the content, until garbage is
+collected. The server does that rarely (commands/serve.py). So a frame drops its tasks and futures (`del`) before an
+error leaves it, and raises a `fresh` error in place of one that it still holds. tests/api/http/test_garbage.py shows
+whether this works.
 """
 
 import asyncio
@@ -17,20 +17,20 @@ E = TypeVar("E", bound=Exception)
 
 
 def fresh(error: E) -> E:
-    """The same error, which has passed through no frames yet."""
+    """A copy of the error that has not passed through any frame."""
     return copy.copy(error)
 
 
 async def ended(*tasks: asyncio.Future[Any]) -> None:
-    """Cancel `tasks` and wait until they have ended, however that may be."""
+    """Cancel `tasks` and wait until they have ended, with or without an error."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def together(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """The results of works that are done at the same time, in order. The first error ends all of them."""
-    # Not a TaskGroup, whose errors hold themselves.
+    """Do all `works` at the same time and return their results in order. The first error ends all of them."""
+    # Not a TaskGroup: its errors hold themselves.
     tasks = [asyncio.create_task(work) for work in works]
     try:
         return await asyncio.gather(*tasks)

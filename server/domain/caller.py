@@ -1,11 +1,11 @@
-"""Who asks, and how the answer is worked on: what a request brings beside its question."""
+"""The caller, and how a request is handled: everything about it except its question."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 
 class Scope(StrEnum):
-    """What a key may do: ask for verdicts, keep files and run batches, see how the server does."""
+    """The right of a key: to ask for verdicts, to keep files and run batches, to see the state of the server."""
 
     MODERATE = "moderate"
     BATCH = "batch"
@@ -14,10 +14,10 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whoever holds one API key. `id` is None while nobody is asked for a key.
+    """The holder of one API key. `id` is None on a server without keys.
 
-    `never_remote` keeps all that this caller sends on this machine. `finished_prompts` is the right to send Guard
-    prompts that choose their categories and what is judged. Limits are per minute, None without one.
+    `never_remote` keeps all of this caller's requests on this machine. `finished_prompts` is the right to send Guard
+    prompts that choose their own categories and the message to judge. Limits are per minute, None without one.
     """
 
     id: str | None
@@ -29,24 +29,24 @@ class Caller:
 
     @property
     def owner(self) -> str:
-        """Whose files and batches these are, in the database."""
+        """The owner of the caller's files and batches in the database."""
         return self.id or ""
 
 
 ANYONE = Caller(None, frozenset(Scope))
-"""Every caller of a server that asks nobody for a key."""
+"""Every caller of a server without keys."""
 
 
 @dataclass(frozen=True, slots=True)
 class Handling:
-    """What a request says beside its messages and its policy.
+    """How a request is handled, apart from its messages and its policy.
 
     `tenant` is the caller whose verdicts and prefix cache are kept apart from those of others. `never_remote` keeps the
-    request on this machine. `top_logprobs` alternatives are wanted for each token of the answer; None: not even the
-    tokens' own probabilities are.
+    request on this machine. `top_logprobs` is the number of alternatives to report for each token of the answer. None:
+    not even the tokens' own probabilities are reported.
 
-    The rest changes no answer: `background` work waits until live requests leave room, `finished_prompts` is the
-    caller's right to send them. `request_id` names the HTTP request in events; two requests may ask for the same.
+    The other fields change no answer. `background` work waits until live requests leave room, `finished_prompts` is the
+    caller's right to send them, and `request_id` names the HTTP request in events.
     """
 
     tenant: str | None = None
@@ -58,9 +58,9 @@ class Handling:
 
     @property
     def distinct(self) -> tuple[object, ...]:
-        """The part on which an answer may depend: equal questions are equal in this too."""
+        """The fields on which an answer may depend. They are a part of a question's key."""
         return self.tenant, self.never_remote, self.top_logprobs
 
 
 ORDINARY = Handling()
-"""A live request that nothing special was said about."""
+"""A live request without special handling."""

@@ -1,8 +1,8 @@
-"""What is judged: a conversation of turns, each made of text and images.
+"""A conversation of turns, each made of text and images. Its last turn is judged.
 
-The prompts of guard models know two roles that alternate, user first. Callers send more than that, so
-`Conversation.from_messages` maps every role and order to it by one table (docs/prompt.md). Nothing that a
-message says is dropped: what the template has no place for becomes text of the nearest turn.
+The prompts of guard models have two roles that alternate, user first. Callers send other roles and orders too, so
+`Conversation.from_messages` maps all of them to these two by one table (docs/prompt.md). It drops no content: text that
+the template has no place for is added to the nearest turn.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,14 +14,14 @@ import regex
 from server.domain.errors import InvalidRequest, NothingToJudge
 
 INVISIBLE = r"\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\p{Noncharacter_Code_Point}\u2800\U0001D159\U00016FE4"
-"""Characters that show nothing, for a set of the module `regex`: controls, format characters (zero-width ones, tags),
-everything that Unicode has renderers ignore, noncharacters, the blank Braille pattern, the null notehead, a filler."""
+"""Invisible characters, for a set of the module `regex`: controls, format characters (zero-width ones, tags), all that
+renderers ignore by Unicode's rules, noncharacters, the blank Braille pattern, the null notehead, a filler."""
 
 _VISIBLE = regex.compile(rf"[^\s{INVISIBLE}]")
 
 
 class Role(StrEnum):
-    """The two sides of a conversation. How a prompt names them is for its family to say."""
+    """The two sides of a conversation. A family decides how its prompt names them."""
 
     USER = "user"
     AGENT = "agent"
@@ -35,16 +35,16 @@ ROLES: dict[str, Role] = {
     "tool": Role.USER,
     "function": Role.USER,
 }
-"""Role on the wire to the turn it speaks in: all that goes *into* the judged assistant is the user's side."""
+"""Maps a role on the wire to a side. Everything that goes *into* the guarded assistant is on the user's side."""
 
 
 OPERATOR_ROLES = frozenset({"system", "developer"})
-"""Who speaks for the operator of the judged assistant."""
+"""The roles of the guarded assistant's operator."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
-    """One text: `param` is the field that held it, `operator` whether the operator said it."""
+    """One text. `param` is the field that held it, `operator` whether it is the operator's."""
 
     text: str
     param: str = field(default="", compare=False)
@@ -53,7 +53,7 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """One image: `url` as the caller sent it (data:, http: or https:), `param` the field that held it."""
+    """One image. `url` is as the caller sent it (data:, http: or https:), `param` is the field that held it."""
 
     url: str
     param: str = "image_url"
@@ -65,7 +65,7 @@ Part = TextPart | ImagePart
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message as a dialect read it: a role of the wire and its parts, in the caller's order."""
+    """A message as a dialect read it: a role on the wire and its parts, in the caller's order."""
 
     role: str
     parts: tuple[Part, ...]
@@ -73,7 +73,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one speaker says before the other one speaks."""
+    """Everything that one speaker says before the other one speaks."""
 
     role: Role
     parts: tuple[Part, ...]
@@ -88,13 +88,13 @@ class Turn:
 
     @property
     def asked(self) -> tuple[Part, ...]:
-        """The parts that are judged: all but the operator's, or the operator's where nobody else speaks."""
+        """The parts to judge: all except the operator's, or the operator's if there are no others."""
         return tuple(part for part in self.parts if not part.operator) or self.parts
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns in order, of which the last one is judged. `from_messages` makes them alternate, the user's first."""
+    """Turns in order. The last one is judged. `from_messages` makes them alternate, with the user's first."""
 
     turns: tuple[Turn, ...]
     images: tuple[ImagePart, ...] = field(init=False, repr=False, compare=False)
@@ -106,9 +106,9 @@ class Conversation:
 
     @classmethod
     def from_messages(cls, messages: Sequence[Message]) -> "Conversation":
-        """Fold messages of any known role and order into alternating turns. What says nothing vanishes.
+        """Fold messages of any known role and order into alternating turns, without empty messages.
 
-        Raises InvalidRequest for an unknown role, NothingToJudge when nothing was said last.
+        Raises InvalidRequest for an unknown role, and NothingToJudge if the last message is empty.
         """
         turns: list[tuple[Role, list[Part]]] = []
         side, says = Role.USER, False
@@ -120,8 +120,8 @@ class Conversation:
                     f"Unknown role. Known roles are: {', '.join(ROLES)}.", param=f"messages[{index}].role"
                 )
             parts = _said(message)
-            # Whether this side says anything since the other one's last message: the operator, and everybody else, who
-            # must not send what says nothing and have the operator's words judged in its place.
+            # Whether the operator, and anybody else, said anything on this side since the other side's last message. A
+            # caller must not send an empty message to have the operator's words judged in its place.
             operators = message.role in OPERATOR_ROLES
             if role is not side:
                 side, says, others = role, False, None
@@ -136,9 +136,9 @@ class Conversation:
                 turns.append((role, []))
             turns[-1][1].extend(parts)
         if not messages:
-            raise NothingToJudge("There is no message to judge.", param="messages")
+            raise NothingToJudge("There is no message to judge. Send at least one.", param="messages")
         if not says or others is False:
-            raise NothingToJudge("The message to judge has neither text nor an image.", param="messages")
+            raise NothingToJudge("The last message, which is judged, has neither text nor an image.", param="messages")
         return cls(tuple(Turn(role, tuple(parts)) for role, parts in turns))
 
     @classmethod
@@ -148,11 +148,11 @@ class Conversation:
 
     @property
     def judged(self) -> Role:
-        """Whose last message is judged: User is prompt classification, Agent response classification."""
+        """The speaker whose last message is judged: USER for prompt classification, AGENT for responses."""
         return self.turns[-1].role
 
     def without_images(self) -> "Conversation":
-        """The same words. A turn of images alone stays as an empty one, so that the speakers still alternate."""
+        """The same texts. A turn of only images stays as an empty turn, so that the speakers still alternate."""
         return Conversation(
             tuple(
                 replace(turn, parts=tuple(part for part in turn.parts if isinstance(part, TextPart)))
@@ -161,9 +161,9 @@ class Conversation:
         )
 
     def with_frames(self, counts: Sequence[int]) -> "Conversation":
-        """Repeat each image as often as it was decoded into frames, in the order of `images`.
+        """Repeat each image once for each of its decoded frames, whose `counts` are in the order of `images`.
 
-        Raises ValueError unless every image has at least one frame: none may go unseen.
+        Raises ValueError unless every image has at least one frame, since no image may go unseen.
         """
         if len(counts) != len(self.images) or not all(count >= 1 for count in counts):
             raise ValueError("every image of the conversation needs at least one frame")
@@ -177,15 +177,15 @@ class Conversation:
 
 
 def says_something(text: str) -> bool:
-    """Whether anything of `text` can be seen."""
-    # Most texts show it at once. Of a long one that does not, each character is looked at once, not each occurrence.
+    """Whether `text` has any visible character."""
+    # Most texts begin with one. For a long text that does not, each distinct character is checked once.
     return _VISIBLE.search(text, endpos=256) is not None or (
         len(text) > 256 and _VISIBLE.search("".join(set(text))) is not None
     )
 
 
 def _said(message: Message) -> tuple[Part, ...]:
-    """The parts of a message that say or show something, marked where they are the operator's."""
+    """The parts of a message that are not empty. The operator's are marked as his."""
     parts = tuple(part for part in message.parts if isinstance(part, ImagePart) or says_something(part.text))
     if message.role in OPERATOR_ROLES:
         return tuple(replace(part, operator=True) for part in parts)

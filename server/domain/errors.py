@@ -1,8 +1,7 @@
-"""Every error that a caller can be told of, and the one for operators.
+"""Every error that a caller can get, and the one for operators.
 
-The tree is the documentation: each class carries what the wire needs (HTTP status, OpenAI's `type` and
-`code`) and whether the same request may succeed when it is sent again. Messages never repeat what the
-caller wrote: they may be logged.
+The tree is the documentation: each class has the fields for the wire (HTTP status, OpenAI's `type` and `code`), and
+says whether the same request may succeed if it is sent again. Messages may be logged, so they never repeat content.
 """
 
 from typing import ClassVar, Self
@@ -11,13 +10,13 @@ from server.domain.aio import fresh
 
 
 class OperatorError(Exception):
-    """A command cannot do what it was told, or the server cannot start. The message is for the operator."""
+    """A command cannot do its work, or the server cannot start. The message is for the operator."""
 
 
 class GuardError(Exception):
-    """Base of all errors that are answered to a caller.
+    """Base of all errors that go to callers.
 
-    `param` names the field at fault (OpenAI's `param`), `retry_after` the seconds to wait before another try.
+    `param` names the field at fault (OpenAI's `param`). `retry_after` is the number of seconds to wait before a retry.
     """
 
     status: ClassVar[int] = 500
@@ -36,7 +35,7 @@ class GuardError(Exception):
         return self._param
 
     def at(self, param: str) -> Self:
-        """The same error with `param` as the field at fault. A copy, since others may be told of this one."""
+        """The same error with `param` as the field at fault. A copy, since other callers may get this error too."""
         error = fresh(self)
         error._param = param
         return error
@@ -46,14 +45,14 @@ class GuardError(Exception):
 
 
 class InvalidRequest(GuardError):
-    """The request breaks the wire contract, or asks for something that this server does not do."""
+    """The request is not valid, or asks for something that this server does not do."""
 
     status = 400
     type = "invalid_request_error"
 
 
 class NothingToJudge(InvalidRequest):
-    """The judged turn has neither text nor an image."""
+    """The turn to judge has neither text nor an image."""
 
     code = "empty_input"
 
@@ -71,79 +70,79 @@ class TooManyImages(InvalidRequest):
 
 
 class ImagesUnseen(TooManyImages):
-    """A picture for a model that sees none: any number is too many, unless the operator has the text alone judged."""
+    """A picture for a model that sees none. Any number is too many, unless the operator has only the text judged."""
 
     code = "images_unseen"
 
 
 class ImageTooLarge(InvalidRequest):
-    """An image passes the bound on bytes, pixels or decoding time."""
+    """An image exceeds the limit on bytes, pixels or decoding time."""
 
     code = "image_too_large"
 
 
 class InvalidImage(InvalidRequest):
-    """Not a picture that can be decoded, or not one of the accepted formats."""
+    """The image cannot be decoded, or its format is not accepted."""
 
     code = "invalid_value"
 
 
 class RemoteImagesDisabled(InvalidRequest):
-    """An http(s) image URL, while fetching is switched off."""
+    """The image has an http(s) URL, but fetching is turned off."""
 
     code = "remote_images_disabled"
 
 
 class RemoteRefused(InvalidRequest):
-    """Only a remote backend is there, and it may not be given this request, or could not judge it as asked."""
+    """Only a remote backend could judge this request, but it may not get it, or cannot judge it as requested."""
 
     code = "remote_refused"
 
 
 class InvalidApiKey(InvalidRequest):
-    """No key, or one that is wrong, expired or revoked."""
+    """There is no key, or it is wrong, expired or revoked."""
 
     status = 401
     code = "invalid_api_key"
 
 
 class CrossSite(InvalidRequest):
-    """A page of another site had a browser ask a server that asks nobody for a key."""
+    """A page of another site made a browser send a request to a server without keys."""
 
     status = 403
     code = "cross_site"
 
 
 class MissingScope(InvalidRequest):
-    """The key is valid, but not for what this URL does."""
+    """The key is valid, but does not have the right to use this URL."""
 
     status = 403
     code = "missing_scope"
 
 
 class NotFound(InvalidRequest):
-    """There is no such file or batch, or it is somebody else's."""
+    """There is no such file or batch, or it belongs to another caller."""
 
     status = 404
     code = "not_found"
 
 
 class Conflict(InvalidRequest):
-    """What is asked for does not go with the state that a file or a batch is in."""
+    """The current state of the file or batch does not allow this operation."""
 
     status = 409
     code = "conflict"
 
 
 class RequestTooLarge(InvalidRequest):
-    """The body is larger than the server reads."""
+    """The body is larger than the limit."""
 
     status = 413
     code = "request_too_large"
 
 
 class RequestTimeout(InvalidRequest):
-    """The body was sent too slowly."""
+    """The body arrived too slowly."""
 
     status = 408
     code = "request_timeout"
@@ -151,21 +150,21 @@ class RequestTimeout(InvalidRequest):
 
 
 class ModelNotFound(InvalidRequest):
-    """The `model` field names something else than what is served."""
+    """The `model` field names a model that is not served here."""
 
     status = 404
     code = "model_not_found"
 
 
 class GenerationNotFound(InvalidRequest):
-    """No answer of this caller with this id is remembered."""
+    """The server remembers no reply to this caller with this id."""
 
     status = 404
     code = "generation_not_found"
 
 
 class UnknownUrl(InvalidRequest):
-    """No route has this path."""
+    """There is no route with this path."""
 
     status = 404
     code = "unknown_url"
@@ -182,7 +181,7 @@ class MethodNotAllowed(InvalidRequest):
 
 
 class Overloaded(GuardError):
-    """The queue is full. Nothing of the request was computed."""
+    """The queue is full. No part of the request was computed."""
 
     status = 429
     type = "requests"
@@ -201,7 +200,7 @@ class TokenLimitReached(Overloaded):
 
 
 class KeysUnavailable(GuardError):
-    """The database does not say which keys are valid, so nobody is let in."""
+    """The database cannot be asked which keys are valid, so every key is refused."""
 
     status = 503
     code = "keys_unavailable"
@@ -209,7 +208,7 @@ class KeysUnavailable(GuardError):
 
 
 class ShuttingDown(GuardError):
-    """The server drains and takes nothing new."""
+    """The server is draining and accepts no new requests."""
 
     status = 503
     code = "shutting_down"
@@ -217,7 +216,7 @@ class ShuttingDown(GuardError):
 
 
 class StoreUnavailable(GuardError):
-    """The database failed: full, locked, read-only or out of reach. What was asked for was not done."""
+    """The database failed: it is full, locked, read-only or unreachable. Nothing was changed."""
 
     status = 503
     code = "store_unavailable"
@@ -233,7 +232,7 @@ class EngineUnavailable(GuardError):
 
 
 class DeadlineExceeded(GuardError):
-    """No verdict came within the request's deadline; its work was aborted."""
+    """There was no verdict within the deadline, and the work was aborted."""
 
     status = 504
     code = "deadline_exceeded"
@@ -249,7 +248,7 @@ class EngineFailure(GuardError):
 
 
 class RemoteFailure(GuardError):
-    """The remote backend could not be reached, failed, or answered what is no answer."""
+    """The remote backend could not be reached, failed, or gave no usable answer."""
 
     status = 502
     code = "remote_failure"
@@ -257,21 +256,21 @@ class RemoteFailure(GuardError):
 
 
 class RemoteRejected(GuardError):
-    """The remote backend does not take this request: its key, its credit, its rules. It would not take it again."""
+    """The remote backend rejects this request for its key, its credit or its rules. It would reject it again."""
 
     status = 502
     code = "remote_rejected"
 
 
 class UnparseableVerdict(GuardError):
-    """The model's answer is no verdict. Asking again would give the same answer."""
+    """The model's answer is not a verdict. To ask again would give the same answer."""
 
     status = 500
     code = "unparseable_verdict"
 
 
 class InternalError(GuardError):
-    """A defect of this server. Details are in its log, never in the answer."""
+    """A defect of this server. Details are in its log, never in the response."""
 
     status = 500
     code = "internal_error"

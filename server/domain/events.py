@@ -1,7 +1,7 @@
 """Events: what happens in the server, published once. Metrics and logs listen; an audit log would listen the same way.
 
-Whoever does a thing publishes it and does not know who listens. Events hold no content of requests: identifiers,
-counts, seconds and checked verdicts only.
+The code that publishes an event does not know the listeners. Events hold no content of requests, only identifiers,
+counts, seconds and checked verdicts.
 """
 
 import logging
@@ -21,10 +21,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An HTTP request ended. `status` is 499 when the client was gone before an answer.
+    """An HTTP request ended. `status` is 499 if the client left before the response.
 
-    `route` is a path of this server's own, "unknown" where there is none. `method` is "other" unless it is one of
-    HTTP's usual ones. `caller` is the id of the API key, None without one.
+    `route` is one of this server's paths, or "unknown". `method` is "other" unless it is one of HTTP's usual ones.
+    `caller` is the id of the API key, None without one.
     """
 
     request_id: str
@@ -37,7 +37,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class ErrorAnswered:
-    """A caller got an error. `kind` is its `code`, or its `type` where it has no code."""
+    """A caller got an error. `kind` is its `code`, or its `type` if it has no code."""
 
     kind: str
     status: int
@@ -48,10 +48,10 @@ class ErrorAnswered:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A caller's question has a verdict: computed, or had without computing it (`verdict.cache`).
+    """A caller's question has a verdict, computed or not (`verdict.cache`).
 
-    `judged` is the speaker whose message was judged. `seconds` is the time from admission to the verdict, 0 for one
-    that was not computed. `request_id` is None for a line of a batch, `caller` without an API key.
+    `judged` is the speaker whose message was judged. `seconds` is the time from admission to the verdict, 0 if it was
+    not computed. `request_id` is None for a line of a batch, `caller` is None without an API key.
     """
 
     verdict: Verdict
@@ -63,7 +63,7 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class FinishedPromptJudged:
-    """A caller sent a finished Guard prompt. `trusted`: its own policy counted, and not the server's."""
+    """A caller sent a finished Guard prompt. `trusted`: it was judged by its own policy, not by the server's."""
 
     trusted: bool
 
@@ -81,7 +81,7 @@ class BatchChanged:
 
 @dataclass(frozen=True, slots=True)
 class LinesDone:
-    """Lines of a batch have their results: so many of each kind, recorded in one transaction."""
+    """Lines of a batch have results, recorded in one transaction: so many of each kind."""
 
     batch_id: str
     completed: int = 0
@@ -94,7 +94,7 @@ class LinesDone:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """The local engine left a case to the remote backend: `reason` is queue_full, slow, engine_down or context."""
+    """A case moved from the local engine to the remote one. `reason` is queue_full, slow, engine_down or context."""
 
     reason: str
 
@@ -130,7 +130,7 @@ _listeners: dict[type, tuple[Listener[Any], ...]] = {}
 
 
 def listen(kind: type[Event], listener: Listener[Event]) -> None:
-    """Call `listener` with every event of exactly this class. To register the same listener again changes nothing."""
+    """Call `listener` with every event of exactly this class. A second registration changes nothing."""
     listeners = _listeners.get(kind, ())
     if listener not in listeners:
         _listeners[kind] = (*listeners, listener)
@@ -147,14 +147,14 @@ def on(kind: type[Event]) -> Callable[[Listener[Event]], Listener[Event]]:
 
 
 def publish(event: object) -> None:
-    """Tell all listeners, in the order in which they were registered. Raises nothing: a listener must fail no request.
+    """Call all listeners in order of registration. Raises nothing: a listener must not make a request fail.
 
-    Listeners are called at once and on the same thread, so they must not block.
+    Listeners are called at once and in the same thread, so they must not block.
     """
     for listener in _listeners.get(type(event), ()):
         try:
             listener(event)
         except Exception as error:
-            # What the error says may hold content; its type and place do not.
+            # The error's message may hold content; its type and place do not.
             place = "".join(traceback.format_tb(error.__traceback__))
             log.error("a listener to %s failed: %s at\n%s", type(event).__name__, type(error).__name__, place)

@@ -1,4 +1,4 @@
-"""What an operator, or one request, chose: the categories, from which score on it is unsafe, and what is scored."""
+"""The choices of an operator or one request: the categories, the threshold for unsafe, and which scores to find."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -11,12 +11,12 @@ MAX_OWN_CATEGORY_CHARACTERS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """`threshold` and `scores_from` are compared with P(unsafe), by server.domain.verdict.decide and by nobody else.
+    """`threshold` and `scores_from` are compared with P(unsafe), only in server.domain.verdict.decide.
 
-    At or above `threshold` the verdict is unsafe. At or above `scores_from` a safe verdict has a score of its own for
-    every category; below it P(unsafe) itself is a bound that is small enough to be shown for all of them. An answer
-    whose verdict words hold less than `minimum_mass` of the probability is no verdict. `own_codes` are those that
-    categories of a request's own may have; none where the model knows only its own.
+    At or above `threshold` the verdict is unsafe. At or above `scores_from` a safe verdict has a separate score for
+    every category. Below it every category shows P(unsafe), which is a small upper bound. An answer whose verdict words
+    hold less than `minimum_mass` of the probability is not a verdict. `own_codes` are the codes that a request's own
+    categories may have, empty if the model knows only its own categories.
     """
 
     taxonomy: Taxonomy
@@ -32,35 +32,35 @@ class Policy:
         categories: Mapping[str, str] | None = None,
         threshold: float | None = None,
     ) -> "Policy":
-        """This policy with the options of one request. Raises InvalidRequest for what no prompt can hold."""
+        """This policy with the options of one request. Raises InvalidRequest if no prompt can hold them."""
         taxonomy = self.taxonomy
         if categories is not None:
             if not self.own_codes:
                 raise InvalidRequest(
-                    "The served model knows its own categories only. Leave out policy.categories.",
+                    "The served model knows only its own categories. Leave out policy.categories.",
                     param="policy.categories",
                 )
             for code, words in categories.items():
                 if code not in self.own_codes:
                     raise InvalidRequest(
-                        f"Own categories are keyed {self.own_codes[0]} to {self.own_codes[-1]}.",
+                        f"The codes of your own categories must be {self.own_codes[0]} to {self.own_codes[-1]}.",
                         param="policy.categories",
                     )
                 if not words.strip() or len(words) > MAX_OWN_CATEGORY_CHARACTERS:
                     raise InvalidRequest(
-                        f"An own category needs 1 to {MAX_OWN_CATEGORY_CHARACTERS} characters of description.",
+                        f"The description of a category must have 1 to {MAX_OWN_CATEGORY_CHARACTERS} characters.",
                         param="policy.categories",
                     )
             taxonomy = Taxonomy.from_mapping(categories)
         excluded = tuple(excluded)
         if not frozenset(excluded) <= frozenset(taxonomy.codes):
             raise InvalidRequest(
-                f"An excluded category is not in the policy: {', '.join(taxonomy.codes)}.",
+                f"An excluded category is not in the policy. Its categories are {', '.join(taxonomy.codes)}.",
                 param="policy.excluded_categories",
             )
         taxonomy = taxonomy.without(excluded)
         if not taxonomy.categories:
-            raise InvalidRequest("The policy leaves no category to judge.", param="policy")
+            raise InvalidRequest("The policy excludes every category. Leave at least one to judge.", param="policy")
         if threshold is not None and not 0.0 < threshold <= 1.0:
             raise InvalidRequest("The threshold must be above 0 and at most 1.", param="policy.threshold")
         return replace(self, taxonomy=taxonomy, threshold=self.threshold if threshold is None else threshold)

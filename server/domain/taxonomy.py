@@ -1,4 +1,4 @@
-"""The hazard categories that a policy asks the model about."""
+"""The hazard categories that a model is asked about."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -27,10 +27,10 @@ OPENAI_CATEGORIES = frozenset(
 class HazardCategory:
     """One S-code.
 
-    `prompt_name` stands in the prompt, word for word as the model was trained; `name` is for people; `slug` is the
-    Llama API's string; `openai` are the OpenAI moderation categories it sets, and `openai_with` pairs (another code,
-    an OpenAI category) those it sets only beside that other code; `text_only` categories are left out of the prompt
-    when the conversation holds an image.
+    `prompt_name` goes into the prompt, word for word as in the model's training. `name` is for people. `slug` is the
+    Llama API's string. `openai` are the OpenAI moderation categories that the code sets. `openai_with` pairs (another
+    code, an OpenAI category) are set only if the other code is listed too. `text_only` categories are left out of the
+    prompt if the conversation has an image.
     """
 
     code: str
@@ -46,8 +46,8 @@ class HazardCategory:
 class Taxonomy:
     """An ordered set of hazard categories.
 
-    `own` is true for categories that a caller brought: their codes mean what that caller says, so neither the
-    image rule nor the mapping to OpenAI's categories applies to them.
+    `own` is true for a caller's own categories. The caller defines the meaning of their codes, so neither the image
+    rule nor the mapping to OpenAI's categories applies to them.
     """
 
     categories: tuple[HazardCategory, ...]
@@ -56,7 +56,7 @@ class Taxonomy:
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # Asked for several times in every request, the hash because prompts are remembered by their taxonomy.
+        # Needed several times in every request. The hash is needed because prompts are cached by their taxonomy.
         object.__setattr__(self, "codes", tuple(category.code for category in self.categories))
         object.__setattr__(self, "_hash", hash((self.categories, self.own)))
 
@@ -65,7 +65,7 @@ class Taxonomy:
 
     @classmethod
     def from_mapping(cls, categories: Mapping[str, str]) -> "Taxonomy":
-        """A caller's own categories: code to the words that stand in the prompt."""
+        """A caller's own categories, from a map of codes to the words for the prompt."""
         return cls(tuple(HazardCategory(code, words, name=words) for code, words in categories.items()), own=True)
 
     def __getitem__(self, code: str) -> HazardCategory:
@@ -79,5 +79,5 @@ class Taxonomy:
         return Taxonomy(tuple(c for c in self.categories if c.code not in dropped), own=self.own)
 
     def for_images(self) -> "Taxonomy":
-        """What the template asks when the conversation holds an image."""
+        """The categories that the template asks about if the conversation has an image."""
         return self.without(category.code for category in self.categories if category.text_only and not self.own)

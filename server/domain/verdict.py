@@ -1,9 +1,9 @@
-"""The verdict, and the contract under which an answer of a model becomes one.
+"""The verdict, and the contract by which a model's answer becomes one.
 
-A family reads what its model said (server.families). Whether that is a verdict is decided here, for every family and
-every backend: the engine finished on a known end, the family understood all of the answer, the words of the verdict
-hold nearly all of the probability at their position, and they agree with what was written. Everything else raises: an
-unknown answer never becomes "safe".
+A family reads its model's answer (server.families). This module decides whether it is a verdict, for every family and
+every backend: the engine finished on a known end, the family understood all of the answer, the verdict words hold
+nearly all of the probability at their position, and the written word agrees with the probabilities. Everything else
+raises an error: an unknown answer never becomes "safe".
 """
 
 import math
@@ -16,11 +16,11 @@ from server.domain.policy import Policy
 from server.domain.taxonomy import Taxonomy
 
 ROUNDING = 1e-4
-"""How far floating point may carry a probability, or a sum of them, past 1. What is further off is no probability."""
+"""How far rounding may move a probability, or a sum of them, past 1. Anything further off is not a probability."""
 
 
 class Severity(StrEnum):
-    """How a model calls what it judged. A model of two levels never says CONTROVERSIAL."""
+    """The levels of a model's judgement. A model with two levels never says CONTROVERSIAL."""
 
     SAFE = "safe"
     CONTROVERSIAL = "controversial"
@@ -28,14 +28,14 @@ class Severity(StrEnum):
 
 
 class ScoreMethod(StrEnum):
-    """Where category scores come from.
+    """How category scores are found.
 
     WRITTEN_LIST: P(unsafe) times the highest probability that the category had at any place of the list that the model
-    wrote. FIRST_CODE: P(unsafe) times the probability that the category comes first in a list, where the model wrote
-    none; these scores add up to P(unsafe) at most, and cost a second, short pass. No category has a lower score by
-    WRITTEN_LIST than it has by FIRST_CODE for the same text, as the first place is one of the places. UPPER_BOUND:
-    nothing was asked about the categories because P(unsafe) is below the policy's `scores_from`. No category is more
-    probable than P(unsafe), which is what every category shows.
+    wrote. FIRST_CODE: P(unsafe) times the probability that the category comes first in a list, for an answer without a
+    list. These scores add up to at most P(unsafe), and take a second, short pass. For the same text, no category has a
+    lower score by WRITTEN_LIST than by FIRST_CODE, since the first place is one of the places. UPPER_BOUND: the model
+    was not asked about the categories because P(unsafe) is below the policy's `scores_from`. Every category shows
+    P(unsafe), and none can be more probable.
     """
 
     WRITTEN_LIST = "written_list"
@@ -44,7 +44,7 @@ class ScoreMethod(StrEnum):
 
 
 class CacheUse(StrEnum):
-    """How a verdict was had without computing it: HIT, kept from before; JOINED, it was in work for somebody else."""
+    """The source of a verdict that was not computed: HIT, from the cache; JOINED, shared with a request in flight."""
 
     HIT = "hit"
     JOINED = "joined"
@@ -52,7 +52,7 @@ class CacheUse(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """Probabilities of the words of a verdict at its position, over the whole vocabulary."""
+    """Probabilities of the verdict words at their position, over the whole vocabulary."""
 
     safe: float
     unsafe: float
@@ -64,7 +64,7 @@ class Levels:
 
     @property
     def p_unsafe(self) -> float:
-        """P(unsafe), renormalised over the words. What is controversial counts as unsafe."""
+        """P(unsafe), renormalised over the verdict words. Controversial counts as unsafe."""
         return (self.unsafe + self.controversial) / self.mass
 
     def of(self, severity: Severity) -> float:
@@ -85,7 +85,7 @@ class Levels:
 class Token:
     """One token of an answer and its natural log-probability.
 
-    `alternatives` are the likeliest tokens at its place, likeliest first and without alternatives of their own.
+    `alternatives` are the likeliest tokens at its position, likeliest first. They have no alternatives themselves.
     """
 
     content: bytes
@@ -94,16 +94,16 @@ class Token:
 
     @property
     def text(self) -> str:
-        """A token may end in the middle of a character."""
+        """The token as text. It may end in the middle of a character."""
         return self.content.decode("utf-8", "replace")
 
 
-# --- What a family makes of an answer --------------------------------------------------------------------
+# --- An answer as a family reads it ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What the model said: `text`, read. `levels` are None where a backend has no probabilities."""
+    """The model's answer: `text`, and how it is read. `levels` is None if the backend has no probabilities."""
 
     text: str
     severity: Severity
@@ -113,10 +113,10 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the policy makes of what the model said. Only `decide` makes one.
+    """The policy's decision on the model's answer. Only `decide` makes one.
 
-    `p_unsafe` is None without probabilities. `wants_scores` says that P(unsafe) is too high to stand as the bound of
-    every category's score: a backend that can ask about the categories does so.
+    `p_unsafe` is None without probabilities. `wants_scores` says that P(unsafe) is too high to be shown as the upper
+    bound of every category: a backend that can ask about the categories does so.
     """
 
     unsafe: bool
@@ -125,9 +125,9 @@ class Decision:
 
 
 def decide(said: Said, policy: Policy) -> Decision:
-    """Hold what the model said against the policy: the one place where the threshold is compared.
+    """Decide by the policy on the model's answer. The threshold is compared only here.
 
-    Raises UnparseableVerdict where the probabilities do not prove what was said.
+    Raises UnparseableVerdict if the probabilities do not confirm the answer.
     """
     levels = said.levels
     if levels is None:
@@ -142,13 +142,13 @@ def decide(said: Said, policy: Policy) -> Decision:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """An answer as its family reads it, before anybody believes it.
+    """An answer as its family reads it, before it is checked.
 
-    `said` is what the model said of itself, `decision` what the policy made of that. `listed` is the answer it gave
-    when it was made to go on from its word for unsafe, because P(unsafe) passed a threshold below the model's own.
-    `shares` are P(category), given unsafe; they are None where nothing was asked about the categories, and `no_scores`
-    says in words why there can be none, whatever is asked. `tokens` spell the answer that the policy makes of it (the
-    other word, where its threshold turned the model's), where they were asked for and are known.
+    `said` is the model's own answer, `decision` the policy's decision on it. `listed` is the answer that the model gave
+    when it was made to continue from its word for unsafe, because P(unsafe) passed a threshold below the model's own.
+    `shares` are P(category), given unsafe. They are None if the model was not asked about the categories. `no_scores`
+    is the reason in words if there can never be any. `tokens` spell the answer after the policy's decision (the other
+    word if the threshold changed the model's), if they were requested and are known.
     """
 
     said: Said
@@ -160,17 +160,17 @@ class Reading:
     tokens: tuple[Token, ...] | None = None
 
 
-# --- What a backend brings back --------------------------------------------------------------------------
+# --- The result of a backend -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A reading, and what it took.
+    """A reading, and its costs.
 
-    `taxonomy` holds the categories that were asked about. `images` are the pictures that the model saw, `frames` those
-    that the image files hold: more, where an animation was sampled. `finish_reason` is the engine's; only "stop" makes
-    a verdict. `model` is the name of the model that wrote it, as its own backend calls it. `provider` is who ran a
-    remote model, `cost` what that took in US dollars. Durations are seconds.
+    `taxonomy` holds the categories that were asked about. `images` counts the pictures that the model saw, `frames`
+    those in the image files, which are more if an animation was sampled. `finish_reason` is the engine's; only "stop"
+    makes a verdict. `model` is the backend's name for the model that answered. `provider` ran a remote model, for
+    `cost` US dollars. Durations are seconds.
     """
 
     reading: Reading
@@ -192,14 +192,14 @@ class Completion:
 
     @property
     def text(self) -> str:
-        """What the model wrote, without white space that leads it."""
+        """The model's answer without leading white space."""
         return self.reading.said.text
 
 
 def check_finished(reason: str | None) -> None:
-    """Raises UnparseableVerdict or EngineFailure unless the engine came to the end of an answer."""
+    """Raises UnparseableVerdict or EngineFailure unless the engine reached the end of an answer."""
     if reason == "length":
-        # There was room for every category: whoever asks again gets the same endless answer.
+        # There was room for every category: another try would give the same endless answer.
         raise UnparseableVerdict("The model's answer did not come to an end.")
     if reason != "stop":
         raise EngineFailure("The engine ended the request without a complete answer.")
@@ -212,8 +212,8 @@ def check_finished(reason: str | None) -> None:
 class About:
     """A text that a pass asks about.
 
-    `param` is the field that held it. `message` counts from 1 the messages that the text could be read as; it is None
-    where the text is one.
+    `param` is the field that held it. `message` is the number, from 1, of one of the messages that the text could be
+    read as. It is None if the text can only be read as one.
     """
 
     param: str
@@ -224,14 +224,14 @@ class About:
 class Verdict:
     """The parsed and checked result.
 
-    `unsafe` is P(unsafe) held against the policy's threshold, or the model's word where there is no probability.
-    `categories` are the codes that the model listed, empty when safe. `category_scores` holds one score for each
-    category asked about. It is None without probabilities, and where the only thing known of the categories is that
-    none exceeds a P(unsafe) that is not small. `cache` is None for the caller whose request computed it.
-    `passes` prompts were asked (server.moderation.passes); the one numbered `decided` from 0 gave this verdict, and
+    `unsafe` is P(unsafe) compared with the policy's threshold, or the model's word if there is no probability.
+    `categories` are the codes that the model listed, empty if safe. `category_scores` holds one score for each category
+    that was asked about. It is None without probabilities, and if the only known bound is a P(unsafe) that is not
+    small. `cache` is None for the caller whose request computed the verdict.
+    `passes` counts the prompts (server.moderation.passes). Prompt number `decided`, from 0, gave this verdict, and
     `about` is the text that it asked about, None for the whole last turn. `lookalikes` counts the messages that texts
-    which hold marks of a conversation could be read as.
-    `images_unseen` are pictures of the request that had no part in it, because the model does not see.
+    with marks of a conversation could be read as.
+    `images_unseen` counts pictures of the request that were not judged because the model does not see.
     """
 
     unsafe: bool
@@ -251,19 +251,19 @@ class Verdict:
 
     @property
     def no_scores(self) -> str | None:
-        """Why categories have no scores of their own, None where they have or where nothing hinders them."""
+        """The reason why categories have no separate scores. None if they have some, or could have."""
         missing = "the backend did not score the categories" if self.category_scores is None else None
         return self.completion.reading.no_scores or missing
 
     def uncomputed(self, use: CacheUse) -> "Verdict":
-        """The same verdict for whom it was not computed: every token was cached, and it took nothing."""
+        """The same verdict for a caller for whom it was not computed: all tokens were cached, and it cost nothing."""
         completion = self.completion
         cost = None if completion.cost is None else 0.0
         cached = replace(completion, cached_tokens=completion.prompt_tokens, cost=cost, queued_s=0.0, computed_s=0.0)
         return replace(self, completion=cached, cache=use)
 
     def under(self, codes: Mapping[str, str]) -> "Verdict":
-        """The same verdict, its categories and their scores under a caller's codes."""
+        """The same verdict with categories and scores under a caller's codes."""
         scores = self.category_scores
         return replace(
             self,
@@ -273,9 +273,9 @@ class Verdict:
 
 
 def judge(completion: Completion, policy: Policy) -> Verdict:
-    """Hold a completion to the verdict contract.
+    """The verdict of a completion that keeps the verdict contract.
 
-    Raises EngineFailure when the engine did not finish, UnparseableVerdict when the answer is none.
+    Raises EngineFailure if the engine did not finish, UnparseableVerdict if the answer is not a verdict.
     """
     check_finished(completion.finish_reason)
     reading = completion.reading
@@ -283,7 +283,7 @@ def judge(completion: Completion, policy: Policy) -> Verdict:
     _check_categories(named, completion.taxonomy)
     if decision.unsafe and named.severity is Severity.SAFE:
         if reading.listed is None:
-            raise EngineFailure("The backend brought no categories for a verdict past the threshold.")
+            raise EngineFailure("The backend gave no categories for a verdict past the threshold.")
         named = reading.listed
         _check_categories(named, completion.taxonomy)
         if named.severity is Severity.SAFE:
@@ -303,14 +303,14 @@ def judge(completion: Completion, policy: Policy) -> Verdict:
 
 
 def strictest(verdicts: Sequence[Verdict]) -> Verdict:
-    """The verdict of several passes: unsafe when one of them is, and else the one with the highest P(unsafe).
+    """The verdict of several passes: unsafe if one of them is, otherwise the one with the highest P(unsafe).
 
-    Categories of every unsafe pass are listed. Each category has its highest score of all passes, without the bounds of
-    other passes than the one that decided. Tokens, costs and times are added up.
+    Categories of all unsafe passes are listed. Each category has its highest score of all passes, without upper bounds
+    from any pass but the deciding one. Tokens, costs and times are added up.
     """
     if len(verdicts) == 1:
         return verdicts[0]
-    # Without probabilities all that are unsafe are alike, and so are all that are safe.
+    # Without probabilities all unsafe verdicts are equal, and so are all safe ones.
     decided = max(range(len(verdicts)), key=lambda n: (verdicts[n].unsafe, verdicts[n].p_unsafe or 0.0))
     strict = verdicts[decided]
     unsafe = [strict, *(verdict for verdict in verdicts if verdict.unsafe and verdict is not strict)]
@@ -335,7 +335,7 @@ def strictest(verdicts: Sequence[Verdict]) -> Verdict:
 
 
 def _highest_scores(strict: Verdict, verdicts: Sequence[Verdict]) -> Mapping[str, float] | None:
-    """The scores of a verdict that `strict` decided. What bounds it bounds the passes below it too."""
+    """The scores of a verdict that `strict` decided. Its upper bound also bounds the passes with a lower P(unsafe)."""
     if strict.category_scores is None or strict.score_method is ScoreMethod.UPPER_BOUND:
         return strict.category_scores
     scored = [verdict.category_scores or {} for verdict in verdicts if verdict.score_method != ScoreMethod.UPPER_BOUND]

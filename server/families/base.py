@@ -11,6 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import ClassVar, Protocol, TypeAlias
 
 from server.domain.conversation import Conversation, ImagePart, Role
@@ -116,23 +117,24 @@ class Asker(ABC):
     def steps(self, conversation: Conversation, policy: Policy, top_logprobs: int | None = None) -> Steps:
         """What is asked about the last turn of `conversation`, step by step.
 
-        `top_logprobs` alternatives are wanted for each token of the answer, None when not even the tokens' own
-        log-probabilities are. A step must hold what is said against the policy by `server.domain.verdict.decide`.
-        Raises InvalidRequest for what the model was not trained on, UnparseableVerdict for an answer that is none.
+        Each step yields requests that the engine works on together, and is sent their answers in order. The Decision in
+        the Reading comes from `server.domain.verdict.decide`, which no family may replace. For `top_logprobs`, the
+        Reading holds the answer's tokens with so many alternatives; None asks for no tokens. Raises InvalidRequest for
+        a conversation that the model was not trained on, UnparseableVerdict for an answer that is not a verdict.
         """
 
 
 class Family(ABC):
     """The words of a family. Everything here is known without an engine."""
 
-    name: ClassVar[str]
-    """The name of its folder, as profiles give it."""
-
     tokens: ClassVar[Mapping[str, str]] = {}
     """Words that must be single tokens: a profile's [tokens] names their ids by these keys, as a check."""
 
     control_tokens: ClassVar[Sequence[str]] = ()
     """Added tokens that the prompt is made of: a tokenizer without them is another model's."""
+
+    bos_token: ClassVar[str] = ""
+    """What the checkpoint's own chat template is given under this name."""
 
     own_codes: ClassVar[tuple[str, ...]] = ()
     """Codes under which a request may bring categories of its own; none where the model knows only its own."""
@@ -215,6 +217,7 @@ class Family(ABC):
         return None
 
 
+@cache
 def family_named(name: str) -> Family:
     """The family in the folder `name` of server/families, or in a module `package.module` of another package.
 

@@ -45,7 +45,7 @@ def differences(family: Family, template: str, taxonomy: Taxonomy, *, images: bo
                 continue
             official = compiled.render(
                 messages=family.for_template(conversation),
-                bos_token="<|begin_of_text|>",  # noqa: S106 - a token of the vocabulary, not a secret
+                bos_token=family.bos_token,
                 add_generation_prompt=True,
                 raise_exception=_refuse,
             )
@@ -86,7 +86,7 @@ _EDGES = (
 def stands_apart(family: Family, tokenizer: PromptTokenizer, taxonomy: Taxonomy) -> bool:
     """Whether encoding what never changes by itself gives the ids of the whole, whatever stands beside it.
 
-    It follows from the expression by which Llama 4's tokenizer cuts text into words; this is the proof on others.
+    For Llama 4's tokenizer it follows from the expression that cuts text into words. Others have to show it.
     """
     conversations = [
         Conversation((Turn(Role.USER, (TextPart(begin + end),)), *answer))

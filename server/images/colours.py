@@ -1,4 +1,4 @@
-"""From the samples of a picture to sRGB, by the first of its profiles that can be used."""
+"""From the samples of a picture to sRGB, by the first usable one of its profiles."""
 
 import io
 import struct
@@ -10,16 +10,16 @@ from PIL import Image, ImageCms
 from server.images.profiles import HEADER_BYTES, Profile, of_code_points, of_gamma
 
 GENTLE = 8
-"""Levels by which neighbouring levels of a gentle profile may lie apart in sRGB."""
+"""The most sRGB levels between neighbouring levels of a gentle profile."""
 
 FAR = 96
-"""Levels by which an honest profile moves no grey, and a spread of greys that it keeps."""
+"""An honest profile moves greys by fewer levels than this, and keeps greys spread over at least as many."""
 
 UNCERTAIN_TAGS = frozenset({b"cicp", b"A2B0", b"A2B1", b"A2B2", b"D2B0", b"D2B1", b"D2B2", b"D2B3"})
-"""Tags beside a matrix that one viewer obeys and another does not."""
+"""Tags next to a matrix that some viewers obey and others do not."""
 
 EXPECTED = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
-"""ICC's name of the colours that a profile is for to Pillow's."""
+"""Maps ICC's name for the colours of a profile to Pillow's."""
 
 
 class Colours:
@@ -51,10 +51,10 @@ class Colours:
             converted = ImageCms.applyTransform(source, self._transform)
             if converted is not None:
                 return converted
-        return picture if picture.mode == "RGB" else picture.convert("RGB")  # or it would be copied
+        return picture if picture.mode == "RGB" else picture.convert("RGB")  # convert would copy an RGB picture
 
     def _use(self, profile: bytes, *, embedded: bool) -> bool:
-        """Whether the profile can be used. One that is broken, or for other colours, is ignored as viewers do."""
+        """Whether the profile can be used. A broken one, or one for other colours, is ignored as in viewers."""
         try:
             opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             expected = EXPECTED.get(opened.profile.xcolor_space)
@@ -74,11 +74,11 @@ class Colours:
 
 
 def _is_doubtful(profile: bytes, shown: np.ndarray, mode: str) -> bool:
-    """Whether viewers may differ about a profile by which the ramps are `shown`, or it leaves little of the greys."""
+    """Whether viewers may differ about a profile that shows the ramps as `shown`, or it leaves little of the greys."""
     greys = shown[-1]
     if np.ptp(greys, axis=0).min() < FAR:
         return True
-    if mode == "CMYK":  # Such a profile is a table, and has nothing else.
+    if mode == "CMYK":  # such a profile has only a table
         return False
     (count,) = struct.unpack_from(">I", profile, HEADER_BYTES)
     index = profile[HEADER_BYTES + 4 : HEADER_BYTES + 4 + 12 * min(count, 1000)]
@@ -87,7 +87,7 @@ def _is_doubtful(profile: bytes, shown: np.ndarray, mode: str) -> bool:
 
 
 def _ramps(mode: str) -> Image.Image:
-    """All levels from left to right: in one channel after the other, and in all at once."""
+    """All levels from left to right: one ramp for each channel, and one for all channels together."""
     channels = len(mode)
     ramps = np.zeros((channels + 1, 256, channels), dtype=np.uint8)
     for channel in range(channels):

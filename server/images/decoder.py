@@ -1,4 +1,4 @@
-"""The images of a request: read, counted, held against the bounds, and only then decoded, beside the event loop."""
+"""The images of a request: read, counted, checked against the limits, and only then decoded, in threads."""
 
 import asyncio
 import contextlib
@@ -45,14 +45,14 @@ QUICK_BYTES = 64 * 2**20
 
 QUICK_IMAGE_BYTES = 40 * 2**20
 QUICK_WORK = 2_500_000
-"""An image that needs no more memory, and no more work (pixels times passes over them), is a small one."""
+"""An image is small if it needs at most this memory and this work (pixels times passes over them)."""
 
 KEPT_BYTES = 512 * 2**10
-"""An encoded image of this size is kept between reading and decoding; larger ones are read twice."""
+"""Encoded images up to this size are kept between reading and decoding. Larger ones are read twice."""
 
 PATIENCE_PER_BYTE = 2.0 / 20e6
 PATIENCE_PER_PIXEL = 4.0 / 50e6
-"""Seconds that a job lets pass those that came after it and are shorter."""
+"""Seconds, for each pixel, for which a job lets later and shorter jobs go first."""
 
 MAX_FETCHED = 8
 """Fetched files that may wait in memory to be decoded, over all requests."""
@@ -66,7 +66,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """Bounds on the images of one request."""
+    """Limits on the images of one request."""
 
     max_images: int = 5
     """Images of one request; each sampled frame of an animation is one."""
@@ -84,11 +84,10 @@ class ImageLimits:
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """`frames` are what the model is shown: RGB, upright, opaque and of a `shown_size`.
+    """`frames` are the pictures for the model: RGB, upright, opaque and of a `shown_size`.
 
-    `total_frames` counts those of the file, `sampled_frames` those of them that are shown. There may be more
-    pictures than these: a frame on white and on black, and the still picture of an animation that viewers show
-    which play none.
+    `total_frames` counts the frames of the file, `sampled_frames` those that are shown. There may be more pictures than
+    that: a frame on white and on black, and the still picture that viewers without animation show.
     """
 
     frames: tuple[Image.Image, ...]
@@ -102,12 +101,12 @@ class DecodedImage:
 
 
 class ImageDecoder:
-    """Decodes the images of requests on `workers` threads. One for the process: its bounds are the process's."""
+    """Decodes the images of requests in `workers` threads. One for the process, which its limits are for."""
 
     def __init__(
         self, limits: ImageLimits, sizes: PictureSizes, workers: int = 2, fetcher: ImageFetcher | None = None
     ) -> None:
-        """`sizes` are those of the model that is shown the pictures."""
+        """`sizes` are those of the model that gets the pictures."""
         self._limits = limits
         self._sizes = sizes
         self._turns = Turns(workers)
@@ -117,7 +116,7 @@ class ImageDecoder:
         self._fetched = asyncio.Semaphore(MAX_FETCHED)
         self._fetching = asyncio.Lock()
         Image.core.set_block_size(PILLOW_BLOCK_BYTES)  # type: ignore[attr-defined]
-        # Pillow logs names out of the file when someone turns debugging on.
+        # Pillow logs names from the file when debugging is on.
         logging.getLogger("PIL").setLevel(logging.WARNING)
         # It also warns, once for each odd tag: 64 kB of EXIF write a megabyte of warnings.
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -126,7 +125,7 @@ class ImageDecoder:
         """The images in the same order.
 
         Raises TooManyImages, ImageTooLarge (bytes, pixels, memory), InvalidImage, RemoteImagesDisabled, and
-        DeadlineExceeded when they are not there in time.
+        DeadlineExceeded if they are not decoded in time.
         """
         limits = self._limits
         if len(images) > limits.max_images:
@@ -149,7 +148,7 @@ class ImageDecoder:
             raise too_slow() from None
 
     def close(self) -> None:
-        """Forget queued decodes and let the threads end."""
+        """Drop queued decodes and let the threads end."""
         self._turns.close()
 
     def _check_scheme(self, image: ImagePart) -> None:
@@ -160,16 +159,16 @@ class ImageDecoder:
                 if not self._limits.remote:
                     raise RemoteImagesDisabled(
                         "This server does not fetch images. Send the file itself as a data: URL "
-                        "(data:image/png;base64,...), or have the operator set GUARD_IMAGE_REMOTE.",
+                        "(data:image/png;base64,...), or ask the operator to set GUARD_IMAGE_REMOTE=true.",
                         param=image.param,
                     )
             case _:
-                raise InvalidImage("An image is a data: URL in base64, or an http(s) URL.", param=image.param)
+                raise InvalidImage("An image must be a data: URL in base64, or an http(s) URL.", param=image.param)
 
     @contextlib.asynccontextmanager
     async def _room_for(self, files: int) -> AsyncIterator[None]:
-        """Room for the fetched files of a request, for all of them at once: requests with half of theirs would wait
-        for each other."""
+        """Room for all fetched files of a request at once. Requests that each held room for half of their files would
+        wait for each other."""
         taken = 0
         try:
             if files:
@@ -203,14 +202,14 @@ class ImageDecoder:
             )
 
     def _check_number(self, images: Sequence[ImagePart], pictures: Sequence[int]) -> None:
-        """Before anything is decoded, or a request of animations would be decoded to be refused."""
+        """Checked before anything is decoded, so that no request is decoded only to be refused."""
         limit, number = self._limits.max_images, 0
         for image, its_pictures in zip(images, pictures, strict=True):
             number += its_pictures
             if number > limit:
                 raise TooManyImages(
-                    f"A request may hold at most {limit} images. An animated image counts as the "
-                    f"frames that are sampled from it, up to {self._limits.animation_frames}.",
+                    f"A request may hold at most {limit} images. Each sampled frame of an animated image counts as "
+                    f"one, up to {self._limits.animation_frames}.",
                     param=image.param,
                 )
 
@@ -228,7 +227,7 @@ class ImageDecoder:
             return self._decode_surveyed(read.kept or self._accepted(read.load()), read.wanted, deadline)
 
     def _decode_file(self, data: bytes, deadline: float) -> DecodedImage:
-        """All of it at once, for whoever has a thread of their own."""
+        """Read and decode at once, for callers that have their own thread."""
         return self._decode_read(self._read_file(lambda: data), deadline)
 
     def _accepted(self, data: bytes) -> Picture:
@@ -239,7 +238,7 @@ class ImageDecoder:
             raise InvalidImage("The image has no pixels.")
         possible = min(self._limits.max_pixels, int(WORKING_BYTES / picture.bytes_per_pixel))
         if picture.largest > possible:
-            raise ImageTooLarge(f"An image of this kind may have at most {possible} pixels.")
+            raise ImageTooLarge(f"An image of this kind may have at most {possible} pixels. Send a smaller one.")
         return picture
 
     def _decode_surveyed(self, picture: Picture, wanted: Sequence[int], deadline: float) -> DecodedImage:
@@ -255,7 +254,7 @@ class ImageDecoder:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """How to come by the bytes of an image, and about how many these are."""
+    """A way to get the bytes of an image, and about how many there are."""
 
     load: Callable[[], bytes]
     size: int
@@ -263,7 +262,7 @@ class _Source:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """An image that was read and accepted; `kept` is None where it has to be read again."""
+    """An image that was read and accepted. `kept` is None if it must be read again."""
 
     load: Callable[[], bytes]
     kept: Picture | None
@@ -287,14 +286,14 @@ def _shown(picture: Picture, wanted: Sequence[int], deadline: float, sizes: Pict
         for canvas in composed(picture, wanted, deadline):
             yield from as_seen(canvas, size, picture.orientation, colours, sizes)
     for still in stills:
-        # The decoded picture is forgotten before its renderings are made.
+        # The decoded picture is freed before its renderings are made.
         frames = readings(*decoded(still, picture, draft_size(size)), size, sizes)
         yield from rendered(frames, picture.orientation, sizes)
 
 
 def _give_back_memory() -> None:
-    """To the system, what the C library keeps in each thread for later: up to 32 MiB of every size that was used."""
-    with contextlib.suppress(AttributeError, OSError):  # Only glibc has it.
+    """Return memory that the C library keeps in each thread to the system: up to 32 MiB of every size that was used."""
+    with contextlib.suppress(AttributeError, OSError):  # only glibc has this function
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -311,7 +310,7 @@ def _work_of(picture: Picture, wanted: Sequence[int]) -> int:
 
 @contextlib.contextmanager
 def _naming(image: ImagePart) -> Iterator[None]:
-    """Errors name the field that held the image."""
+    """Make errors name the field that held the image."""
     try:
         yield
     except InvalidRequest as error:
@@ -320,12 +319,12 @@ def _naming(image: ImagePart) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _told_as_the_callers() -> Iterator[None]:
-    """A decoder fed with hostile bytes may raise anything, and says the bytes and its addresses in it."""
+    """A decoder of hostile bytes may raise any error, with bytes of the image and memory addresses in the message."""
     try:
         yield
     except GuardError:
         raise
     except (Image.DecompressionBombError, MemoryError):
-        raise ImageTooLarge("The image needs too much memory to decode.") from None
+        raise ImageTooLarge("The image needs too much memory to decode. Send a smaller one.") from None
     except Exception:
         raise not_an_image() from None

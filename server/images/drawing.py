@@ -1,4 +1,4 @@
-"""Decodes the frames of an accepted file, each a still picture for itself, and composes them as browsers do."""
+"""Decodes the frames of an accepted file, each as a separate still picture, and composes them as browsers do."""
 
 import io
 import time
@@ -19,8 +19,8 @@ GREY = ("1", "L", "LA", "I;16")
 
 
 def too_slow() -> DeadlineExceeded:
-    # What one file can cost is bounded before it is decoded: what is late is so because the server is busy.
-    return DeadlineExceeded("The images of this request could not be decoded in time.")
+    # The cost of a file is limited before it is decoded, so a late one means that the server is busy.
+    return DeadlineExceeded("The images of this request could not be fetched and decoded in time. Try again later.")
 
 
 def decoded(layer: Layer, picture: Picture, draft: tuple[int, int]) -> tuple[Image.Image, Colours]:
@@ -33,7 +33,7 @@ def decoded(layer: Layer, picture: Picture, draft: tuple[int, int]) -> tuple[Ima
 
 
 def composed(picture: Picture, wanted: Sequence[int], deadline: float) -> Iterator[Image.Image]:
-    """The canvas (RGBA) at each of the wanted frames, which are in order. It is drawn over after each."""
+    """The canvas (RGBA) at each of the wanted frames, which are in order. The same canvas is reused for each."""
     canvas = Image.new("RGBA", (picture.width, picture.height), TRANSPARENT)
     first = starts(picture)
     at = 0
@@ -70,7 +70,7 @@ def _opened(layer: Layer, picture: Picture) -> ImageFile.ImageFile:
 
 
 def _loaded(image: ImageFile.ImageFile, layer: Layer, picture: Picture) -> Image.Image:
-    """Raises InvalidImage when the pixels are not those that the reader accepted."""
+    """Raises InvalidImage if the pixels are not those that the reader accepted."""
     size = image.size
     image.load()
     if image.size != size or (picture.palette_size and _largest_index(image) >= picture.palette_size):
@@ -79,7 +79,7 @@ def _loaded(image: ImageFile.ImageFile, layer: Layer, picture: Picture) -> Image
 
 
 def _box(canvas: Image.Image, layer: Layer) -> tuple[int, int, int, int]:
-    """The rectangle of the frame as far as it lies on the canvas; it may be empty."""
+    """The part of the frame's rectangle that lies on the canvas. It may be empty."""
     left, top = min(layer.left, canvas.width), min(layer.top, canvas.height)
     return left, top, min(canvas.width, left + layer.width), min(canvas.height, top + layer.height)
 
@@ -116,7 +116,7 @@ def _mend_transparent_colour(image: Image.Image, bit_depth: int) -> None:
 
 
 def _with_key(image: Image.Image, layer: Layer, picture: Picture) -> Image.Image:
-    """A PNG of 16 bits a sample with its transparent colour, of which all 16 bits count: of Pillow's pixels, 8 do."""
+    """A 16-bit PNG with its transparent colour. All 16 bits of the colour count, but Pillow's pixels have only 8."""
     key = np.array(picture.key)
     lower = None
     if image.mode != "I;16":

@@ -7,18 +7,18 @@ SHORT, LONG = 3, 4
 
 
 def orientation_of(exif: bytes | memoryview) -> int:
-    """The orientation, 1 to 8; 1 (upright) when there is none or it cannot be read. As in browsers: the first entry."""
+    """The orientation, 1 to 8, by the first entry as in browsers. 1 (upright) if there is none or it is unreadable."""
     value = _value(bytes(exif).removeprefix(b"Exif\0\0"), ORIENTATION, SHORT)
     return value if value is not None and 1 <= value <= 8 else 1
 
 
 def pictures_of(mpf: bytes | memoryview) -> int:
-    """How many pictures an MPO says that it holds, at least 1."""
+    """The number of pictures that an MPO declares, at least 1."""
     return max(1, _value(bytes(mpf), PICTURES, LONG) or 1)
 
 
 def _value(tiff: bytes, tag: int, kind: int) -> int | None:
-    """The first entry of this tag in the first IFD, when it is one number of the expected type."""
+    """The first entry of this tag in the first IFD, if it is one number of the expected type."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:
         return None

@@ -1,8 +1,8 @@
 """Fetches an image from the public internet, and from nowhere else.
 
-The name is resolved once, every address that it has must be public, and the connection goes to an address that
-was checked: a name that resolves differently the second time gains nothing. Redirects are checked like the first
-URL. Off unless the operator turns it on (`ImageLimits.remote`).
+A host name is resolved once, all of its addresses must be public, and the connection goes to one of these checked
+addresses. So a name that resolves differently a second time gains nothing. Redirects are checked like the first URL.
+Fetching is off unless the operator turns it on (`ImageLimits.remote`).
 """
 
 import asyncio
@@ -19,13 +19,13 @@ import httpx
 from server.domain.errors import ImageTooLarge, InvalidImage
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
-"""Host name and port to IP addresses, in the order of preference. Raises OSError."""
+"""Maps a host name and port to IP addresses, in order of preference. Raises OSError."""
 
 MAX_REDIRECTS = 3
 MAX_URL_CHARACTERS = 8192
 
 NOT_FETCHED = "The image could not be fetched. Its URL must lead to a public host that answers with the file."
-"""One message for every failure: telling them apart would map the operator's network for a caller."""
+"""One message for every failure. Different ones would let a caller map the operator's network."""
 
 SPECIAL_NETWORKS = tuple(
     ipaddress.ip_network(network)
@@ -60,11 +60,11 @@ SPECIAL_NETWORKS = tuple(
     )
 )
 GLOBAL_UNICAST_V6 = ipaddress.ip_network("2000::/3")
-"""All else in IPv6 is special: mapped and translated IPv4 (NAT64), loopback, local, multicast, unassigned."""
+"""All other IPv6 addresses are special: mapped and translated IPv4 (NAT64), loopback, local, multicast, unassigned."""
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet, reached without translation or tunnel."""
+    """Whether an IP address is on the public internet and reached without translation or a tunnel."""
     ip = ipaddress.ip_address(address)
     if ip.version == 6 and (ip.scope_id or ip not in GLOBAL_UNICAST_V6):
         return False
@@ -88,7 +88,7 @@ def public_authorities() -> ssl.SSLContext:
 class ImageFetcher:
     """GET of http(s) URLs, at most `max_bytes` of body within `timeout_s` seconds, redirects included.
 
-    `resolver`, `is_allowed`, `ports` and `tls` are for tests and for operators with an own image store.
+    `resolver`, `is_allowed`, `ports` and `tls` are for tests and for operators with their own image store.
     """
 
     def __init__(
@@ -106,16 +106,16 @@ class ImageFetcher:
         self._is_allowed = is_allowed
         self._ports = ports
         self._tls = tls
-        # Its debug log holds URLs and headers: what callers wrote.
+        # Its debug log holds the callers' URLs, and headers.
         logging.getLogger("httpcore").setLevel(logging.WARNING)
 
     async def fetch(self, url: str, param: str) -> bytes:
-        """The body behind `url`. Raises InvalidImage for all that is not fetched, ImageTooLarge for size and time."""
+        """The body at `url`. Raises ImageTooLarge for its size or time, InvalidImage for any other failure."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._follow(url)
         except TimeoutError:
-            raise ImageTooLarge("The image takes too long to fetch.", param=param) from None
+            raise ImageTooLarge("The image takes too long to fetch. Send it as a data: URL.", param=param) from None
         except (InvalidImage, ImageTooLarge) as error:
             raise error.at(param) from None
         except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL):
@@ -127,8 +127,8 @@ class ImageFetcher:
         target = httpx.URL(url)
         for _ in range(1 + MAX_REDIRECTS):
             request = await self._request(target)
-            # The transport alone, and a new one each time: it has no proxies, cookies, credentials or redirects, and
-            # a connection that was verified for one name is not used for another at the same address.
+            # Only the transport, and a new one each time: it has no proxies, cookies, credentials or redirects, and a
+            # connection that was verified for one name is not reused for another name at the same address.
             transport = httpx.AsyncHTTPTransport(verify=self._tls or public_authorities(), trust_env=False)
             async with transport:
                 response = await transport.handle_async_request(request)
@@ -178,7 +178,7 @@ class ImageFetcher:
 
 
 HOST_NAME = re.compile(r"(?!.*(?:^|\.)(?:[0-9]+|0x[0-9a-f]*)\.?$)[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?")
-"""A name whose last label is no number: a number there makes it an IPv4 address in one of its many spellings."""
+"""A name whose last label is not a number. With a number it would be one of many spellings of an IPv4 address."""
 
 
 def is_host(host: str) -> bool:

@@ -11,9 +11,9 @@ from server.images.webp import read_webp
 
 
 def read(data: bytes, sizes: PictureSizes) -> Picture:
-    """What is accepted of a file. `sizes` tell how much memory a JPEG takes, which is decoded no larger than needed.
+    """The accepted parts of a file. `sizes` decide the memory of a JPEG, which is decoded no larger than needed.
 
-    Raises InvalidImage for any other file, ImageTooLarge where reading it takes too long.
+    Raises InvalidImage for any other file, and ImageTooLarge if it takes too long to read.
     """
     try:
         if data.startswith(b"\xff\xd8\xff"):

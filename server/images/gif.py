@@ -1,4 +1,4 @@
-"""Reads GIF as browsers do, and writes each frame as a GIF of its own."""
+"""Reads GIF as browsers do, and writes each frame as a separate GIF."""
 
 import struct
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ PALETTE_BYTES = 3 * 256
 
 @dataclass(slots=True)
 class _Control:
-    """A graphic control extension; it is about the next image alone."""
+    """A graphic control extension. It applies only to the next image."""
 
     disposal: Disposal = Disposal.KEEP
     delay_ms: float = 0.0
@@ -38,14 +38,14 @@ class _Reader:
         return self._data[self.at - size : self.at]
 
     def colours(self, flags: int) -> bytes | None:
-        """The colour table that `flags` announce, filled up with black: browsers show other indices so."""
+        """The colour table that `flags` announce, filled up with black, which browsers show for other indices."""
         return bytes(self.take(3 << ((flags & 7) + 1))).ljust(PALETTE_BYTES, b"\0") if flags & 0x80 else None
 
     def sub_blocks(self) -> memoryview:
-        """Sub-blocks up to and with the empty one that ends them."""
+        """Sub-blocks up to and including the empty one that ends them."""
         data, start = self._data, self.at
         at, blocks = start, self._blocks
-        while size := data[at]:  # The one loop that runs for each 255 bytes of a file.
+        while size := data[at]:  # the only loop that runs once for each 255 bytes of a file
             at += size + 1
             blocks += 1
             if blocks > MAX_SEGMENTS:
@@ -67,7 +67,7 @@ def _split(sub_blocks: memoryview) -> Iterator[memoryview]:
 
 
 def read_gif(data: bytes) -> Picture:
-    """The canvas is the logical screen, enlarged by the first frame; what later frames draw beside it is not seen.
+    """The canvas is the logical screen, enlarged by the first frame. Later frames are not seen outside of it.
 
     Raises InvalidImage and ImageTooLarge, and IndexError or struct.error for a file that ends too soon.
     """
@@ -90,13 +90,13 @@ def read_gif(data: bytes) -> Picture:
                 layer = _image(reader, common, control)
                 layers.append(layer)
                 control = _Control()
-            case _:  # The trailer, or bytes that no viewer reads on behind.
+            case _:  # the trailer, or bytes at which every viewer stops reading
                 break
     if not layers:
         raise not_an_image()
     width = max(width, layers[0].left + layers[0].width)
     height = max(height, layers[0].top + layers[0].height)
-    # Canvas, frame with and without palette, and what a frame hides until it is undone.
+    # Canvas, frame with and without palette, and the area that a frame hides until it is undone.
     alone = len(layers) == 1 and (layers[0].width, layers[0].height) == (width, height)
     return Picture("GIF", width, height, 4 if alone else 16, tuple(layers), len(layers), loops)
 
@@ -105,7 +105,7 @@ def _control(blocks: list[memoryview]) -> _Control:
     if [len(block) for block in blocks] != [4]:
         raise not_an_image()
     flags, delay, transparent = struct.unpack("<BHB", blocks[0])
-    # 4 is what early programs wrote for 3.
+    # Early programs wrote 4 for 3.
     disposal = {2: Disposal.CLEAR, 3: Disposal.RESTORE, 4: Disposal.RESTORE}.get(flags >> 2 & 7, Disposal.KEEP)
     return _Control(disposal, 10.0 * delay, transparent if flags & 1 else None)
 

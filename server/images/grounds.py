@@ -1,8 +1,8 @@
 """Which grounds a picture with transparency is shown on: people see it on white, or on black.
 
-Two pixels beside each other differ on white by one amount and on black by another, wherever their opacity differs.
-Content is lost on a ground where they hardly differ although they plainly do on the other one. The ground itself
-is nothing that could be lost: along the outline of a logo of a middling colour, both differences are large.
+If the opacity of two neighbouring pixels differs, they differ by one amount on white and by another on black. Content
+is lost on a ground where they hardly differ although they clearly do on the other one. The ground itself cannot be
+lost: along the outline of a logo of a middling colour, both differences are large.
 """
 
 from collections.abc import Iterator
@@ -16,22 +16,22 @@ from server.images.sizes import halved_size
 WHITE, BLACK = 255, 0
 
 SEEN = 24
-"""Levels by which neighbouring pixels differ that are told apart at a glance."""
+"""Levels by which neighbouring pixels must differ to be told apart at a glance."""
 LOST = 3
-"""A difference that is so many times smaller than on the other ground is lost: of opaque greys on transparent pixels,
-those from level 192 on are lost on white, and those up to level 63 on black."""
+"""A difference that is so many times smaller than on the other ground is lost. For opaque greys on transparent pixels,
+levels from 192 are lost on white, and levels up to 63 on black."""
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-"""On white, brightness alone counts: yellow is as good as lost there. On black the strongest channel does: blue is
-seen, and it is seen better on the white ground that is always shown."""
+"""On white only brightness counts: yellow is practically lost there. On black the strongest channel counts: blue can be
+seen, and can be seen better on the white ground, which is always shown."""
 PAIRS = 16
-"""So many pairs make content: less than a letter has."""
+"""So many pairs of pixels count as content. A letter has more."""
 REDUCTIONS = (1, 4, 16, 64)
-"""By how much the picture is shrunk to compare pixels: what is blurred or made of dots shows in the smaller ones."""
+"""Factors by which the picture is shrunk to compare pixels. Blurred or dotted content shows in the smaller ones."""
 BAND_ROWS = 64
 
 
 def on_grounds(picture: Image.Image, sizes: PictureSizes) -> list[Image.Image]:
-    """A picture with alpha (RGBA) on white, and on black too where one of the two loses what the other shows."""
+    """A picture with alpha (RGBA) on white, and also on black if one of the two loses content that the other shows."""
     if picture.getchannel("A").getextrema() == (255, 255):
         return [picture.convert("RGB")]
     if not _differ(picture):
@@ -64,12 +64,12 @@ def _differ(picture: Image.Image) -> bool:
 
 
 def _contrasts(picture: Image.Image) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """By how much neighbours of different opacity differ on white and on black, each [pairs, 3] of float32."""
+    """The differences of neighbours with different opacity on white and on black, each [pairs, 3] of float32."""
     for top in range(0, picture.height, BAND_ROWS):
         band = np.asarray(picture.crop((0, top, picture.width, min(top + BAND_ROWS + 1, picture.height))))
         opacity = band[..., 3].astype(np.int16)
         for one, other in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
-            # By less than this, no difference that is seen on one ground can be lost on the other.
+            # With a smaller difference in opacity, nothing visible on one ground can be lost on the other.
             apart = np.abs(opacity[one] - opacity[other]) >= SEEN * (LOST - 1) // LOST
             if apart.any():
                 first, second = (band[side][apart].astype(np.float32) for side in (one, other))

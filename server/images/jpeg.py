@@ -1,4 +1,4 @@
-"""Reads the first picture of a JPEG file as libjpeg does, and writes it without what does not change it."""
+"""Reads the first picture of a JPEG file as libjpeg does, and writes it without the parts that do not change it."""
 
 import re
 import struct
@@ -13,7 +13,7 @@ MAX_SCAN_PIXELS = 1_000_000_000
 """Pixels times scans of a progressive JPEG: a scan of ten bytes costs a pass over the whole picture."""
 
 MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]", re.DOTALL)
-"""A marker other than those without a segment: neither fill, nor stuffing in a scan, nor a restart."""
+"""A marker with a segment: not fill, not stuffing in a scan, and not a restart."""
 
 START_OF_IMAGE, END_OF_IMAGE, START_OF_SCAN, COMMENT = 0xD8, 0xD9, 0xDA, 0xFE
 START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -22,11 +22,11 @@ TABLES = frozenset({0xC4, 0xCC, 0xDB, 0xDD})
 """Huffman tables, arithmetic conditioning, quantization tables, restart interval."""
 EMPTY_COMMENT = b"\xff\xfe\0\x02"
 IGNORED = frozenset({*range(0xE0, 0xF0), COMMENT, 0xDC})
-"""Segments that libjpeg skips, but for JFIF's and Adobe's."""
+"""Segments that libjpeg skips, except JFIF's and Adobe's."""
 
 
 class _Reader:
-    """Follows the segments of a file and collects those that decide about the picture."""
+    """Follows the segments of a file and collects those that affect the picture."""
 
     def __init__(self, data: bytes) -> None:
         self._data = memoryview(data)
@@ -75,7 +75,7 @@ class _Reader:
                 raise not_an_image()
             self.scans += 1
         elif code in IGNORED:
-            if self.scans:  # There it ends the scan, whatever it holds.
+            if self.scans:  # it ends the scan, whatever its content
                 self.pieces.append(EMPTY_COMMENT)
             else:
                 self._application(code, whole, content)
@@ -93,7 +93,7 @@ class _Reader:
         self.samples = sum(sizes) / max(1, max(sizes, default=0))
 
     def _application(self, code: int, whole: memoryview, content: memoryview) -> None:
-        """What decides about colours or orientation; of several, browsers take the first."""
+        """Keep a segment that affects colours or orientation. Of several, browsers use the first."""
         if (code == 0xE0 and bytes(content[:5]) == b"JFIF\0") or (code == 0xEE and bytes(content[:5]) == b"Adobe"):
             self.pieces.append(whole)
         elif code == 0xE1 and bytes(content[:5]) == b"Exif\0" and self.exif is None:
@@ -106,7 +106,7 @@ class _Reader:
 
 
 def read_jpeg(data: bytes, sizes: PictureSizes) -> Picture:
-    """An MPO or a motion photo goes on after its first picture; nothing of that is read.
+    """An MPO or a motion photo goes on after its first picture. Nothing after that is read.
 
     Raises InvalidImage and ImageTooLarge, and IndexError or struct.error for a file that ends too soon.
     """
@@ -115,7 +115,7 @@ def read_jpeg(data: bytes, sizes: PictureSizes) -> Picture:
         raise not_an_image()
     width, height = found.width, found.height
     reduction = draft_reduction(width, height, sizes) if width and height else 1
-    # All coefficients of a progressive picture are held until its last scan, whatever size it is decoded to.
+    # All coefficients of a progressive picture stay in memory until its last scan, whatever size it is decoded to.
     coefficients = 2 * found.samples if found.progressive else 0.0
     profile = found.profile
     return Picture(

@@ -1,4 +1,4 @@
-"""What the reader of a format accepts of a file: canonical files of its frames, and how they make the picture."""
+"""The parts of a file that a reader accepts: canonical files of its frames, and how they form the picture."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ from enum import Enum
 from server.domain.errors import ImageTooLarge, InvalidImage
 
 MAX_SEGMENTS = 100_000
-"""Chunks, segments or blocks of one file: reading them takes time, and Python objects are made of them."""
+"""The most chunks, segments or blocks of one file. Each takes time to read and becomes a Python object."""
 
 LEAST_DELAY_MS, SHORT_DELAY_MS = 10.0, 100.0
-"""A frame that asks for at most 10 ms is shown for 100 ms by every browser."""
+"""Every browser shows a frame with a delay of at most 10 ms for 100 ms."""
 
 Buffer = bytes | memoryview
 
@@ -20,17 +20,17 @@ def not_an_image() -> InvalidImage:
 
 
 def too_slow_to_decode() -> ImageTooLarge:
-    return ImageTooLarge("The image takes too long to decode.")
+    return ImageTooLarge("The image takes too long to decode. Send a smaller or simpler one.")
 
 
 class Disposal(Enum):
-    """What becomes of a frame's rectangle when its time is over."""
+    """The fate of a frame's rectangle when its time is over."""
 
     KEEP = "keep"
     CLEAR = "clear"
     """It is transparent again."""
     RESTORE = "restore"
-    """It is again what it was before the frame."""
+    """It is restored to its state before the frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Layer:
     """One frame: a still picture in a rectangle of the canvas, whose edges it may overlap.
 
     `pieces`, joined, are a whole canonical file of the picture's format with these pixels and nothing else.
-    `over` says that transparent pixels leave visible what was there, `opaque` that there surely are none.
+    `over`: transparent pixels leave the canvas below them visible. `opaque`: there are certainly none.
     """
 
     left: int
@@ -53,7 +53,7 @@ class Layer:
 
     @property
     def shown_ms(self) -> float:
-        """How long browsers show the frame."""
+        """The time for which browsers show the frame."""
         return self.delay_ms if self.delay_ms > LEAST_DELAY_MS else SHORT_DELAY_MS
 
     @property
@@ -63,12 +63,12 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """All that is known of an accepted file before anything of it is decoded.
+    """All facts of an accepted file before any of it is decoded.
 
-    `bytes_per_pixel` is the working memory that decoding needs (measured). `total` counts the pictures of the file,
-    of which `layers` may be the first ones only. `poster` is what viewers show that know no animations, where that
-    is not the first layer. `profiles` are ICC profiles: the first one that can be used decides about the colours.
-    `key` is the one transparent colour of a PNG of 16 bits a sample, `palette_size` is 0 without a palette.
+    `bytes_per_pixel` is the working memory for decoding (measured). `total` counts the pictures of the file; `layers`
+    may be only the first of them. `poster` is the picture that viewers without animation show, if that is not the first
+    layer. `profiles` are ICC profiles, and the first usable one decides the colours. `key` is the one transparent
+    colour of a 16-bit PNG. `palette_size` is 0 without a palette.
     """
 
     format: str
@@ -85,7 +85,7 @@ class Picture:
     key: tuple[int, ...] | None = None
     palette_size: int = 0
     work: int = 0
-    """Pixels times passes over them, as an estimate of the time that decoding takes."""
+    """Pixels times passes over them: an estimate of the time to decode."""
 
     @property
     def pixels(self) -> int:

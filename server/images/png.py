@@ -1,4 +1,4 @@
-"""Reads PNG and APNG as browsers do, and writes each frame as a PNG of its own."""
+"""Reads PNG and APNG as browsers do, and writes each frame as a separate PNG."""
 
 import struct
 import zlib
@@ -21,12 +21,12 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 BIT_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 GREY, COLOUR, INDEXED = 0, 2, 3
 ANCILLARY = 0x20
-"""The bit in a chunk's name that says: pictures can be shown without it."""
+"""The bit in a chunk's name that marks it as optional."""
 PIXELS = (b"IDAT", b"fdAT")
 END = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
 
 ONCE_BEFORE_PIXELS = frozenset({b"PLTE", b"tRNS", b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"eXIf", b"acTL"})
-"""Chunks that count where they stand before the pixels; of several that are valid, the first."""
+"""Chunks that count only before the pixels. Of several valid ones, the first counts."""
 
 
 @dataclass(slots=True)
@@ -49,7 +49,7 @@ class _Reader:
         self._at = len(SIGNATURE)
         self.found: dict[bytes, memoryview] = {}
         self.frames: list[_Frame] = []
-        """Of the animation; its first one may be `still`."""
+        """The frames of the animation. The first one may be `still`."""
         self.still = _Frame(0, 0, 0, 0)
         self._sequence = 0
         self._complete = False
@@ -65,7 +65,7 @@ class _Reader:
     def read(self) -> None:
         run_is_over = False
         for _ in range(MAX_SEGMENTS):
-            if self.still.pixels and self._is_cut():  # Pictures are whole without what follows their pixels.
+            if self.still.pixels and self._is_cut():  # a picture is complete without the chunks after its pixels
                 return
             kind, content, intact = self._next()
             if not intact and self._is_needed(kind):
@@ -93,7 +93,7 @@ class _Reader:
 
     @property
     def declared(self) -> int:
-        """Frames that the file declares; a file that declares none is a still picture."""
+        """The number of frames that the file declares. A file that declares none is a still picture."""
         control = self.found.get(b"acTL")
         return 0 if control is None else int(struct.unpack_from(">I", control)[0])
 
@@ -104,7 +104,7 @@ class _Reader:
         return self._at + 12 + length > len(self._data) and self._data[self._at + 4 : self._at + 8] not in PIXELS
 
     def _next(self) -> tuple[bytes, memoryview, bool]:
-        """Name and content of the next chunk, and whether its checksum is right. That of pixels is not looked at."""
+        """Name and content of the next chunk, and whether its checksum is right. The checksum of pixels is ignored."""
         length, kind = struct.unpack_from(">I4s", self._data, self._at)
         start, end = self._at + 8, self._at + 8 + length
         (checksum,) = struct.unpack_from(">I", self._data, end)
@@ -233,7 +233,7 @@ def _chunk(kind: bytes, content: Buffer) -> list[Buffer]:
 
 
 def _profiles(found: dict[bytes, memoryview]) -> tuple[Profile, ...]:
-    """What says how the samples are colours, in the order of precedence that browsers have."""
+    """The profiles of all chunks that describe colours, in the browsers' order of precedence."""
     if b"cICP" in found:
         return (partial(of_code_points, bytes(found[b"cICP"])),)
     profiles: list[Profile] = []

@@ -1,4 +1,4 @@
-"""ICC profiles: out of a PNG's compressed chunk, or made for what other chunks of a PNG say about its colours."""
+"""ICC profiles: read from a PNG's compressed chunk, or made from its other chunks that describe colours."""
 
 import struct
 import zlib
@@ -9,7 +9,7 @@ import numpy as np
 from server.domain.errors import ImageTooLarge, InvalidImage
 
 Profile = Callable[[], bytes]
-"""Makes the profile when it is needed. No bytes stand for sRGB, which leaves the samples as they are."""
+"""Makes the profile when it is needed. Empty bytes mean sRGB, which leaves the samples unchanged."""
 
 MAX_PROFILE_BYTES = 16 * 2**20
 HEADER_BYTES = 128
@@ -25,7 +25,7 @@ PRIMARIES = {
     9: ((0.708, 0.292), (0.17, 0.797), (0.131, 0.046)),
     12: ((0.68, 0.32), (0.265, 0.69), (0.15, 0.06)),
 }
-"""H.273's colour primaries that are used with a white of D65, by their number."""
+"""H.273's colour primaries with a white point of D65, by their number."""
 
 GAMMAS = {1: 2.4, 4: 2.2, 5: 2.8, 6: 2.4, 8: 1.0, 14: 2.4, 15: 2.4}
 """H.273's transfer characteristics that browsers show as a plain power, by their number."""
@@ -37,7 +37,7 @@ Chromaticity = tuple[float, float]
 
 
 def inflated(compressed: memoryview) -> bytes:
-    """An embedded profile, as far as its own header says. One that cannot be read is ignored, as viewers do."""
+    """An embedded profile, up to the length in its header. An unreadable one is ignored, as in viewers."""
     inflate = zlib.decompressobj()
     try:
         head = inflate.decompress(compressed, HEADER_BYTES)
@@ -60,14 +60,14 @@ def of_gamma(gamma: bytes, chromaticities: bytes | None) -> bytes:
         white, *primaries_read = zip(values[::2], values[1::2], strict=True)
         red, green, blue = primaries_read
         primaries = (red, green, blue)
-    # Within 5 %, viewers take it for sRGB's own curve.
+    # Within 5 %, viewers use sRGB's own curve.
     if abs(encoded - 45_455) <= 2_300 and np.allclose((white, *primaries), (D65, *SRGB_PRIMARIES), atol=0.005):
         return b""
     return _profile(white, primaries, _ramp() ** (100_000 / encoded))
 
 
 def of_code_points(content: bytes) -> bytes:
-    """The profile of a PNG's cICP chunk. Raises InvalidImage for one that no browser is known to show."""
+    """The profile of a PNG's cICP chunk. Raises InvalidImage for colours that no known browser shows."""
     primaries, transfer, matrix, full_range = content
     if primaries not in PRIMARIES or matrix or full_range != 1:
         raise InvalidImage("The image has colours of a kind that cannot be shown (its cICP chunk).")
@@ -77,7 +77,7 @@ def of_code_points(content: bytes) -> bytes:
 
 
 def _transfer(number: int) -> np.ndarray:
-    """From samples to light, 0 to 1. High dynamic range is pressed into it, so that nothing of it is cut off."""
+    """Maps samples to light, 0 to 1. High dynamic range is compressed into it, so that nothing is clipped."""
     samples = _ramp()
     if number in GAMMAS:
         return samples ** GAMMAS[number]
@@ -107,7 +107,7 @@ def _srgb_curve() -> np.ndarray:
 def _profile(white: Chromaticity, primaries: tuple[Chromaticity, ...], curve: np.ndarray) -> bytes:
     """An ICC profile of these colours, version 2: a matrix and one curve.
 
-    Chromaticities that make no colours give a profile that cannot be used, and is ignored as viewers do.
+    Impossible chromaticities give an unusable profile, which is ignored as in viewers.
     """
     try:
         matrix = _to_d50(white, primaries)
@@ -125,7 +125,7 @@ def _profile(white: Chromaticity, primaries: tuple[Chromaticity, ...], curve: np
     for name, tag in tags.items():
         index += struct.pack(">4sII", name, offset + len(content), len(tag))
         content += tag + bytes(-len(tag) % 4)
-    for name in (b"rTRC", b"gTRC", b"bTRC"):  # All three name the same one.
+    for name in (b"rTRC", b"gTRC", b"bTRC"):  # all three refer to the same curve
         index += struct.pack(">4sII", name, offset + len(content), len(curve_tag))
     content += curve_tag + bytes(-len(curve_tag) % 4)
     header = struct.pack(
@@ -147,7 +147,7 @@ def _xyz(point: Chromaticity) -> np.ndarray:
 
 
 def _to_d50(white: Chromaticity, primaries: tuple[Chromaticity, ...]) -> np.ndarray:
-    """From linear RGB to XYZ as ICC wants it, adapted to a white of D50."""
+    """From linear RGB to XYZ as ICC needs it, adapted to a white point of D50."""
     columns = np.stack([_xyz(primary) for primary in primaries], axis=1)
     unscaled = columns * np.linalg.solve(columns, _xyz(white))
     cones = (BRADFORD @ _xyz(D50)) / (BRADFORD @ _xyz(white))

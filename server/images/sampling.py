@@ -1,4 +1,4 @@
-"""Which frames of an animation the model is shown: by the time that people see them."""
+"""Chooses the frames of an animation for the model, by how long people see them."""
 
 from collections.abc import Sequence
 
@@ -7,17 +7,17 @@ from server.images.picture import Disposal, Layer, Picture
 
 MAX_ANIMATION_FRAMES = 1000
 MAX_ANIMATION_PIXELS = 100_000_000
-"""Frames, and pixels of these frames, that are composed to reach a sampled one; about two seconds of work."""
+"""The most frames, and pixels of them, that are composed to reach a sampled one: about two seconds of work."""
 
 
 def sampled(picture: Picture, count: int) -> list[int]:
     """At most `count` frames, in order, among those that can be reached with bounded work.
 
-    The frame that is shown longest comes first: where an animation ends, that is its last one, which stays. Then
-    the longest of those that pass, and the first one, which is all that still viewers show. Whatever else stands for
-    more than its share of the time that is left is chosen, and the others evenly by time.
+    Chosen first is the frame that is shown longest: for an animation that ends, its last one, which stays. Next are the
+    longest of the passing frames, and the first frame, which is all that still viewers show. Then follow frames that
+    take more than their share of the remaining time, and the rest are chosen evenly by time.
 
-    Raises ImageTooLarge when a frame that is shown longest lies too deep in the file.
+    Raises ImageTooLarge if a frame that is shown longest lies too deep in the file.
     """
     layers = picture.layers
     shown = [layer.shown_ms for layer in layers]
@@ -26,7 +26,9 @@ def sampled(picture: Picture, count: int) -> list[int]:
     chosen = list(dict.fromkeys([*standing, longest, 0]))[:count]
     reached = _reached(picture, count)
     if not set(chosen) <= reached:
-        raise ImageTooLarge("The frame that this animation shows longest stands behind too many others.")
+        raise ImageTooLarge(
+            "The frame that this animation shows longest comes after too many others. Send a shorter animation."
+        )
     rest = sorted(reached.difference(chosen))
     while rest and len(chosen) < count:
         free = min(count - len(chosen), len(rest))
@@ -41,9 +43,9 @@ def sampled(picture: Picture, count: int) -> list[int]:
 
 
 def _evenly(rest: Sequence[int], shown: Sequence[float], count: int) -> list[int]:
-    """The frames that are there shortly before the end of each of `count` equal stretches of time.
+    """The frames that are shown shortly before the end of each of `count` equal stretches of time.
 
-    None is shown for so long as to be chosen twice.
+    No frame is shown long enough to be chosen twice.
     """
     chosen: list[int] = []
     stretch = sum(shown[index] for index in rest) / count
@@ -56,7 +58,7 @@ def _evenly(rest: Sequence[int], shown: Sequence[float], count: int) -> list[int
 
 
 def starts(picture: Picture) -> list[int]:
-    """For each frame, the first one that has to be drawn for it: what came before is not visible any more."""
+    """For each frame, the first one that must be drawn for it. Frames before that are no longer visible."""
     found: list[int] = []
     start = 0
     for index, layer in enumerate(picture.layers):
@@ -79,10 +81,10 @@ def _covers(layer: Layer, picture: Picture) -> bool:
 
 
 def _reached(picture: Picture, count: int) -> set[int]:
-    """Frames that can be composed with bounded work: the first ones, and those that stand on few others."""
+    """Frames that can be composed with bounded work: the first ones, and those that depend on few others."""
     pixels, drawn = [0], [0]
     for layer in picture.layers:
-        # Those that are cleared or undone need not be drawn for others.
+        # Frames that are cleared or undone need not be drawn for later ones.
         needed = layer.disposal is Disposal.KEEP
         pixels.append(pixels[-1] + layer.pixels * needed)
         drawn.append(drawn[-1] + needed)

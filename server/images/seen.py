@@ -12,7 +12,7 @@ from server.images.grounds import on_grounds
 from server.images.sizes import MIN_SIDE, halved_size
 
 BAND_ROWS, BAND_PIXELS = 64, 400_000
-"""Rows of the result that are resized at once, and about how many pixels these are made of."""
+"""The rows of the result that are resized at once, and about how many source pixels they come from."""
 
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -23,21 +23,21 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation to what undoes it."""
+"""Maps an EXIF orientation to the operation that undoes it."""
 
 
 def as_seen(
     image: Image.Image, size: tuple[int, int], orientation: int, colours: Colours, sizes: PictureSizes
 ) -> list[Image.Image]:
-    """One rendering of a decoded frame, or several, at `size` (width and height, before it is turned): RGB and opaque.
+    """One or more renderings of a decoded frame at `size` (width and height before it is turned): RGB and opaque.
 
-    It is `image` itself, without what else was in the file, where nothing was to be done.
+    If nothing needs to be done it is `image` itself, without anything else from the file.
     """
     return rendered(readings(image, colours, size, sizes), orientation, sizes)
 
 
 def rendered(frames: list[Image.Image], orientation: int, sizes: PictureSizes) -> list[Image.Image]:
-    """What `as_seen` makes of the `readings` of a frame, which it takes out of the list."""
+    """The renderings that `as_seen` makes from the `readings` of a frame. Removes them from the list."""
     shown = list[Image.Image]()
     while frames:
         frame = frames.pop(0)
@@ -46,7 +46,7 @@ def rendered(frames: list[Image.Image], orientation: int, sizes: PictureSizes) -
 
 
 def readings(image: Image.Image, colours: Colours, size: tuple[int, int], sizes: PictureSizes) -> list[Image.Image]:
-    """The image `resized`, by each reading of its colours; smaller where there are two."""
+    """The image `resized`, for each reading of its colours. It is smaller if there are two."""
     if len(colours.readings) > 1:
         size = halved_size(*size, sizes)
     return [resized(image, reading, size) for reading in colours.readings]
@@ -65,8 +65,8 @@ def _upright(picture: Image.Image, orientation: int) -> Image.Image:
 def resized(image: Image.Image, colours: Colours, size: tuple[int, int]) -> Image.Image:
     """The image at `size` in RGB or RGBA of 8 bits, in sRGB.
 
-    The filter is the processor's, so that its own resize has nothing left to do. Band by band: a second picture
-    of the full size would double the memory.
+    The filter is that of the model's image processor, so that its own resize has nothing left to do. It works band by
+    band, since a second picture of the full size would double the memory.
     """
     if image.size == size:
         return _in_srgb(in_eight_bits(image), colours)
@@ -76,7 +76,7 @@ def resized(image: Image.Image, colours: Colours, size: tuple[int, int]) -> Imag
     result = None
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        # The filter reaches one row of the result beyond the band.
+        # The filter needs one row of the result beyond the band.
         first = max(0, math.floor((top - 1) * scale))
         last = min(image.height, math.ceil((bottom + 1) * scale))
         band = in_eight_bits(image.crop((0, first, image.width, last)))
@@ -103,7 +103,7 @@ def _in_srgb(picture: Image.Image, colours: Colours) -> Image.Image:
 def in_eight_bits(image: Image.Image) -> Image.Image:
     """L, RGB, RGBA or CMYK with 8 bits a sample; every kind of transparency becomes an alpha channel."""
     if image.mode == "I;16":
-        # The high byte, as Pillow takes it of colours; of grey it would clip at 255.
+        # The high byte, which Pillow uses for colours. For grey Pillow would clip at 255.
         grey = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         grey.info = image.info
         image = grey
@@ -117,4 +117,4 @@ def in_eight_bits(image: Image.Image) -> Image.Image:
         case "P":
             return image.convert("RGB")
         case _:
-            raise InvalidImage("The image has an unknown kind of pixels.")
+            raise InvalidImage("The image has pixels of an unknown kind. Send it in RGB.")

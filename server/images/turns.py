@@ -1,4 +1,4 @@
-"""Who is decoded next, and in how much memory. Small pictures never wait for large ones, whoever sends these."""
+"""The order of decoding, and its memory. Small pictures never wait for large ones, whoever sends them."""
 
 import contextlib
 import heapq
@@ -14,14 +14,15 @@ from server.images.drawing import too_slow
 Result = TypeVar("Result")
 
 Job = tuple[float, int, Future[Any], Callable[[], Any]]
-"""When it is due (monotonic), a number that tells jobs of one time apart, its future, and what is to be done."""
+"""The time at which it is due (monotonic), a number to tell jobs of one time apart, its future, and the work."""
 
 
 class Turns:
-    """Threads for two lanes of jobs: `workers` take what is due first in either lane, one more only quick jobs.
+    """Threads for two lanes of jobs. `workers` threads take the job that is due first in either lane, and one more
+    thread takes only quick jobs.
 
-    A job is due when it came, plus the patience that its work asks for: what takes little goes before what takes
-    much, and what takes much goes before little jobs that came later than that.
+    A job is due at its arrival plus a patience that grows with its work. So small jobs go before large ones, and a
+    large job goes before small ones that arrive after its patience has run out.
     """
 
     def __init__(self, workers: int) -> None:
@@ -33,19 +34,19 @@ class Turns:
         self._lock = threading.Lock()
 
     def submit(self, job: Callable[[], Result], *, quick: bool, patience: float = 0.0) -> Future[Result]:
-        """Have `job` done; `patience` in seconds. A future that is cancelled in time is never begun."""
+        """Queue `job`; `patience` is in seconds. A future that is cancelled in time is never started."""
         future: Future[Result] = Future()
         with self._lock:
             lane = self._quick if quick else self._long
             heapq.heappush(lane, (time.monotonic() + patience, next(self._numbers), future, job))
-        # A thread takes the job that is due when it is free, not the one that woke it.
+        # A free thread takes the job that is due first, which need not be the one that woke it.
         self._pool.submit(self._take, self._quick, self._long)
         if quick:
             self._quick_pool.submit(self._take, self._quick)
         return future
 
     def close(self, *, wait: bool = False) -> None:
-        """Forget waiting jobs and let the threads end."""
+        """Drop waiting jobs and let the threads end."""
         with self._lock:
             waiting = [future for _, _, future, _ in (*self._quick, *self._long)]
             self._quick.clear()
@@ -68,7 +69,7 @@ class Turns:
         except BaseException as error:
             future.set_exception(error)
         finally:
-            del future, job  # The error holds this frame, which would hold the error.
+            del future, job  # the error holds this frame, which would hold the error
 
 
 class WorkingMemory:

@@ -1,4 +1,4 @@
-"""The bounded queue: how much may be worked on at once, and when the server stops taking more."""
+"""The bounded queue: how many verdicts may be in work at once, and when the server refuses more."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ from server.domain.errors import Overloaded, ShuttingDown
 
 
 class Admission:
-    """Counts verdicts that are worked on or wait for the engine, and refuses what would pass `limit`.
+    """Counts verdicts that are in work or wait for the engine, and refuses a request that would pass `limit`.
 
     A request is admitted before its images are decoded, since decoding is work too.
     """
@@ -26,7 +26,7 @@ class Admission:
     def admit(self, verdicts: int) -> Iterator[None]:
         """Hold `verdicts` places. Raises Overloaded (with the seconds to wait) or ShuttingDown."""
         if self.draining:
-            raise ShuttingDown("The server is shutting down.", retry_after=1)
+            raise ShuttingDown("The server is shutting down. Try again in a second.", retry_after=1)
         if self.admitted + verdicts > self.limit:
             raise Overloaded("The server is at its limit of concurrent verdicts.", retry_after=self._retry_after())
         self.admitted += verdicts
@@ -38,7 +38,7 @@ class Admission:
 
     @asynccontextmanager
     async def admit_behind(self, verdicts: int) -> AsyncIterator[None]:
-        """Hold places for background work: wait until at least half of all would stay free for live requests.
+        """Hold places for background work. Waits until at least half of all places stay free for live requests.
 
         Raises ShuttingDown.
         """
@@ -56,13 +56,13 @@ class Admission:
 
     @property
     def reset_s(self) -> float:
-        """Seconds until all places are likely to be free: about one verdict's, as those in work run side by side."""
+        """Seconds until all places are likely to be free: about the time of one verdict, since they run in parallel."""
         return self._seconds_each if self.admitted else 0.0
 
     def observe(self, seconds: float) -> None:
-        """Learn from a finished verdict's latency how long a place is held."""
+        """Learn from the latency of a verdict how long a place is held."""
         self._seconds_each += 0.1 * (seconds - self._seconds_each)
 
     def _retry_after(self) -> int:
-        # With every place taken, places come free at the pace at which verdicts finish.
+        # While all places are taken, one is freed each time a verdict finishes.
         return max(1, min(30, math.ceil(self._seconds_each)))

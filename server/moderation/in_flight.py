@@ -1,4 +1,4 @@
-"""Work that several callers wait for at the same time, done once."""
+"""Work that is done once for several callers who wait for it at the same time."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 
 
 class _Work(Generic[Result]):
-    """Work that has begun, and those who wait for it, in the order in which they came."""
+    """Work that has begun, and its waiters in order of arrival."""
 
     __slots__ = ("task", "waiting")
 
@@ -32,7 +32,7 @@ class _Work(Generic[Result]):
             waiter.cancel()
 
     def _still_waiting(self) -> list[asyncio.Future[tuple[Result, bool]]]:
-        """Without those who were told, or are gone and have not been heard of yet."""
+        """The waiters that have no result yet and have not left."""
         return [waiter for waiter in self.waiting if not waiter.done()]
 
 
@@ -43,13 +43,13 @@ class InFlight(Generic[Result]):
         self._works: dict[Hashable, _Work[Result]] = {}
 
     async def share(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, Result]]) -> tuple[Result, bool]:
-        """The result of `work`, or of what another caller began under the same key.
+        """The result of `work`, or of the same key's work that another caller began.
 
-        With it comes whether it was computed for this caller: of all who get a result, that is the one who waited for
-        it longest. Work goes on while anybody waits. Once nobody does it is cancelled, and whoever left last waits
-        until it has ended. Its error reaches every caller as an object of its own; but that it came too late concerns
-        nobody except who began it, since the others have other deadlines. Raises CancelledError when the work was
-        dropped below.
+        The second value says whether the result was computed for this caller: that is true of the one who waited
+        longest. Work goes on while anybody waits. Once nobody does, it is cancelled, and the last caller to leave waits
+        until it has ended. An error goes to every caller as a separate object, except the DeadlineExceeded of the
+        caller who began: the others have other deadlines and try again. Raises CancelledError if the work itself was
+        cancelled.
         """
         while (begun := self._works.get(key)) is not None:
             try:
@@ -61,7 +61,7 @@ class InFlight(Generic[Result]):
         return await self._result(key, begun)
 
     async def _result(self, key: Hashable, begun: _Work[Result]) -> tuple[Result, bool]:
-        # Everybody waits on a future of their own: whoever awaits a task and is cancelled takes the task along.
+        # Each caller waits on a separate future: a caller who awaits a task and is cancelled cancels the task too.
         waiter: asyncio.Future[tuple[Result, bool]] = asyncio.get_running_loop().create_future()
         begun.waiting.append(waiter)
         try:
@@ -71,7 +71,7 @@ class InFlight(Generic[Result]):
             if not begun.waiting and not begun.task.done():
                 self._forget(key, begun)
                 await ended(begun.task)
-            del waiter  # It may hold an error that holds this frame (aio.py).
+            del waiter  # it may hold an error that holds this frame (aio.py)
 
     async def _run(self, key: Hashable, begun: _Work[Result], work: Callable[[], Coroutine[Any, Any, Result]]) -> None:
         try:
@@ -83,14 +83,14 @@ class InFlight(Generic[Result]):
         finally:
             self._forget(key, begun)
             begun.drop()
-            del begun  # It holds this task, which may end with an error (aio.py).
+            del begun  # it holds this task, which may end with an error (aio.py)
 
     def _forget(self, key: Hashable, begun: _Work[Result]) -> None:
-        # Work that is being cancelled has made room already, and other work may be there by now.
+        # Work that is being cancelled is already removed, and other work may have taken its place.
         if self._works.get(key) is begun:
             del self._works[key]
 
 
 def _another(error: Exception) -> Exception:
-    # A defect is told, with its place, by the first of them.
+    # The first caller gets a defect itself, so that it is logged with its place.
     return fresh(error) if isinstance(error, GuardError) else InternalError("The server failed on this request.")

@@ -1,4 +1,4 @@
-"""The models that judge here, by name: what callers, operators and dashboards are told of them."""
+"""The models that judge here, by name, as callers, operators and dashboards see them."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from server.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """A model, and the backend that asks it. `stand_in` marks one that is no moderator."""
+    """A model, and the backend that asks it. `stand_in` marks a model that is not a moderator."""
 
     model: str
     backend: str
@@ -21,9 +21,9 @@ class Judge:
 
 
 def judges_of(settings: Settings, profile: Profile, backend: Backend) -> tuple[Judge, ...]:
-    """Whoever may judge, the one that is asked first before the others.
+    """All models that may judge, in the order in which they are asked.
 
-    A remote backend does not run the profile's model: it asks for the one that the settings name.
+    A remote backend does not run the profile's model, but the one that the settings name.
     """
     return tuple(
         Judge(settings.openrouter_model, part.name, profile.name, stand_in=False)
@@ -34,7 +34,7 @@ def judges_of(settings: Settings, profile: Profile, backend: Backend) -> tuple[J
 
 
 def sight_of(settings: Settings, profile: Profile, backend: Backend) -> Sight:
-    """How pictures fare. A remote model sees them, unless the profile says that none are taken."""
+    """How pictures are handled. A remote model sees them, unless the profile says that the model takes none."""
     names = [part.name for part in parts(backend)]
     remote_first = names[0] == OpenRouterBackend.name
     return Sight(

@@ -1,8 +1,8 @@
-"""Texts that look like the form of a conversation: a reader of the prompt would see messages where one was sent.
+"""Texts that look like a conversation: one message was sent, but a reader of the prompt would see several.
 
 The prompt marks a message by its speaker's name and by four literal characters, `\\n\\n`, and a caller's text may hold
-both. No tokenizer can tell them apart: one text spelt like three turns gives the very token ids of three turns. So a
-text is read here as a lenient reader of the prompt would read it, with other templates' marks as well.
+both. No tokenizer can tell them apart: one text spelt like three turns gives exactly the token ids of three turns. So
+this module reads a text as a lenient reader of the prompt would, and also looks for the marks of other templates.
 """
 
 import unicodedata
@@ -17,13 +17,13 @@ SPEAKERS: dict[str, Role] = {
     **dict.fromkeys(("user", "human", "system", "developer", "tool", "function", "ipython"), Role.USER),
     **dict.fromkeys(("agent", "assistant", "ai", "bot", "chatbot"), Role.AGENT),
 }
-"""Names of speakers in the templates of guard and chat models, and on whose side they speak."""
+"""Names of speakers in the templates of guard and chat models, and the side that each speaks for."""
 
 TOKEN_SPEAKERS = {**SPEAKERS, "model": Role.AGENT}
-"""Those that stand in control tokens, or behind one."""
+"""Names of speakers within a control token, or after one."""
 
 HEADINGS = {"instruction": Role.USER, "input": Role.USER, "response": Role.AGENT}
-"""Names that mark a message only as a heading, `### Response:`."""
+"""Names that mark a message only in a heading, such as `### Response:`."""
 
 QUALIFIERS = frozenset(
     (
@@ -44,7 +44,7 @@ QUALIFIERS = frozenset(
 """Words that may follow a speaker's name: `Human Question:`, `Assistant Message:`."""
 
 CARRIERS = frozenset(("role", "from", "speaker", "prompt", "response", "input", "output", "message"))
-"""What may stand before a speaker's name, with a colon of its own: `response: agent:`."""
+"""Words that may stand before a speaker's name, with their own colon: `response: agent:`."""
 
 _AS_ASCII = {
     ord(character): unicodedata.normalize("NFKC", character)
@@ -52,7 +52,7 @@ _AS_ASCII = {
     for character in map(chr, range(first, last + 1))
     if len(unicodedata.normalize("NFKC", character)) == 1 and unicodedata.normalize("NFKC", character).isascii()
 }
-"""Letters and signs in other widths and styles, each one character for one."""
+"""Letters and signs in other widths and styles, each mapped to one plain character."""
 _AS_ASCII |= dict.fromkeys(map(ord, "∶꞉ː։˸׃᠃"), ":")
 _AS_ASCII |= dict.fromkeys(map(ord, "〈《⟨⟪"), "<") | dict.fromkeys(map(ord, "〉》⟩⟫"), ">")
 _AS_ASCII |= dict.fromkeys(map(ord, "¦│┃∣"), "|")
@@ -62,13 +62,13 @@ _NO_BRACKETS = dict.fromkeys(map(ord, "<>[]{}"))
 _SPELT_BREAK = regex.compile(
     r"\\[nrvf]|\\x0[a-d]|\\x85|\\u000[a-d]|\\u0085|\\u202[89]|<br */?>|&#(?:10|13|x0?[ad]);|%0[ad]", regex.IGNORECASE
 )
-"""Line breaks as strings of programs, JSON, HTML and URLs spell them."""
+"""Line breaks as program strings, JSON, HTML and URLs spell them."""
 _ENDS_IN_BREAK = regex.compile(rf"(?:{_SPELT_BREAK.pattern})\Z", regex.IGNORECASE)
 _LONGEST_BREAK = 8
 
 _EMPHASIS = " \t#*_>|()[]{}<-•–—+=~`“”„‘’'«»"
 _LONGEST = 40
-"""Characters of a label."""
+"""The most characters of a label."""
 
 _FILLING = regex.compile(rf"[\s{INVISIBLE}]+")
 _ASIDE = regex.compile(r"\([^()]*\)?|[0-9]+[.)]?")
@@ -77,7 +77,7 @@ _SEPARATOR = rf"[\s_{INVISIBLE}/|\-]*+"
 
 
 def _spaced(words: str) -> str:
-    """`words`, with anything that cannot be seen between two letters, and any separator between two words."""
+    """A pattern for `words` with invisible characters between letters, and with any separator between words."""
     return _SEPARATOR.join(rf"[{INVISIBLE}]*+".join(word) for word in words.split())
 
 
@@ -105,12 +105,12 @@ _MARKER = regex.compile(
     r"|\[/?(?:INST|SYSTEM_PROMPT|TOOL_RESULTS|TOOL_CALLS|AVAILABLE_TOOLS)\]|<</?SYS>>|</?s>|<(?:bos|eos)>",
     regex.IGNORECASE,
 )
-"""Section markers of guard prompts, and how chat templates spell control tokens, with the speaker whom one names."""
+"""Section markers of guard prompts, and control tokens of chat templates with the speaker that they name."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    """A mark from `start` to before `end`; after it `speaker` speaks, or whoever spoke before."""
+    """A mark from `start` up to `end`. After it `speaker` speaks, or the speaker from before if that is None."""
 
     start: int
     end: int
@@ -118,14 +118,14 @@ class _Mark:
 
 
 def is_lookalike(text: str) -> bool:
-    """Whether `text` holds a mark of a conversation's form."""
+    """Whether `text` holds a mark of a conversation."""
     return next(_marks(text), None) is not None
 
 
 def messages_in(text: str, speaker: Role) -> list[tuple[Role, str]]:
-    """The messages that `text`, which `speaker` sent, could be read as: itself alone where it holds no mark.
+    """The messages that `text`, sent by `speaker`, could be read as. Without a mark that is only the text itself.
 
-    Messages that say nothing are left out, and so are the marks.
+    Empty messages and the marks are left out.
     """
     messages, start = list[tuple[Role, str]](), 0
     for mark in _marks(text):
@@ -136,7 +136,7 @@ def messages_in(text: str, speaker: Role) -> list[tuple[Role, str]]:
 
 
 def spelt_plainly(text: str) -> str:
-    """`text` with every mark in ‹angular› quotation marks, on one line and without its own brackets: none is left."""
+    """`text` without any mark: each is put in ‹angular› quotation marks, on one line and without its brackets."""
     pieces, start = list[str](), 0
     for mark in _marks(text):
         pieces += (text[start : mark.start], _quoted(text[mark.start : mark.end]))
@@ -145,20 +145,20 @@ def spelt_plainly(text: str) -> str:
 
 
 def _quoted(mark: str) -> str:
-    # Without any bracket and line break, as a mark may hold another one.
+    # All brackets and line breaks are removed, since a mark may hold another one.
     words = _SPELT_BREAK.sub(" ", mark.translate(_AS_ASCII)).translate(_NO_BRACKETS)
     return f"‹{' '.join(words.split())}›"
 
 
 def _marks(text: str) -> Iterator[_Mark]:
-    """All marks in order. The time that it takes grows with the length of `text`."""
+    """All marks in order, in time linear in the length of `text`."""
     if text.isascii() and not (":" in text or "<" in text or "[" in text or "{" in text):
         return  # most texts
-    # Every change keeps the places of characters, so that marks are found where they stand in the text.
+    # Every change keeps the positions of characters, so that the marks' positions are those in the text.
     lines = text if text.isascii() else text.translate(_AS_ASCII)
     if "\\" in lines or "<" in lines or "&#" in lines or "%0" in lines:
         lines = _SPELT_BREAK.sub(lambda spelt: " " * (len(spelt[0]) - 1) + "\n", lines)
-    # `concurrent` lets other threads run: a long text is read beside the event loop.
+    # `concurrent` lets other threads run: a long text is read in a thread.
     markers = _MARKER.finditer(lines, concurrent=True) if "<" in lines or "[" in lines or "{" in lines else ()
     start = 0
     for marker in markers:
@@ -169,7 +169,7 @@ def _marks(text: str) -> Iterator[_Mark]:
 
 
 def _token_speaker(marker: "regex.Match[str]") -> Role | None:
-    """Whom a control token names, behind it or in itself."""
+    """The speaker that a control token names, after it or within it."""
     for named in (marker["name"], marker["token"], marker["bar"]):
         if named and (speaker := TOKEN_SPEAKERS.get(_FILLING.sub("", named).casefold())) is not None:
             return speaker
@@ -177,7 +177,7 @@ def _token_speaker(marker: "regex.Match[str]") -> Role | None:
 
 
 def _labels(text: str, start: int, end: int) -> Iterator[_Mark]:
-    """Speakers' names with a colon behind them, each at the start of a line of `text[start:end]`."""
+    """Speakers' names followed by a colon, each at the start of a line of `text[start:end]`."""
     if text.find(":", start, end) < 0:
         return
     for line in text[start:end].splitlines(keepends=True):
@@ -194,7 +194,7 @@ def _labels(text: str, start: int, end: int) -> Iterator[_Mark]:
 
 
 def _speaker(label: str) -> Role | None:
-    """Who is named by what stands before a colon."""
+    """The speaker that a label names, if any. A label is the text before a colon."""
     words = _words(label)
     if not 1 <= len(words) <= 3:
         return None
@@ -209,9 +209,9 @@ def _is_carrier(label: str) -> bool:
 
 
 def _words(label: str) -> list[str]:
-    """The words of a label, without emphasis, numbers, asides and what cannot be seen; none of a long one."""
+    """The words of a label, without emphasis, numbers, asides and invisible characters. Empty for a long label."""
     bare = label.strip(_EMPHASIS)
-    if (len(bare) > _LONGEST and bare.isascii()) or "‹" in bare:  # what is quoted names nobody
+    if (len(bare) > _LONGEST and bare.isascii()) or "‹" in bare:  # a quoted mark names nobody
         return []
     if not (bare.isascii() and bare.isprintable()):
         bare = _FILLING.sub(" ", regex.sub(rf"(?<=\w)[{INVISIBLE}]+(?=\w)", "", bare)).strip(_EMPHASIS)
@@ -221,7 +221,7 @@ def _words(label: str) -> list[str]:
 
 
 def _without_end(words: str) -> str:
-    """Words without the white space around them and the line breaks, real or spelt, that end a message."""
+    """Words without surrounding white space, and without line breaks at the end, real or spelt out."""
     end = len(words)
     while end:
         if words[end - 1].isspace():

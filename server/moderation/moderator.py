@@ -26,11 +26,11 @@ from server.moderation.verdict_cache import VerdictCache
 Result = TypeVar("Result")
 
 PROBE = Conversation.from_user(TextPart("hello"))
-"""What the server asks about of its own accord, to see whether verdicts come through."""
+"""The server judges this on its own to check that verdicts still come through."""
 
 
 class Moderator:
-    """Judges conversations through one backend, within a bounded queue and a deadline."""
+    """Judges conversations with one backend, within a bounded queue and a deadline."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Moderator:
     ) -> None:
         """A conversation of more than `max_characters` is refused before it is read.
 
-        `served` says which model judges, and how it is asked: all that could change a verdict beside a request.
+        `served` identifies everything but the request that could change a verdict: the model, and how it is asked.
         """
         self.backend = backend
         self.policy = policy
@@ -68,7 +68,7 @@ class Moderator:
     ) -> Verdict:
         """Judge the last turn of `conversation`.
 
-        Raises the errors of server.domain.errors; nothing else than a checked verdict is ever returned.
+        Raises the errors of server.domain.errors. Every verdict that it returns has been checked.
         """
         return (await self.moderate_all([conversation], policy, handling))[0]
 
@@ -78,9 +78,9 @@ class Moderator:
         policy: Policy | None = None,
         handling: Handling = ORDINARY,
     ) -> list[Verdict]:
-        """Judge several conversations concurrently; verdicts come back in order. The first error ends them all.
+        """Judge several conversations concurrently and return the verdicts in order. The first error ends them all.
 
-        What was asked before, or is asked several times over, is judged once. What is known needs no place.
+        Equal questions are judged once. A verdict from the cache needs no place in the queue.
         """
         questions = await self._questions.read(conversations, policy or self.policy, handling)
         asked = {question.key: question for question in questions}
@@ -91,7 +91,7 @@ class Moderator:
         return list(_tell(questions, known))
 
     async def probe(self) -> None:
-        """Have the backend show, past the queue, that verdicts come through it; readiness rests on this."""
+        """Ask the backend, without the queue, to show that verdicts come through it. Readiness depends on this."""
         (asked,) = self._probe.passes.passes
         completion = await self._in_time(lambda deadline: self.backend.probe(self._probe.case(asked, {}, deadline)))
         if completion is not None:
@@ -125,7 +125,7 @@ class Moderator:
         started = time.monotonic()
         verdict, own = await self._in_time(
             lambda deadline: self._in_flight.share(
-                # A live request must not wait for what is worked on behind live requests.
+                # A live request must not wait for background work, which waits for live requests.
                 (question.key, question.handling.background),
                 lambda: self._judge(question, deadline, at_once),
             )
@@ -138,7 +138,7 @@ class Moderator:
         return verdict
 
     async def _judge(self, question: Question, deadline: float, at_once: int) -> Verdict:
-        """The strictest verdict of all passes, which come together where there are `at_once` places for them."""
+        """The strictest verdict of all passes. They run together if `at_once` allows as many."""
         images, passes = question.conversation.images, question.passes.passes
         pictures = dict(zip(images, await self._decoder.decode(images), strict=True)) if images else {}
 
@@ -159,23 +159,25 @@ class Moderator:
             verdict = replace(verdict, lookalikes=question.passes.lookalikes)
         self.last_verdict_at = time.monotonic()
         if all(each.completion.backend == self._primary for each in verdicts):
-            # What a fallback judged, without scores, answers for the engine while that cannot, and no longer.
+            # A fallback's verdict has no scores. It must not be served once the engine can judge again.
             self._cache.keep(question.key, verdict)
         return verdict
 
     async def _in_time(self, work: Callable[[float], Awaitable[Result]]) -> Result:
-        """Do `work`, which is told its deadline, by time.monotonic(); being dropped below is a failure."""
+        """Do `work`, which gets its deadline in time.monotonic(). It is a failure if the work itself is cancelled."""
         try:
             async with asyncio.timeout(self._deadline_s):
                 return await work(time.monotonic() + self._deadline_s)
         except TimeoutError:
-            pass  # It holds the task that may end with what is raised below, which must not hold it as its context.
+            pass  # it holds the task that may end with the error raised below, which must not have it as its context
         except asyncio.CancelledError:
             if _is_being_cancelled():
                 raise
-            # Nobody here cancelled this: the work below was dropped, and a caller waits for an answer.
-            raise EngineFailure("The work on this request was dropped.") from None
-        raise DeadlineExceeded(f"No verdict within {self._deadline_s:g} seconds.")
+            # Nobody here cancelled this, so the backend did, and the caller still waits for an answer.
+            raise EngineFailure("The engine dropped the work on this request. Send it again.") from None
+        raise DeadlineExceeded(
+            f"No verdict within {self._deadline_s:g} seconds. The operator sets the limit with GUARD_DEADLINE."
+        )
 
 
 def _is_being_cancelled() -> bool:
@@ -192,7 +194,7 @@ def _with_frames(completion: Completion, pictures: Sequence[DecodedImage]) -> Co
 
 
 def _tell(questions: Sequence[Question], verdicts: Mapping[Key, Verdict]) -> Iterator[Verdict]:
-    """One verdict for each question; the first of equal ones is the one that it was computed for."""
+    """One verdict for each question. Of equal questions, the first one counts as computed."""
     told: set[Key] = set()
     for question in questions:
         verdict = verdicts[question.key]

@@ -1,9 +1,9 @@
-"""What the model is asked about one conversation: prompts among which all that was said last is asked about.
+"""The prompts for one conversation, which together ask about everything in its last turn.
 
-The official prompt asks about the last message only, and the official template makes a message of each text of a turn.
-So a turn of several texts is asked about more than once: whole, with its texts in one message, so that nothing hides by
-being split; then text by text, so that nothing hides behind what stands beside it. A text that could be read as several
-messages is taken apart the same way. The strictest verdict wins (docs/prompt.md).
+The official prompt asks only about the last message, and the official template makes each text of a turn a message. So
+a turn of several texts is asked about more than once: first as a whole, with all texts in one message, so that nothing
+hides by being split; then text by text, so that nothing hides behind the texts around it. A text that could be read as
+several messages is split the same way. The strictest verdict wins (docs/prompt.md).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,20 +15,20 @@ from server.domain.verdict import About
 from server.moderation.lookalikes import messages_in, spelt_plainly
 
 Plain = Callable[[str], str]
-"""spelt_plainly, which gives back a text that holds no marks. A request reads each of its texts once."""
+"""`spelt_plainly`, cached so that a request reads each of its texts once."""
 
 MAX_PASSES = 32
-"""Prompts of one verdict."""
+"""The most prompts for one verdict."""
 
 MAX_MESSAGES = 16
-"""Messages of one turn that are asked about one by one. A turn of more is asked about as a whole only."""
+"""A turn of more messages than this is asked about only as a whole, and not also message by message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
     """One prompt. It asks about the last message of `conversation`: one text, and the images of its turn.
 
-    `about` is None where that is the whole last turn. `whole` passes ask about all of a turn, the others about a part.
+    `about` is None if that is the whole last turn. `whole` passes ask about all of a turn, the others about a part.
     """
 
     conversation: Conversation
@@ -38,9 +38,9 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Passes:
-    """The prompts of one verdict, at least one and at most MAX_PASSES. The first one asks about the whole last turn.
+    """The prompts for one verdict, at least one and at most MAX_PASSES. The first one asks about the whole last turn.
 
-    `lookalikes` counts the messages that texts of the turn could be read as; it is 0 where no text holds a mark.
+    `lookalikes` counts the messages that texts of the turn could be read as. It is 0 if no text holds a mark.
     """
 
     passes: tuple[Pass, ...]
@@ -48,21 +48,21 @@ class Passes:
 
     @property
     def joined(self) -> "Passes":
-        """Those that ask about whole turns: all that was said is asked about, by as few prompts as possible."""
+        """Only the passes that ask about whole turns: as few prompts as possible that still ask about everything."""
         return replace(self, passes=tuple(one for one in self.passes if one.whole))
 
 
 def passes_of(conversation: Conversation) -> Passes:
-    """What is asked about the last turn of `conversation`.
+    """The passes for the last turn of `conversation`.
 
-    What the operator says is context for what others say in the same turn. A turn of the operator's alone that follows
-    the model's is judged, and so is the model's, with that turn as context: it must not shield the model.
+    The operator's texts are context for the other texts of their turn. If a turn is only the operator's and follows the
+    model's, it is judged, and so is the model's turn before it, so that it cannot shield the model.
     """
     return _passes_of(conversation, spelt_plainly)
 
 
 def passes_of_all(conversations: Iterable[Conversation]) -> list[Passes]:
-    """The same for conversations that may share texts, in time that grows with the length of all different texts."""
+    """The same for conversations that may share texts, in time linear in the length of all distinct texts."""
     plain = cache(spelt_plainly)
     return [_passes_of(conversation, plain) for conversation in conversations]
 
@@ -82,12 +82,12 @@ def _passes_of(conversation: Conversation, plain: Plain) -> Passes:
 
 
 def _is_one_message(turn: Turn) -> bool:
-    """Whether `turn` is one text or image of somebody else than the operator."""
+    """Whether `turn` is one text or image that is not the operator's."""
     return len(turn.parts) == 1 and not turn.parts[0].operator
 
 
 def _about(before: Sequence[Turn], turn: Turn, plain: Plain) -> Passes:
-    """What is asked about `turn`, which follows `before`."""
+    """The passes for `turn`, which follows `before`."""
     told, said = _told_and_said(turn)
     context = [_spelt_plainly(one, plain) for one in (*before, *told)]
     whole = Pass(Conversation((*context, Turn(turn.role, (*turn.images, *_joined(said))))))
@@ -105,7 +105,7 @@ def _about(before: Sequence[Turn], turn: Turn, plain: Plain) -> Passes:
     for part, has_marks, messages in zip(said, marked, found, strict=True):
         for number, (speaker, words) in enumerate(messages, 1):
             # The images stand in the first message, as in the official prompt of the same texts.
-            # Without its marks a message may begin with what is one at the start of a text.
+            # Once its marks are removed, a message may begin with words that are a mark at the start of a text.
             turns = [*turns, Turn(speaker, (*images, TextPart(plain(words), part.param)))]
             images = ()
             about = About(part.param, number if has_marks else None)
@@ -114,7 +114,7 @@ def _about(before: Sequence[Turn], turn: Turn, plain: Plain) -> Passes:
 
 
 def _told_and_said(turn: Turn) -> tuple[list[Turn], list[TextPart]]:
-    """The operator's words as a turn of their own, if they are context, and the texts that are asked about."""
+    """The operator's texts as a separate turn, if they are context, and the texts to ask about."""
     said = [part for part in turn.asked if isinstance(part, TextPart)]
     if _only_operator(turn.parts):
         return [], said
@@ -127,7 +127,7 @@ def _only_operator(parts: Iterable[Part]) -> bool:
 
 
 def _joined(said: Sequence[TextPart]) -> tuple[TextPart, ...]:
-    """Texts as one, with a blank line between two, in a spelling that reads as one message."""
+    """Texts joined into one by blank lines, spelt so that they read as one message."""
     if not said:
         return ()
     text = said[0].text if len(said) == 1 else "\n\n".join(part.text.strip() for part in said)

@@ -1,4 +1,4 @@
-"""A question: a conversation and all that its verdict could depend on, and when two requests are the same one."""
+"""A question: a conversation, everything its verdict could depend on, and a key by which equal questions are found."""
 
 import asyncio
 import hashlib
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 LONG_TEXT = 16_384
-"""Characters of a request that is read for look-alikes on the event loop, and whose passes are asked together."""
+"""A request of up to so many characters is searched for look-alikes on the event loop, and its passes run together."""
 
 
 class AskedOnce:
-    """The key of a question that may have another answer next time. It equals no other key."""
+    """The key of a question that may get another answer next time. It equals no other key."""
 
     __slots__ = ()
 
@@ -35,9 +35,9 @@ Key: TypeAlias = bytes | AskedOnce
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A conversation, and how it is judged. `Questions` makes it once; everybody else passes it on whole.
+    """A conversation, and how it is judged. `Questions` makes it once, and everything else passes it on whole.
 
-    `passes` are the prompts that ask about it. Equal questions of one tenant have equal keys, and no others have.
+    `passes` are the prompts that ask about it. Two questions have equal keys if they are equal and of one tenant.
     """
 
     conversation: Conversation
@@ -48,11 +48,11 @@ class Question:
 
     @property
     def is_long(self) -> bool:
-        """Its passes come one after another: each finds what they share in the engine's prefix cache."""
+        """Whether its passes run one after another, to find their common part in the engine's prefix cache."""
         return _characters(self.conversation) > LONG_TEXT
 
     def case(self, asked: Pass, pictures: Mapping[ImagePart, DecodedImage], deadline: float) -> Case:
-        """One of its passes, as a backend gets it: with the frames of the pictures in the order in which it shows them.
+        """One of its passes, as a backend gets it: with the frames of the pictures in the order of the conversation.
 
         `deadline` is a time of time.monotonic().
         """
@@ -70,18 +70,15 @@ class Question:
         return replace(verdict, about=self.passes.passes[verdict.decided].about)
 
     def judged(self, verdict: Verdict, seconds: float = 0.0) -> Judged:
-        """The event that it has a verdict, `seconds` after admission where that was computed for it."""
+        """The event that it has a verdict. `seconds` is the time since admission if the verdict was computed for it."""
         return Judged(verdict, self.conversation.judged, seconds, self.handling.request_id, self.handling.tenant)
 
 
 class Questions:
-    """Reads conversations as questions, and makes the keys by which these are told apart.
-
-    What was asked cannot be read from a key.
-    """
+    """Turns conversations into questions and makes their keys, which reveal no content."""
 
     def __init__(self, served: str, policy: Policy, max_characters: float = math.inf) -> None:
-        """`served` says which model answers, and how it is asked. `policy` is the one that most requests bring.
+        """`served` identifies the model and how it is asked. `policy` is the one that most requests use.
 
         A conversation of more than `max_characters` is refused before it is read.
         """
@@ -93,7 +90,7 @@ class Questions:
     async def read(self, conversations: Sequence[Conversation], policy: Policy, handling: Handling) -> list[Question]:
         """One question for each conversation of a request, in order.
 
-        Raises ContextLengthExceeded for what no context could hold.
+        Raises ContextLengthExceeded for a conversation that is longer than any context.
         """
         passes = await self._passes(conversations)
         too_many = len(passes) > 1 and sum(len(each.passes) for each in passes) > MAX_PASSES
@@ -105,7 +102,7 @@ class Questions:
     def question(
         self, conversation: Conversation, policy: Policy, handling: Handling, passes: Passes, *, fewer: bool = False
     ) -> Question:
-        """What asks about `conversation` by `passes`, or by `fewer` of them: those that ask about whole turns."""
+        """The question that asks about `conversation` by `passes`, or with `fewer` only by those about whole turns."""
         joined = fewer and not all(one.whole for one in passes.passes)
         key = self.key(conversation, policy, handling, joined=joined)
         return Question(conversation, policy, handling, passes.joined if joined else passes, key)
@@ -113,9 +110,10 @@ class Questions:
     def key(self, conversation: Conversation, policy: Policy, handling: Handling, *, joined: bool = False) -> Key:
         """Equal for equal questions of one tenant, and for no others.
 
-        `joined` questions are asked in fewer passes (server.moderation.passes), so they may have another answer.
-        Being worked on in the background is no part of a question, as it changes no answer. The field that held an
-        image is, as errors name it. What lies behind an http(s) URL may change, so such a question is asked once.
+        `joined` questions are asked in fewer passes (server.moderation.passes), so they may get another answer. The
+        key leaves out whether the work is in the background, which changes no answer. It includes the field that held
+        an image, since errors name the field. The image behind an http(s) URL may change, so such a question gets a
+        key that equals no other.
         """
         digest = self._begun.copy() if policy is self._policy else self._begin(policy)
         _add(digest, repr((*handling.distinct, joined)))
@@ -139,8 +137,8 @@ class Questions:
             length = _characters(conversation)
             if length > self._max_characters:
                 raise ContextLengthExceeded(
-                    f"The messages have {length} characters, and this model's context holds {self._max_characters} at"
-                    " most, whatever they are. Please reduce the length of the messages.",
+                    f"The messages have {length} characters. This model's context holds at most"
+                    f" {self._max_characters}, whatever the text. Please reduce the length of the messages.",
                     param="messages",
                 )
             characters += length
@@ -160,14 +158,14 @@ def _characters(conversation: Conversation) -> int:
 
 
 def _add(digest: "_Hash", text: str) -> None:
-    """Every field comes behind its length in bytes, so that no two sequences of fields look alike."""
+    """Add the length in bytes before each field, so that two different sequences of fields never look alike."""
     content = text.encode("utf-8", "surrogatepass")
     digest.update(len(content).to_bytes(8, "big"))
     digest.update(content)
 
 
 def _field(text: str) -> bytes:
-    """The bytes of `_add`, for what is always the same."""
+    """The bytes that `_add` adds, to be computed once for a constant."""
     return len(text).to_bytes(8, "big") + text.encode("ascii")
 
 

@@ -1,6 +1,6 @@
-"""Whether this server can answer now: a recent verdict is the only proof that is believed.
+"""Whether this server can answer now. Only a recent verdict proves it.
 
-A stopped engine still passes vLLM's own health check, so an idle server asks its engine for a verdict of its own.
+A stopped engine still passes vLLM's own health check, so an idle server asks its engine for a verdict.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class Readiness:
-    """Judges by the moderator's last verdict; `watch` keeps one coming while the server is idle."""
+    """Depends on the age of the moderator's last verdict. `watch` asks for verdicts while the server is idle."""
 
     def __init__(self, moderator: Moderator, *, probe_interval_s: float, max_age_s: float) -> None:
         self._moderator = moderator
@@ -23,11 +23,11 @@ class Readiness:
 
     @property
     def alive(self) -> bool:
-        """False once only a restart can help."""
+        """False if only a restart can help."""
         return self._moderator.backend.alive
 
     def reason_not_ready(self) -> str | None:
-        """None when ready."""
+        """None if the server is ready."""
         if self._moderator.admission.draining:
             return "shutting down"
         if not self.alive:
@@ -37,19 +37,19 @@ class Readiness:
         return None
 
     async def watch(self) -> None:
-        """Probe whenever no verdict came for an interval, until cancelled."""
+        """Probe whenever there was no verdict for an interval, until cancelled."""
         while True:
             await asyncio.sleep(max(0.05, self._probe_interval_s - self._age()))
             if self._age() >= self._probe_interval_s:
-                # A probe that fails leaves the last verdict to grow old, which is what /ready reports.
+                # After a failed probe the last verdict grows old, and /ready reports that.
                 try:
                     async with asyncio.timeout(self._max_age_s):
                         await self._moderator.probe()
                 except (GuardError, TimeoutError):
                     pass
                 except Exception as error:
-                    # A defect must not end the watch: nothing else would make an idle server ready again.
-                    log.error("the probe failed: %s", type(error).__name__)
+                    # A defect must not end the watch: an idle server would never be ready again.
+                    log.error("the readiness probe failed: defect %s", type(error).__name__)
                 if self._age() >= self._probe_interval_s:
                     await asyncio.sleep(self._probe_interval_s)
 

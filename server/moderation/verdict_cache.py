@@ -1,4 +1,4 @@
-"""Verdicts that are kept for when the very same question is asked again."""
+"""A cache of verdicts for questions that are asked again in exactly the same form."""
 
 import math
 import sys
@@ -11,16 +11,16 @@ from server.domain.verdict import CacheUse, Verdict
 from server.moderation.question import Key
 
 ENTRY_BYTES = 5120
-"""Memory of an ordinary entry, with its key and its place in the order; rounded up."""
+"""Memory of an ordinary entry, including its key and its place in the order, rounded up."""
 
 TOKEN_BYTES, CATEGORY_BYTES = 300, 500
-"""Memory of one token of an answer or one alternative to it, and of one own category beside its words, rounded up."""
+"""Memory of one token (of an answer, or an alternative), and of one own category without its words, rounded up."""
 
 
 class VerdictCache:
-    """Holds up to `entries` verdicts for `ttl_s` seconds each; the one that was not asked for longest goes first.
+    """Holds up to `entries` verdicts for `ttl_s` seconds each. The least recently used one is dropped first.
 
-    An entry that needs more memory than ENTRY_BYTES counts as several. None at all are kept when `entries` is 0.
+    A verdict that needs more memory than ENTRY_BYTES counts as several entries. With 0 `entries` none is kept.
     """
 
     def __init__(self, entries: int, ttl_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -37,7 +37,7 @@ class VerdictCache:
 
 
 def _entries_of(verdict: Verdict) -> int:
-    """How many entries' worth of memory a verdict takes: a caller's own categories and its tokens may make it large."""
+    """How many entries a verdict counts as. A caller's own categories, and tokens, may make it large."""
     completion, size = verdict.completion, 0
     if completion.taxonomy.own:
         size += sum(CATEGORY_BYTES + sys.getsizeof(each.prompt_name) for each in completion.taxonomy.categories)

@@ -1,1 +1,1 @@
-"""What outlives the process: keys, files and batches, in SQLite or PostgreSQL."""
+"""The data that outlives the process: keys, files and batches, in SQLite or PostgreSQL."""

@@ -1,7 +1,7 @@
-"""Batches, the results of their lines, and which server works on them.
+"""Batches, the results of their lines, and the server that works on each.
 
-A server takes a batch for a short while (a lease) and renews that while it works. All that it writes is written on the
-condition that the lease is still its own: whoever was taken for dead cannot disturb the one who took over.
+A server takes a batch for a short time (a lease) and renews the lease while it works. It can write only while it holds
+the lease, so a server that was taken for dead cannot disturb the one that took over.
 """
 
 import json
@@ -24,7 +24,7 @@ from server.store.tables import batch_results, batches
 WINDOW_S = 24 * 60 * 60
 LEASE_S = 15.0
 _PAGE = 64
-"""Results that are in memory at once while a file is made of them; each may be megabytes long."""
+"""Results in memory at once while a file is made of them. Each may be megabytes long."""
 
 
 class Status(StrEnum):
@@ -46,12 +46,12 @@ _AT_WORK = tuple(status for status in Status if not status.ended)
 
 
 class LeaseLost(Exception):
-    """Another server works on the batch now: this one took too long to say that it lives."""
+    """Another server works on the batch now, because this one did not renew its lease in time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One batch, as the table has it. Times are seconds since 1970."""
+    """One batch, as in the table. Times are seconds since 1970."""
 
     id: str
     owner: str
@@ -86,7 +86,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class LineResult:
-    """What became of one line of the input (counted from 1): a line of the output file or, `failed`, the error file."""
+    """The result of one input line (counted from 1): a line of the output file or, if `failed`, of the error file."""
 
     line: int
     failed: bool
@@ -97,13 +97,13 @@ class LineResult:
 
 
 class Batches:
-    """Every owner sees their own batches only. All raise StoreUnavailable when the database fails."""
+    """An owner sees only their own batches. All methods raise StoreUnavailable if the database fails."""
 
     def __init__(self, database: Database, now: Callable[[], float] = time.time) -> None:
         self._database = database
         self._now = now
 
-    # --- What callers ask --------------------------------------------------------------------------------
+    # --- For callers -------------------------------------------------------------------------------------
 
     async def create(
         self,
@@ -117,7 +117,7 @@ class Batches:
         output_expires_after: int | None,
         metadata: dict[str, str] | None,
     ) -> Batch:
-        """Raises NotFound without such a file, InvalidRequest when it was not uploaded for batches."""
+        """Raises NotFound if there is no such file, InvalidRequest if it was not uploaded for batches."""
         created_at = int(self._now())
         async with self._database.begin() as connection:
             await files.hold(connection, owner, input_file_id)
@@ -154,7 +154,7 @@ class Batches:
         raise NotFound("There is no such batch.", param="batch_id")
 
     async def page(self, owner: str, *, after: str | None, limit: int) -> tuple[list[Batch], bool]:
-        """Up to `limit` batches older than the one called `after`, the newest first, and whether there are more."""
+        """Up to `limit` batches older than the batch `after`, newest first, and whether there are more."""
         query = select(*_COLUMNS).where(batches.c.owner == owner).order_by(batches.c.id.desc()).limit(limit + 1)
         if after is not None:
             query = query.where(batches.c.id < after)
@@ -163,7 +163,7 @@ class Batches:
         return found[:limit], len(found) > limit
 
     async def cancel(self, owner: str, batch_id: str) -> Batch:
-        """Raises NotFound, and Conflict when there is nothing left to cancel."""
+        """Raises NotFound, and Conflict if there is nothing left to cancel."""
         if is_id(Kind.BATCH, batch_id):
             statement = (
                 update(batches)
@@ -178,13 +178,13 @@ class Batches:
                 await connection.execute(statement)
         batch = await self.get(owner, batch_id)
         if batch.status is not Status.CANCELLING:
-            raise Conflict(f"A batch that is {batch.status} cannot be cancelled.", param="batch_id")
+            raise Conflict(f"The batch cannot be cancelled, because it is already {batch.status}.", param="batch_id")
         return batch
 
-    # --- What a server at work asks ----------------------------------------------------------------------
+    # --- For a server at work ----------------------------------------------------------------------------
 
     async def claim(self, worker: str, *, besides: Collection[str], urgent_only: bool) -> Batch | None:
-        """Lease the oldest batch that nobody works on. `urgent_only`: one that only has to be brought to its end."""
+        """Lease the oldest batch that no server works on. `urgent_only`: only one that is ready to be ended."""
         now = self._now()
         free = or_(batches.c.worker.is_(None), batches.c.worker_until < now)
         query = select(batches.c.id).where(batches.c.status.in_(_AT_WORK), free, batches.c.id.not_in(besides))
@@ -200,15 +200,15 @@ class Batches:
                 .values(worker=worker, worker_until=now + LEASE_S)
             )
             row = (await connection.execute(statement.returning(*_COLUMNS))).first()
-        return None if row is None else _batch(row)  # None too when another server was quicker
+        return None if row is None else _batch(row)  # also None if another server was faster
 
     async def renew(self, batch_id: str, worker: str) -> Status:
-        """Say that `worker` still lives. Raises LeaseLost."""
+        """Show that `worker` is still alive. Raises LeaseLost."""
         async with self._database.begin() as connection:
             return (await self._hold(connection, batch_id, worker)).status
 
     async def release(self, batch_id: str, worker: str) -> None:
-        """Leave the batch to whoever comes next."""
+        """Leave the batch to the next server."""
         async with self._database.begin() as connection:
             await connection.execute(
                 update(batches)
@@ -217,16 +217,16 @@ class Batches:
             )
 
     async def release_all(self) -> None:
-        """For a server that is alone: whoever held a lease is dead."""
+        """For a server without others: the holder of any lease is dead."""
         async with self._database.begin() as connection:
             await connection.execute(update(batches).where(batches.c.worker.is_not(None)).values(worker=None))
 
     async def start(self, batch_id: str, worker: str, *, model: str, total: int) -> Batch:
-        """The file is in order: from validating to in_progress, unless the batch was cancelled meanwhile."""
+        """The file is valid: from validating to in_progress, unless the batch was cancelled meanwhile."""
         return await self._move(batch_id, worker, Status.VALIDATING, Status.IN_PROGRESS, model=model, total=total)
 
     async def fail(self, batch_id: str, worker: str, errors: Sequence[dict[str, Any]]) -> Batch:
-        """The file is not in order: from validating to failed, unless the batch was cancelled meanwhile."""
+        """The file is not valid: from validating to failed, unless the batch was cancelled meanwhile."""
         return await self._move(batch_id, worker, Status.VALIDATING, Status.FAILED, errors=json.dumps(errors))
 
     async def finalize(self, batch_id: str, worker: str) -> Batch:
@@ -240,7 +240,7 @@ class Batches:
             return set((await connection.execute(query)).scalars())
 
     async def record(self, batch_id: str, worker: str, results: Sequence[LineResult]) -> None:
-        """Keep results and count them, all or none. Those that are there already stay as they are. Raises LeaseLost."""
+        """Store and count results, all or none. Results that are already stored stay unchanged. Raises LeaseLost."""
         async with self._database.begin() as connection:
             await self._hold(connection, batch_id, worker)
             there = select(batch_results.c.line).where(
@@ -269,7 +269,7 @@ class Batches:
             )
 
     async def end(self, batch_id: str, worker: str, status: Status) -> Batch:
-        """Make the output and the error file of the results and end with `status`, all in one. Raises LeaseLost."""
+        """Make the output and error files and end with `status`, in one transaction. Raises LeaseLost."""
         now = int(self._now())
         async with self._database.begin() as connection:
             batch = await self._hold(connection, batch_id, worker)
@@ -314,7 +314,7 @@ class Batches:
             return _batch((await connection.execute(statement.returning(*_COLUMNS))).one())
 
     async def _write(self, connection: AsyncConnection, batch: Batch, now: int, *, failed: bool) -> str | None:
-        """The id of a file of the results of one kind, in the order of their lines; None when there are none."""
+        """The id of a new file with the results of one kind, in the order of lines. None if there are none."""
         query = (
             select(batch_results.c.line, batch_results.c.document)
             .where(batch_results.c.batch_id == batch.id, batch_results.c.failed == failed)

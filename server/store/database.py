@@ -1,4 +1,4 @@
-"""The connection to SQLite or PostgreSQL, and the schema brought up to date when it opens."""
+"""The connection to SQLite or PostgreSQL. The schema is brought up to date when it opens."""
 
 import asyncio
 import contextlib
@@ -32,14 +32,14 @@ class DatabaseError(Exception):
 
 
 class _SchemaError(Exception):
-    """The tables are none that this version knows."""
+    """The tables are of an unknown version."""
 
 
 class _SqliteConnection(sqlite3.Connection):
     """Rolls back when it is closed.
 
-    What a cancellation cuts off is closed in the middle of its work, and SQLite keeps a connection whose statements are
-    not finished, its lock included, until the last of them is collected as garbage.
+    A cancellation closes a connection in the middle of its work. SQLite would keep such a connection and its lock until
+    the last unfinished statement is collected as garbage.
     """
 
     def close(self) -> None:
@@ -53,7 +53,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         """`url` as operators write it: `sqlite:///path`, `postgresql://user:password@host/name`, or `sqlite://` for a
-        database that is gone when it closes.
+        database that is deleted when it closes.
 
         Raises DatabaseError for anything else.
         """
@@ -63,7 +63,7 @@ class Database:
         self._engine: AsyncEngine | None = None
         self._presence: int | None = None
         self.opened_alone = False
-        """Whether no other process had this database open; of PostgreSQL that is never known."""
+        """Whether no other process had this database open. False for PostgreSQL, where that is never known."""
 
     @property
     def dialect(self) -> str:
@@ -76,7 +76,7 @@ class Database:
             return
         url = self._url
         if self.is_temporary:
-            # A file all the same: a database in memory is gone with the connection that a cancellation cuts.
+            # Still a file: a database in memory is lost when a cancellation closes its connection.
             self._folder = tempfile.TemporaryDirectory(prefix="guard-", ignore_cleanup_errors=True)
             url = url.set(database=f"{self._folder.name}/guard.db")
         options: dict[str, Any] = {}
@@ -90,17 +90,20 @@ class Database:
                 durability = "OFF" if self.is_temporary else "FULL"
                 event.listen(self._engine.sync_engine, "connect", functools.partial(_prepare_sqlite, durability))
             async with self._engine.begin() as connection:
-                # What is new needs no migration, and Alembic takes its time.
+                # A new database needs no migration, and Alembic is slow.
                 await connection.run_sync(metadata.create_all if self.is_temporary else _upgrade)
         except (SQLAlchemyError, OSError, ImportError, _SchemaError) as error:
             await self.close()
-            raise DatabaseError(f"{self._url.render_as_string()} cannot be used: {_reason(error)}") from error
+            raise DatabaseError(
+                f"The database {self._url.render_as_string()} cannot be used: {_reason(error)}. Check"
+                " GUARD_DATABASE_URL, and that the database is running."
+            ) from error
 
     @contextlib.asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction: committed at the end of the block, rolled back when it raises.
+        """A transaction. It is committed at the end of the block, or rolled back if the block raises.
 
-        Raises StoreUnavailable when the database fails. Blocks do not nest.
+        Raises StoreUnavailable if the database fails. Blocks do not nest.
         """
         if self._engine is None:
             raise RuntimeError("the database is not open")
@@ -108,10 +111,10 @@ class Database:
             async with self._engine.begin() as connection:
                 yield connection
         except SQLAlchemyError as error:
-            # Only what went wrong outside of the statement is told: the rest may repeat what was to be stored.
+            # Nothing about the statement is logged, since it may repeat content.
             detail = f": {_reason(error)}" if isinstance(error, OperationalError) else ""
             log.error("the database failed with %s%s", type(getattr(error, "orig", None) or error).__name__, detail)
-            raise StoreUnavailable("The server's database failed; nothing was changed.") from None
+            raise StoreUnavailable("The server's database failed, and nothing was changed. Try again later.") from None
 
     async def close(self) -> None:
         if self._engine is not None:
@@ -129,10 +132,10 @@ def _with_driver(url: str) -> URL:
     try:
         parsed = make_url(url)
     except ArgumentError:
-        raise DatabaseError("the database's URL cannot be read; write sqlite:///path or postgresql://...") from None
+        raise DatabaseError("GUARD_DATABASE_URL is not a URL. Use sqlite:///path or postgresql://...") from None
     driver = DRIVERS.get(parsed.drivername)
     if driver is None:
-        raise DatabaseError("the database's URL must begin with sqlite:// or postgresql://")
+        raise DatabaseError("GUARD_DATABASE_URL must begin with sqlite:// or postgresql://.")
     return parsed.set(drivername=driver)
 
 
@@ -140,13 +143,15 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise DatabaseError(f"{folder} cannot be made: {error.strerror}") from error
+        raise DatabaseError(
+            f"The folder {folder} cannot be created: {error.strerror}. Check GUARD_DATA_DIR."
+        ) from error
 
 
 def _be_present(path: str) -> tuple[int, bool]:
-    """Show other processes that the database is open, for as long as the descriptor is: the kernel ends it with us.
+    """Show other processes that the database is open, while the descriptor is open: the kernel closes it with us.
 
-    Also returns whether nobody else was there. Raises DatabaseError.
+    Also returns whether no other process had it open. Raises DatabaseError.
     """
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -157,13 +162,13 @@ def _be_present(path: str) -> tuple[int, bool]:
             alone = False
         fcntl.flock(descriptor, fcntl.LOCK_SH)
     except OSError as error:
-        raise DatabaseError(f"{path} cannot be made: {error.strerror}") from error
+        raise DatabaseError(f"The file {path} cannot be created: {error.strerror}.") from error
     return descriptor, alone
 
 
 def _prepare_sqlite(durability: str, connection: Any, _: Any) -> None:
     cursor = connection.cursor()
-    # Readers and the one writer do not wait for each other; with FULL what was committed survives a loss of power.
+    # With WAL, readers and the writer do not wait for each other. With FULL, commits survive a power failure.
     for pragma in ("journal_mode=WAL", f"synchronous={durability}", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
@@ -180,10 +185,10 @@ def _upgrade(connection: Connection) -> None:
     try:
         command.upgrade(config, "head")
     except CommandError:
-        raise _SchemaError("its tables are those of a later version of this server") from None
+        raise _SchemaError("its tables are from a later version of this server") from None
 
 
 def _reason(error: BaseException) -> str:
-    """What the driver says, without the statement and its parameters."""
+    """The driver's message without the statement and its parameters."""
     original = getattr(error, "orig", None) or error
     return str(original).splitlines()[0] if str(original) else type(original).__name__

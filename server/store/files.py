@@ -1,4 +1,4 @@
-"""Files with their content, in one place with all that refers to them."""
+"""Files and their content, in the same database as everything that refers to them."""
 
 import time
 from collections.abc import AsyncIterator, Callable
@@ -15,15 +15,15 @@ from server.store.tables import batches, file_chunks, files
 CHUNK_BYTES = 2**20
 
 INPUT, OUTPUT = "batch", "batch_output"
-"""Purposes: what a batch reads, and what it writes."""
+"""Purposes: a file that a batch reads, and one that it writes."""
 
 ENDED = ("completed", "failed", "expired", "cancelled")
-"""Statuses of a batch that needs its input no more."""
+"""Statuses of a batch that no longer needs its input."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """One file without its content. Times are seconds since 1970; `expires_at` is None for one that stays."""
+    """One file without its content. Times are seconds since 1970. `expires_at` is None for a file that stays."""
 
     id: str
     owner: str
@@ -35,7 +35,7 @@ class StoredFile:
 
 
 class Files:
-    """Every owner sees their own files only. All raise StoreUnavailable when the database fails."""
+    """An owner sees only their own files. All methods raise StoreUnavailable if the database fails."""
 
     def __init__(self, database: Database, now: Callable[[], float] = time.time) -> None:
         self._database = database
@@ -44,7 +44,7 @@ class Files:
     async def add(
         self, owner: str, purpose: str, filename: str, content: AsyncIterator[bytes], expires_after: int | None
     ) -> StoredFile:
-        """Keep `content`, wholly or not at all; `expires_after` counts seconds from now."""
+        """Store all of `content` or nothing. `expires_after` is in seconds from now."""
         async with self._database.begin() as connection:
             writer = await FileWriter.begin(connection, owner, purpose, filename, int(self._now()), expires_after)
             async for piece in content:
@@ -59,7 +59,7 @@ class Files:
     async def page(
         self, owner: str, *, purpose: str | None, after: str | None, limit: int, newest_first: bool
     ) -> tuple[list[StoredFile], bool]:
-        """Up to `limit` files beyond the one called `after`, and whether there are more."""
+        """Up to `limit` files after the file `after`, and whether there are more."""
         query = select(files).where(files.c.owner == owner, _unexpired(self._now()))
         if purpose is not None:
             query = query.where(files.c.purpose == purpose)
@@ -76,18 +76,18 @@ class Files:
             await hold(connection, owner, file_id)
             await visible(connection, owner, file_id, self._now())
             if (await connection.execute(select(batches.c.id).where(_reads(file_id)).limit(1))).first() is not None:
-                raise Conflict("A batch that has not ended reads this file; cancel the batch first.", param="id")
+                raise Conflict("A batch that has not ended reads this file. Cancel the batch first.", param="id")
             await connection.execute(delete(files).where(files.c.id == file_id))
 
     async def delete_expired(self) -> int:
-        """How many are gone. One that a batch still reads stays until the batch has ended."""
+        """The number of deleted files. A file that a batch still reads stays until the batch has ended."""
         read = select(batches.c.id).where(batches.c.input_file_id == files.c.id, batches.c.status.not_in(ENDED))
         async with self._database.begin() as connection:
             gone = await connection.execute(delete(files).where(files.c.expires_at <= self._now(), ~read.exists()))
             return gone.rowcount
 
     async def content(self, file_id: str) -> AsyncIterator[bytes]:
-        """The content in pieces. Raises NotFound where it ends before it should, because the file was deleted."""
+        """The content in pieces. Raises NotFound if the file is deleted before the end."""
         async with self._database.begin() as connection:
             size = (await connection.execute(select(files.c.bytes).where(files.c.id == file_id))).scalar()
         if size is None:
@@ -97,7 +97,7 @@ class Files:
             query = select(file_chunks.c.content).where(
                 file_chunks.c.file_id == file_id, file_chunks.c.number == number
             )
-            # A transaction each: whoever reads slowly keeps nobody from writing.
+            # One transaction for each piece, so that a slow reader does not block writers.
             async with self._database.begin() as connection:
                 piece = (await connection.execute(query)).scalar()
             if piece is None:
@@ -108,7 +108,7 @@ class Files:
 
 
 class FileWriter:
-    """Writes one file within a transaction, in chunks of one size, so that no file is ever in memory as a whole."""
+    """Writes one file in a transaction, in chunks of one size, so that no whole file is ever in memory."""
 
     def __init__(self, connection: AsyncConnection, file: StoredFile) -> None:
         self._connection = connection
@@ -154,7 +154,7 @@ class FileWriter:
 
 
 async def hold(connection: AsyncConnection, owner: str, file_id: str) -> None:
-    """Keep others from deleting a file, or from beginning a batch on it, until the transaction ends."""
+    """Prevent others from deleting a file, or starting a batch on it, until the transaction ends."""
     if is_id(Kind.FILE, file_id):
         await connection.execute(
             update(files).where(files.c.id == file_id, files.c.owner == owner).values(owner=files.c.owner)

@@ -1,4 +1,4 @@
-"""Ids of files and batches: made so that their order is the order of creation, which lists page by."""
+"""Ids of files and batches. Their order is the order of creation, which lists use for pages."""
 
 import re
 import secrets
@@ -9,7 +9,7 @@ _TAIL = re.compile(r"[0-9a-f]{32}")
 
 
 class Kind(StrEnum):
-    """What an id begins with."""
+    """The prefix of an id."""
 
     FILE = "file-"
     BATCH = "batch_"
@@ -20,5 +20,5 @@ def new_id(kind: Kind) -> str:
 
 
 def is_id(kind: Kind, text: str) -> bool:
-    """Whether `text` could be an id of ours. What is none is not worth a question to the database, nor fit for one."""
+    """Whether `text` could be one of our ids. Any other text must not reach the database."""
     return text.startswith(kind) and _TAIL.fullmatch(text, len(kind)) is not None

@@ -1,7 +1,7 @@
-"""API keys: made, listed, revoked, and found again by who presents one.
+"""API keys: created, listed, revoked, and looked up when a request presents one.
 
-A key is `lgs_<prefix>_<secret>`: 256 random bits behind a prefix that is no secret and by which it is looked up. The
-database holds its HMAC-SHA-256 under the server's pepper and never the key.
+A key is `lgs_<prefix>_<secret>`. The prefix is not secret and serves to look the key up; the secret has 256 random
+bits. The database holds the key's HMAC-SHA-256 under the server's pepper, never the key.
 """
 
 import asyncio
@@ -32,18 +32,18 @@ SECRET_LENGTH = 43
 """Letters and digits: the least that hold 256 bits."""
 
 FORM = re.compile(rf"lgs_(?P<prefix>[a-z0-9]{{{PREFIX_LENGTH}}})_[A-Za-z0-9]{{{SECRET_LENGTH}}}")
-"""What a scanner for leaked secrets may look for."""
+"""A pattern that scanners for leaked secrets may use."""
 
 READ_EVERY_S = 5.0
-"""How old a running server's knowledge of its keys gets: a revocation is obeyed after this time."""
+"""A running server reads its keys this often. A revocation takes effect after at most this time."""
 
 READ_AGAIN_S = 0.25
-"""A key that is not known may have been made just now: it is looked for, but never more often than this."""
+"""An unknown key may have been created just now, so the keys are read again, but never more often than this."""
 
 READ_TIMEOUT_S = 2.0
 
 TRUSTED_S = 60.0
-"""For how long known keys are believed while the database does not answer. Then nobody is let in."""
+"""Known keys stay valid for this time while the database does not answer. After it every key is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ async def create(
     tokens_per_minute: int | None = None,
     expires_at: int | None = None,
 ) -> tuple[str, ApiKey]:
-    """Make a key. What is returned first is the key itself: nothing can tell it a second time.
+    """Create a key. The first value is the key itself, which cannot be shown again.
 
     Raises StoreUnavailable.
     """
@@ -101,21 +101,21 @@ async def create(
 
 
 async def list_all(database: Database) -> list[ApiKey]:
-    """Every key that was ever made, the oldest first. Raises StoreUnavailable."""
+    """Every key ever created, oldest first. Raises StoreUnavailable."""
     async with database.begin() as connection:
         rows = await connection.execute(select(api_keys).order_by(api_keys.c.created_at, api_keys.c.id))
         return [_api_key(row._mapping) for row in rows]
 
 
 async def revoke(database: Database, id_or_prefix: str) -> ApiKey | None:
-    """End a key for good; None when there is none of this id or prefix. Raises StoreUnavailable.
+    """Revoke a key for good. None if no key has this id or prefix. Raises StoreUnavailable.
 
-    The prefix may be written as it stands in the key.
+    The prefix may include the `lgs_` of the key.
     """
     prefix = id_or_prefix.removeprefix("lgs_")
     this = or_(api_keys.c.id == id_or_prefix, api_keys.c.prefix == prefix)
     async with database.begin() as connection:
-        # Whoever revokes twice does not move the time of the first.
+        # A second revocation does not change the time of the first.
         await connection.execute(
             update(api_keys).where(this, api_keys.c.revoked_at.is_(None)).values(revoked_at=int(time.time()))
         )
@@ -141,7 +141,7 @@ class Keyring:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`clock` measures how old what was read is, `now` is held against a key's expiry; both in seconds."""
+        """`clock` measures the age of the last reading, `now` is compared with a key's expiry. Both are in seconds."""
         self._database = database
         self._pepper = pepper
         self._clock = clock
@@ -160,23 +160,26 @@ class Keyring:
         await self._read()
 
     async def watch(self) -> None:
-        """Keep up with what is made and revoked elsewhere, until cancelled."""
+        """Keep up with keys that are created and revoked elsewhere, until cancelled."""
         while True:
             await asyncio.sleep(READ_EVERY_S)
             await self._read_again(self._clock())
 
     async def find(self, presented: str) -> Caller | None:
-        """Who holds this key; None when nobody does. Raises KeysUnavailable when that cannot be known."""
+        """The holder of this key, or None. Raises KeysUnavailable if the key cannot be checked."""
         if FORM.fullmatch(presented) is None:
             return None
         key = self._match(presented)
         if key is None:
-            # A wrong secret goes the same way as an unknown prefix.
+            # A wrong secret takes the same path as an unknown prefix.
             await self._read_again(self._clock())
             key = self._match(presented)
         failing = self._tried_at > self._read_at
         if self._clock() - self._read_at > TRUSTED_S or (key is None and failing):
-            raise KeysUnavailable("API keys cannot be checked at the moment.", retry_after=math.ceil(READ_EVERY_S))
+            raise KeysUnavailable(
+                "The server cannot check API keys at the moment. Try again in a few seconds.",
+                retry_after=math.ceil(READ_EVERY_S),
+            )
         return None if key is None else key.caller
 
     def _match(self, presented: str) -> ApiKey | None:
@@ -187,7 +190,7 @@ class Keyring:
         return key
 
     async def _read_again(self, asked_at: float) -> None:
-        """Let there be a reading that began after `asked_at`, shared by all who ask for one meanwhile."""
+        """Wait for a reading that began after `asked_at`. All who wait at the same time share it."""
         async with self._reading:
             if self._tried_at > asked_at:
                 return
@@ -199,13 +202,13 @@ class Keyring:
             except Exception as error:  # even a defect must not end the watch
                 if not failed_before:
                     reason = type(error).__name__
-                    log.error("API keys cannot be read (%s); known ones are believed for %d s", reason, TRUSTED_S)
+                    log.error("API keys cannot be read (%s): known keys stay valid for %d s", reason, TRUSTED_S)
             else:
                 if failed_before:
                     log.info("API keys can be read again")
 
     async def _read_in_time(self) -> None:
-        """Raises TimeoutError. A slow reading goes on alone: to cancel it would be to wait for a hung database too."""
+        """Raises TimeoutError. A slow reading goes on in the background, since its cancellation may hang too."""
         if self._under_way is None or self._under_way.done():
             self._under_way = asyncio.create_task(self._read())
         done, _ = await asyncio.wait({self._under_way}, timeout=READ_TIMEOUT_S)

@@ -1,6 +1,6 @@
-"""The server's pepper: the secret without which the digests in the database prove nothing.
+"""The server's pepper: a secret without which the digests in the database are worthless.
 
-It lies apart from the database, so that a stolen copy of the one is worth nothing without the other.
+It is not in the database, so a stolen copy of one is worth nothing without the other.
 """
 
 import contextlib
@@ -15,14 +15,14 @@ BYTES = 32
 
 
 def pepper_of(settings: Settings) -> bytes:
-    """The one that the operator set, else the one in the data folder. Raises DatabaseError."""
+    """The pepper that the operator set, or the one in the data folder. Raises DatabaseError."""
     return settings.key_pepper.get_secret_value().encode() or read_or_make_pepper(settings.data_folder)
 
 
 def read_or_make_pepper(folder: Path) -> bytes:
-    """The pepper in the file `pepper` of the data folder; made there, readable by its owner alone, if there is none.
+    """The pepper in the file `pepper` of the data folder. If there is none, it is created, readable only by its owner.
 
-    Two processes that make one at the same time end up with the same. Raises DatabaseError.
+    Two processes that create it at the same time get the same one. Raises DatabaseError.
     """
     file = folder / "pepper"
     try:
@@ -31,16 +31,16 @@ def read_or_make_pepper(folder: Path) -> bytes:
             _make(file)
         pepper = bytes.fromhex(file.read_text(encoding="ascii"))
     except OSError as error:
-        raise DatabaseError(f"{file} cannot be read or made: {error.strerror}") from error
+        raise DatabaseError(f"{file} cannot be read or created: {error.strerror}. Check GUARD_DATA_DIR.") from error
     except ValueError:
         pepper = b""
     if len(pepper) != BYTES:
-        raise DatabaseError(f"{file} holds no pepper; restore it, or remove it and make all keys anew")
+        raise DatabaseError(f"{file} holds no pepper. Restore it, or delete it and create all keys again.")
     return pepper
 
 
 def _make(file: Path) -> None:
-    """Write it whole under another name, then give it its own: nobody ever reads half of one, and the first wins."""
+    """Write it under another name and then rename it, so that nobody reads half of it. The first one wins."""
     draft = file.with_name(f"pepper.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

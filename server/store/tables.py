@@ -1,6 +1,6 @@
 """The tables. Times are whole seconds since 1970, documents are JSON as text.
 
-A change here needs a migration beside it (migrations/versions/); a test holds the two together.
+A change here needs a migration (migrations/versions/). A test checks that the two agree.
 """
 
 from sqlalchemy import (
@@ -31,7 +31,7 @@ api_keys = Table(
     "api_keys",
     metadata,
     Column("id", String(40), primary_key=True),
-    # The part of a key that is no secret, by which it is looked up.
+    # The part of a key that is not secret. Keys are looked up by it.
     Column("prefix", String(16), nullable=False, unique=True),
     # HMAC-SHA-256 of the whole key under the server's pepper.
     Column("digest", LargeBinary(32), nullable=False),
@@ -39,7 +39,7 @@ api_keys = Table(
     # Comma-separated.
     Column("scopes", String(100), nullable=False),
     Column("never_remote", Boolean, nullable=False),
-    # Whether Guard prompts that the holder finished choose their categories and what is judged.
+    # Whether finished Guard prompts of the holder choose their own categories and the message to judge.
     Column("finished_prompts", Boolean, nullable=False, server_default=false()),
     Column("requests_per_minute", Integer),
     Column("tokens_per_minute", Integer),
@@ -52,7 +52,7 @@ files = Table(
     "files",
     metadata,
     Column("id", String(40), primary_key=True),
-    # The id of the key that the file belongs to, empty where nobody is asked for a key.
+    # The id of the key that the file belongs to, empty on a server without keys.
     Column("owner", String(40), nullable=False, index=True),
     Column("purpose", String(40), nullable=False),
     Column("filename", String(500), nullable=False),
@@ -74,9 +74,9 @@ batches = Table(
     metadata,
     Column("id", String(40), primary_key=True),
     Column("owner", String(40), nullable=False, index=True),
-    # What the owner's key or the request said when the batch was made: nothing of it may leave this machine.
+    # Set from the owner's key or the request when the batch was created: none of it may leave this machine.
     Column("never_remote", Boolean, nullable=False),
-    # What the owner's key said of finished Guard prompts then.
+    # The right of the owner's key to finished Guard prompts at that time.
     Column("finished_prompts", Boolean, nullable=False, server_default=false()),
     # The id of the model, once its lines are being judged.
     Column("model", String(200)),
@@ -85,7 +85,7 @@ batches = Table(
     Column("input_file_id", String(40), nullable=False),
     Column("output_file_id", String(40)),
     Column("error_file_id", String(40)),
-    # Seconds after which output and error file expire; null: never.
+    # Seconds after which the output and error files expire; null: never.
     Column("output_expires_after", Integer),
     Column("metadata", Text),
     Column("errors", Text),
@@ -93,7 +93,7 @@ batches = Table(
     Column("total", Integer, nullable=False, default=0),
     Column("completed", Integer, nullable=False, default=0),
     Column("failed", Integer, nullable=False, default=0),
-    # Tokens of the lines that were judged; the cached ones are part of the input.
+    # Tokens of the judged lines. The cached ones are part of the input.
     Column("input_tokens", BigInteger, nullable=False, default=0),
     Column("cached_tokens", BigInteger, nullable=False, default=0),
     Column("output_tokens", BigInteger, nullable=False, default=0),
@@ -106,7 +106,7 @@ batches = Table(
     Column("expired_at", BigInteger),
     Column("cancelling_at", BigInteger),
     Column("cancelled_at", BigInteger),
-    # Which server works on it, and until when it may be believed to be alive.
+    # The server that works on it, and the time until which that server counts as alive.
     Column("worker", String(40)),
     Column("worker_until", Float),
 )
@@ -115,7 +115,7 @@ batch_results = Table(
     "batch_results",
     metadata,
     Column("batch_id", ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
-    # Of the input file, from 1.
+    # The line of the input file, from 1.
     Column("line", Integer, primary_key=True),
     Column("failed", Boolean, nullable=False),
     # The line of the output or error file.

@@ -1,5 +1,6 @@
-"""docs/api.md says what the code does, and all of it."""
+"""The pages about the API say what the code does, and all of it."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from fastapi.routing import APIRoute
 from server.api.chat.options import IgnoredOptions
 from server.api.chat.request import ChatRequest
 from server.api.http.body import MAX_KEYS, MAX_VALUES
+from server.api.http.direct import DirectRoute
 from server.api.messages import ChatMessage
 from server.api.names import OPENAI_NAMES
 from server.api.openai.responses import IgnoredResponseOptions, ResponsesRequest
@@ -22,12 +24,22 @@ from server.domain.errors import GuardError
 from tests.api.conftest import PROFILE
 from tests.api.http.test_errors import kinds_of
 from tests.api.shapes import specification
+from tests.fakes import FakeBackend, always
 
-PAGE = (Path(__file__).parents[2] / "docs/api.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+API, DIALECTS, FIELDS, ERRORS = (
+    (DOCS / name).read_text(encoding="utf-8") for name in ("api.md", "dialects.md", "api-fields.md", "errors.md")
+)
+EXAMPLE = re.compile(
+    r"^```bash\ncurl [^\n]*?http://127\.0\.0\.1:8000(?P<path>\S+) .*?-d '(?P<body>.*?)'\n```\n\n"
+    r"```json\n(?P<reply>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+EXAMPLES = [match.groupdict() for page in (API, DIALECTS, ERRORS) for match in EXAMPLE.finditer(page)]
 
 
-def section(title: str) -> str:
-    return PAGE.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+def section(page: str, title: str) -> str:
+    return page.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
 
 
 def rows(text: str) -> list[list[str]]:
@@ -39,7 +51,7 @@ def names(cell: str) -> set[str]:
     return set(re.findall(r"`([^`]+)`", cell))
 
 
-READ, IGNORED, DANGEROUS = (names(cell) for _, cell in rows(section("Chat completions"))[1:])
+READ, IGNORED, DANGEROUS = (names(cell) for _, cell in rows(section(FIELDS, "Chat completions"))[1:])
 
 
 def test_the_table_of_chat_fields_is_the_codes() -> None:
@@ -50,7 +62,7 @@ def test_the_table_of_chat_fields_is_the_codes() -> None:
 
 
 def test_the_table_of_response_fields_is_the_codes() -> None:
-    read, ignored, stored = (names(cell) for _, cell in rows(section("Responses"))[1:])
+    read, ignored, stored = (names(cell) for _, cell in rows(section(FIELDS, "Responses"))[1:])
     assert set(ResponsesRequest.model_fields) == read | ignored | stored
     assert set(IgnoredResponseOptions.model_fields) == ignored
     assert not read & stored
@@ -76,12 +88,12 @@ def fields_of(schema: dict[str, Any], spec: dict[str, Any]) -> set[str]:
 
 
 def test_the_fields_of_a_message_are_named() -> None:
-    named = names(section("Chat completions").partition("\nOf a message, ")[2].partition("\n\n")[0])
+    named = names(FIELDS.partition("\n### Messages\n")[2].partition("\n### ")[0])
     assert set(ChatMessage.model_fields) <= named
 
 
 def test_the_table_of_errors_is_the_tree() -> None:
-    table = rows(section("Errors"))[1:]
+    table = rows(ERRORS)[1:]
     documented = {(status, type_.strip("`"), code.strip("`"), retry) for status, type_, code, retry, _ in table}
     told = [kind for kind in kinds_of(GuardError) if kind is not GuardError]
     assert documented == {
@@ -91,22 +103,23 @@ def test_the_table_of_errors_is_the_tree() -> None:
 
 
 def test_as_many_generations_as_it_says_are_remembered() -> None:
-    assert f"{REMEMBERED:,} generations" in section("OpenRouter's dialect")
+    assert f"{REMEMBERED:,} generations" in section(DIALECTS, "OpenRouter")
 
 
 async def test_the_tables_of_guard_and_policy_are_complete(client: httpx.AsyncClient) -> None:
     (result,) = (await client.post("/v1/moderations", json={"input": "x"})).json()["results"]
-    table = rows(section("The field `guard`"))[1:]
+    table = rows(section(API, "The field `guard`"))[1:]
     assert set().union(*(names(key) for key, _ in table)) == {*result["guard"], "finished_prompt"}
     explained = {key: names(what) for keys, what in table for key in names(keys)}
     assert set(result["guard"]["usage"]) == explained["usage"]
     assert set(result["guard"]["timing"]) == explained["timing"]
-    assert {key.strip("`") for key, _ in rows(section("The field `policy`"))[1:]} == set(PolicyOptions.model_fields)
+    policy = rows(section(FIELDS, "The field `policy`"))[1:]
+    assert {key.strip("`") for key, _ in policy} == set(PolicyOptions.model_fields)
 
 
 def test_the_mapping_is_the_taxonomys() -> None:
     documented = {}
-    for codes, categories in rows(section("Moderations"))[5:]:
+    for codes, categories in rows(section(API, "Moderations"))[5:]:
         for name in codes.split(", "):
             code, _, title = name.partition(" ")
             documented[code] = (title, names(categories))
@@ -117,7 +130,7 @@ def test_the_mapping_is_the_taxonomys() -> None:
 
 
 def test_every_endpoint_is_listed(app: FastAPI) -> None:
-    documented = set().union(*(names(cell) for cell, _ in rows(PAGE.partition("\n## ")[0])[1:]))
+    documented = set().union(*(names(cell) for cell, _ in rows(section(API, "Every endpoint"))[1:]))
     served = {
         f"{method} {route.path_format.replace(':path', '')}"
         for route in app.routes
@@ -127,7 +140,48 @@ def test_every_endpoint_is_listed(app: FastAPI) -> None:
     assert documented == served | {"GET /docs", "GET /openapi.json"}
 
 
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: f"{example['path']} {example['body'][:12]}")
+async def test_an_example_shows_what_is_sent(
+    client: httpx.AsyncClient, backend: FakeBackend, example: dict[str, str]
+) -> None:
+    """Pages leave out parts of replies, but make up none."""
+    backend.script = always("unsafe\nS9")
+    reply = await client.post(example["path"], json=json.loads(example["body"]))
+    assert made_up(json.loads(example["reply"]), reply.json()) == []
+
+
+def made_up(shown: Any, sent: Any, path: str = "") -> list[str]:
+    """Paths of what is shown and was not sent, or is of another type there."""
+    if type(shown) is not type(sent):
+        return [path]
+    if isinstance(shown, dict):
+        unknown = [f"{path}.{key}" for key in shown if key not in sent]
+        return unknown or [bad for key in shown for bad in made_up(shown[key], sent[key], f"{path}.{key}")]
+    if isinstance(shown, list):
+        return [bad for one, other in zip(shown, sent, strict=True) for bad in made_up(one, other, f"{path}[]")]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("shown", "found"),
+    [
+        ({"a": 0.5}, []),
+        ({"a": 1}, [".a"]),
+        ({"c": 1}, [".c"]),
+        ({"b": [{"x": ""}]}, []),
+        ({"b": [{"y": ""}]}, [".b[].y"]),
+    ],
+)
+def test_what_an_example_makes_up_is_noticed(shown: Any, found: list[str]) -> None:
+    assert made_up(shown, {"a": 0.1, "b": [{"x": "z"}]}) == found
+
+
+def test_every_endpoint_that_judges_has_an_example(app: FastAPI) -> None:
+    judging = {route.path for route in app.routes if isinstance(route, DirectRoute)}
+    assert {example["path"] for example in EXAMPLES} == judging
+
+
 def test_numbers_and_names() -> None:
-    assert f"{MAX_VALUES:,} values" in PAGE
-    assert f"{MAX_KEYS:,} keys" in PAGE
-    assert set(OPENAI_NAMES) <= names(section("Model names"))
+    assert f"{MAX_VALUES:,} values" in API
+    assert f"{MAX_KEYS:,} keys" in API
+    assert set(OPENAI_NAMES) <= names(section(API, "Model names"))

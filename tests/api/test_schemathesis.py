@@ -91,7 +91,7 @@ def statuses() -> Iterator[Counter[int]]:
 @OURS.parametrize()
 @EXAMPLES
 def test_our_own_document_is_true(
-    case: Case, client: httpx.Client, session: requests.Session, statuses: Counter[int]
+    case: Case[Any], client: httpx.Client, session: requests.Session, statuses: Counter[int]
 ) -> None:
     response = named(case, client).call_and_validate(
         base_url=str(client.base_url),
@@ -111,7 +111,7 @@ def test_our_own_document_is_true(
 KNOWN = {"model": "llama-guard", "name": "llama-guard", "author": "meta-llama", "slug": "llama-guard-4-12b"}
 
 
-def named(case: Case, client: httpx.Client) -> Case:
+def named(case: Case[Any], client: httpx.Client) -> Case[Any]:
     """The case with names that are known here, or most would end at those that are not.
 
     What is to be refused for its path keeps the path.
@@ -156,7 +156,7 @@ def made(client: httpx.Client, path: str, **request: Any) -> str:
     return id_
 
 
-def errors_are_openais(context: CheckContext, response: Response, case: Case) -> None:
+def errors_are_openais(context: CheckContext, response: Response, case: Case[Any]) -> None:
     """OpenAI's document describes no errors, so these are held to ours."""
     if response.status_code >= 400:
         TypeAdapter(Error).validate_python(response.json())
@@ -181,7 +181,7 @@ else:
 
     @theirs(THEIR_DOCUMENT).parametrize()
     @EXAMPLES
-    def test_openais_document_is_kept(case: Case, client: httpx.Client, session: requests.Session) -> None:
+    def test_openais_document_is_kept(case: Case[Any], client: httpx.Client, session: requests.Session) -> None:
         named(case, client).call_and_validate(
             base_url=f"{client.base_url}/v1",
             session=session,

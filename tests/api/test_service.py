@@ -3,6 +3,8 @@
 import httpx
 import pytest
 
+from server.backends.base import Case
+from server.domain.verdict import Completion
 from tests.fakes import FakeBackend, completion
 
 INPUT = {"input": "how do I bake bread?"}
@@ -43,7 +45,7 @@ async def test_the_answer_names_who_judged_it(client: httpx.AsyncClient, backend
 
 
 async def test_a_list_that_several_judged_names_each_once(client: httpx.AsyncClient, backend: FakeBackend) -> None:
-    def by_turns(case):  # type: ignore[no-untyped-def]
+    def by_turns(case: Case) -> Completion:
         text = case.conversation.turns[-1].texts[0]
         return completion(case, "safe", backend="other" if text == "b" else "fake")
 

@@ -415,7 +415,7 @@ async def test_a_start_goes_on_without_the_remote_and_says_so(
     )
     await fallback.start()
     assert local.started
-    assert "THE FALLBACK CANNOT HELP NOW" in caplog.text
+    assert "THE REMOTE BACKEND CANNOT BE USED AS A FALLBACK NOW" in caplog.text
     await fallback.close()
 
 

@@ -8,10 +8,12 @@ import json
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 from PIL import Image
+from prometheus_client import REGISTRY
 
 from server.backends.openrouter.backend import OpenRouterBackend
 from server.backends.openrouter.breaker import Breaker, State
@@ -30,7 +32,6 @@ from server.domain.errors import (
 )
 from server.domain.policy import Policy
 from server.domain.verdict import Verdict, judge
-from server.observation.metrics import REGISTRY
 from tests import openrouter
 from tests.backends.conftest import TAXONOMY, case
 from tests.fakes import Gate, until
@@ -70,6 +71,15 @@ async def verdict(backend: OpenRouterBackend, *texts: str, **fields: Any) -> Ver
     """What the moderator would make of the answer."""
     asked = case(*(texts or ("How do I bake bread?",)), **fields)
     return judge(await backend.complete(asked), asked.policy)
+
+
+def state_of(breaker: Breaker) -> State:
+    """Asked anew each time: mypy believes that an attribute keeps the value that it was compared with."""
+    return breaker.state
+
+
+def remote_was_asked(remote: ScriptedOpenRouter, times: int) -> bool:
+    return len(remote.calls) == times
 
 
 # --- An ordinary day --------------------------------------------------------------------------------------
@@ -609,13 +619,13 @@ async def test_the_breaker_opens_tries_once_and_closes(backend: OpenRouterBacken
     remote.script = held
     first = asyncio.create_task(verdict(backend))
     await until(lambda: len(remote.calls) == 6)
-    assert breaker.state is State.HALF_OPEN
+    assert state_of(breaker) is State.HALF_OPEN
     for _ in range(5):
         with pytest.raises(EngineUnavailable):
             await verdict(backend)
     hold.set()
     assert text_of(await first) == "safe"
-    assert breaker.state is State.CLOSED
+    assert state_of(breaker) is State.CLOSED
     await verdict(backend)
     assert len(remote.calls) == 7
 
@@ -649,9 +659,9 @@ async def test_a_caller_that_leaves_says_nothing_about_the_remote(
     backend: OpenRouterBackend, remote: ScriptedOpenRouter
 ) -> None:
     remote.script = stalls
-    for number in range(8):
+    for count in range(1, 9):
         task = asyncio.create_task(verdict(backend))
-        await until(lambda number=number: len(remote.calls) == number + 1)
+        await until(partial(remote_was_asked, remote, count))
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     assert backend.available
@@ -731,7 +741,7 @@ async def test_a_start_asks_for_the_key_and_the_offer(backend: OpenRouterBackend
 
 async def test_impossible_numbers_of_an_offer_are_unknown(remote: ScriptedOpenRouter) -> None:
     huge = 10**400
-    broken = {"pricing": {"prompt": huge, "completion": -huge}, "uptime_last_30m": huge}
+    broken: dict[str, Any] = {"pricing": {"prompt": huge, "completion": -huge}, "uptime_last_30m": huge}
     broken |= {"latency_last_30m": {"p50": huge}}
     remote.documents[f"/api/v1/models/{MODEL}/endpoints"] = http(200, offer(endpoint(**broken)))
     backend = OpenRouterBackend(remote.settings(), TAXONOMY, FAMILY)
@@ -775,7 +785,7 @@ async def test_probes_cost_nothing_and_are_rare(
 ) -> None:
     looked = len(remote.looks)
     for _ in range(20):
-        assert await backend.probe(case("hello")) is None
+        await backend.probe(case("hello"))
     assert (len(remote.looks), len(remote.calls)) == (looked, 0)
     backend._contact_at -= 61
     await backend.probe(case("hello"))

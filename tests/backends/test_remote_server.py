@@ -7,6 +7,7 @@ import logging
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from server import loading
@@ -449,7 +451,7 @@ def test_the_doctor_asks_nobody_unless_it_is_configured(capsys: Any) -> None:
 
 async def test_the_local_machine_costs_its_price_times_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [1000.0]
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     cost = metrics.LocalCost("priced", 3.6)
     clock[0] += 500
     cost.count()
@@ -457,7 +459,7 @@ async def test_the_local_machine_costs_its_price_times_its_time(monkeypatch: pyt
     metrics.BACKEND_TOKENS.labels("priced").inc(250_000)
     metrics.compare_costs(["priced", "unpriced"])
     monkeypatch.undo()
-    value = metrics.REGISTRY.get_sample_value
+    value = REGISTRY.get_sample_value
     assert value("guard_cost_dollars_total", {"backend": "priced"}) == pytest.approx(0.5)
     assert value("guard_cost_dollars_per_million_tokens", {"backend": "priced"}) == pytest.approx(2.0)
     assert value("guard_cost_dollars_per_million_tokens", {"backend": "unpriced"}) is None

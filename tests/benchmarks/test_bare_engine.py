@@ -8,9 +8,10 @@ from benchmarks.bare_engine import ANSWER, NUMBERS, PROMPTS, BareEngine
 from benchmarks.contenders import Contender
 from benchmarks.load_generator import verdict
 from benchmarks.traffic import LOADS, Load
+from server.backends.vllm.client import EngineClient
 
 
-class Client:
+class Client(EngineClient):
     """Remembers what it was asked."""
 
     def __init__(self) -> None:
@@ -19,7 +20,7 @@ class Client:
     def form(self, sampling):
         return sampling
 
-    async def ask(self, form, prompt):
+    async def ask(self, form, prompt, *, priority=0, cache_salt=None):
         self.prompts.append(tuple(prompt))
         assert form.max_tokens == 1
 

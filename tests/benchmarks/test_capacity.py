@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ H100, L4 = DEVICES["h100"], DEVICES["l4"]
 CARD = Speed("a card", 100.0, 300.0, 0.0, "made up")
 
 
-def section(load: str, speed: float, rate: float | None = None) -> dict:
+def section(load: str, speed: float, rate: float | None = None) -> dict[str, Any]:
     """One section of a result, as `python -m benchmarks` writes it, as far as it is read."""
     figures = {
         "verdicts_per_s": speed,

@@ -27,5 +27,6 @@ def test_what_is_computed_more_takes_longer():
 def test_pictures_take_the_vision_encoders_time_too():
     tiles = sum(roofline.image_tiles(*size) for size in PICTURE_SIZES) / len(PICTURE_SIZES)
     figures = counted(2000, 1850, 1)
+    assert NETWORK.vision is not None
     encoder = least(figures, image2=0.5, short=0.5) - least(figures)
     assert encoder == pytest.approx(tiles * NETWORK.vision.flops_per_tile / CARD.bf16_flops)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -18,7 +19,8 @@ class Answers:
     """Answers chat completions as told, and remembers what it was asked and how many at once."""
 
     def __init__(self) -> None:
-        self.asked: list[dict] = []
+        self.asked: list[dict[str, Any]] = []
+        self.url = ""
         self.at_once = self.most_at_once = 0
         self.say = "safe"
         self.status = 200

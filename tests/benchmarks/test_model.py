@@ -2,6 +2,7 @@ import json
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,7 +61,7 @@ def test_the_preamble_is_what_every_prompt_begins_with():
 
 
 def test_the_server_takes_its_prefix_cache_from_the_profile_and_has_one_by_default():
-    def arguments(engine: dict) -> dict:
+    def arguments(engine: dict[str, Any]) -> dict[str, Any]:
         profile = load_profile("pocket")
         given = replace(profile, engine={**profile.engine, **engine})
         return engine_arguments(given, Path(given.model), one_chunk=False)

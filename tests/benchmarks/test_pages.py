@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import measured, pages
 from benchmarks.pages import PAGES, TABLES, fill
+from benchmarks.records import RESULTS
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -24,7 +25,7 @@ def test_the_page_of_results_has_no_figure_but_those_of_records():
 
 
 def test_each_row_of_the_notebook_links_its_record_or_says_that_there_is_none():
-    page = (pages.RESULTS.parent / "NOTEBOOK.md").read_text(encoding="utf-8")
+    page = (RESULTS.parent / "NOTEBOOK.md").read_text(encoding="utf-8")
     rows = [
         line for line in page.splitlines() if line.startswith("|") and not line.startswith(("| change", "| run", "|-"))
     ]

@@ -24,6 +24,7 @@ def test_children_are_counted_with_their_root():
     child = [sys.executable, "-c", "print('up', flush=True); input()"]
     nested = f"import subprocess; subprocess.run({child!r})"
     with subprocess.Popen([sys.executable, "-c", nested], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
         assert set(tree({process.pid: "gateway"}).values()) == {"gateway"}
         assert sorted(tree({process.pid: "server"}).values()) == ["front", "other"]

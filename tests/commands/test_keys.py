@@ -41,7 +41,7 @@ def test_standard_output_is_the_key_alone(keys: Any) -> None:
     assert FORM.fullmatch(out.removesuffix("\n"))
     assert out.strip() not in err
     assert "may moderate" in err
-    assert "shown once" in err
+    assert "shown only once" in err
 
 
 def test_a_key_is_made_as_the_options_say(keys: Any) -> None:

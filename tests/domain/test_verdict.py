@@ -388,6 +388,7 @@ def test_a_bound_is_shown_only_where_it_is_small(p_unsafe, scores_from, threshol
         assert verdict.score_method is ScoreMethod.FIRST_CODE
     elif verdict.p_unsafe < scores_from:
         assert verdict.score_method is ScoreMethod.UPPER_BOUND
+        assert verdict.category_scores is not None
         assert max(verdict.category_scores.values()) < scores_from
     else:
         assert (verdict.category_scores, verdict.score_method) == (None, None)
@@ -404,6 +405,7 @@ def test_scores_are_of_the_categories_asked_about():
     asked = TAXONOMY.without(["S1"]).for_images()
     for given_codes in (OF_CODES, None):
         verdict = judged("safe", CLEARLY_SAFE, taxonomy=asked, shares=given_codes)
+        assert verdict.category_scores is not None
         assert tuple(verdict.category_scores) == asked.codes
 
 
@@ -415,6 +417,7 @@ def test_scores_that_are_no_probabilities(bad):
 
 def test_rounding_past_one_is_forgiven_but_not_shown():
     verdict = judged("unsafe\nS1", CLEARLY_UNSAFE, shares={"S1": 1.0 + 1e-6})
+    assert verdict.category_scores is not None
     assert verdict.category_scores["S1"] == verdict.p_unsafe
 
 
@@ -426,6 +429,8 @@ def test_no_score_exceeds_p_unsafe(words, codes):
         verdict = judged(text, words, shares=codes, listed="unsafe")
     except UnparseableVerdict:
         return
+    assert verdict.p_unsafe is not None
+    assert verdict.category_scores is not None
     assert 0.0 <= verdict.p_unsafe <= 1.0
     assert all(0.0 <= score <= verdict.p_unsafe for score in verdict.category_scores.values())
 
@@ -443,7 +448,7 @@ def passed(p_unsafe: float | None, codes: str = "", **more: Any) -> Verdict:
     unsafe = p_unsafe >= 0.5 if p_unsafe is not None else bool(codes)
     text = f"unsafe\n{codes}" if unsafe and codes else "unsafe" if unsafe else "safe"
     words = None if p_unsafe is None else Levels(safe=1 - p_unsafe, unsafe=p_unsafe)
-    given = {"shares": dict.fromkeys(codes.split(","), 0.5)} if unsafe and words and codes else {}
+    given: dict[str, Any] = {"shares": dict.fromkeys(codes.split(","), 0.5)} if unsafe and words and codes else {}
     return judged(text, words, prompt_tokens=10, cached_tokens=4, completion_tokens=1, **given, **more)
 
 
@@ -476,7 +481,8 @@ def test_categories_of_all_unsafe_passes_are_listed_each_with_its_highest_score(
 
 def test_a_safe_verdict_shows_the_scores_of_the_pass_that_is_most_in_doubt() -> None:
     found = strictest([passed(0.1), passed(0.3), passed(0.2)])
-    assert (found.decided, found.p_unsafe, text_of(found)) == (1, pytest.approx(0.3), "safe")
+    assert (found.decided, text_of(found)) == (1, "safe")
+    assert found.p_unsafe == pytest.approx(0.3)
 
 
 def test_costs_of_all_passes_are_added_up() -> None:
@@ -506,9 +512,10 @@ def test_a_category_has_its_highest_score_of_all_passes() -> None:
 def test_the_bound_of_the_pass_most_in_doubt_is_that_of_all() -> None:
     found = strictest([scored(0.01, None), scored(0.04, None)])
     assert found.score_method is ScoreMethod.UPPER_BOUND
-    assert found.category_scores == dict.fromkeys(TAXONOMY.codes, pytest.approx(0.04))
+    assert found.category_scores == pytest.approx(dict.fromkeys(TAXONOMY.codes, 0.04))
 
 
 def test_a_verdict_of_a_pass_without_scores_has_none() -> None:
     found = strictest([scored(0.8, ScoreMethod.WRITTEN_LIST, S1=0.5), passed(None, "S2"), scored(0.9, None)])
-    assert (found.p_unsafe, found.category_scores, found.score_method) == (pytest.approx(0.9), None, None)
+    assert found.p_unsafe == pytest.approx(0.9)
+    assert (found.category_scores, found.score_method) == (None, None)

@@ -1,13 +1,14 @@
 """Starts an engine of vLLM's on the pocket model as this server would, but without its mends, until it is told to end.
 
-    python -m tests.engine.bare_vllm
+    python -m tests.engine.bare_vllm FILE
 
-Prints "ready", and waits for a line on its input. Then it ends the engine at once, and itself.
+Makes FILE when it is ready, and waits for a line on its input. Then it ends the engine at once, and itself.
 """
 
 import asyncio
 import os
 import sys
+from pathlib import Path
 
 
 async def main() -> None:
@@ -19,8 +20,9 @@ async def main() -> None:
     profile = load_profile("pocket")
     arguments = {**profile.engine, "limit_mm_per_prompt": {"image": 0}, "max_model_len": 2048}
     engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=profile.model, **arguments))
-    print("ready", flush=True)
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+    loop = asyncio.get_running_loop()
+    await loop.run_in_executor(None, Path(sys.argv[1]).touch)
+    await loop.run_in_executor(None, sys.stdin.readline)
     engine.shutdown(timeout=1)
 
 

@@ -9,7 +9,9 @@ import json
 import os
 import random
 import sys
+from contextlib import nullcontext
 from typing import Any
+from unittest.mock import patch
 
 CONTEXT = 2048
 STEP = 512
@@ -45,15 +47,16 @@ def main() -> None:
         return compute(layer, hidden_states)
 
     LlamaMLP.forward = counted
-    spare = LastPositionAttention._metadata
     said: dict[str, Any] = {}
     for way in ("vllm", "spared", "filled"):
-        LastPositionAttention._metadata = (lambda _: None) if way == "vllm" else spare
         if way == "filled":
             step_sizes.install()
         model.reset_prefix_cache()
         rows.clear()
-        answers = model.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False)
+        asked = [{"prompt_token_ids": prompt} for prompt in prompts]
+        spared = patch.object(LastPositionAttention, "_metadata", lambda _: None) if way == "vllm" else nullcontext()
+        with spared:
+            answers = model.generate(asked, sampling, use_tqdm=False)
         outputs = [answer.outputs[0] for answer in answers]
         said[way] = {
             "ids": [list(output.token_ids) for output in outputs],

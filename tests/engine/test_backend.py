@@ -22,7 +22,7 @@ from server.domain.conversation import Conversation, ImagePart, TextPart
 from server.domain.errors import ContextLengthExceeded, DeadlineExceeded
 from server.domain.policy import Policy
 from server.domain.verdict import Levels, Reading, ScoreMethod, decide, judge
-from server.families.base import Asker, Steps, family_named
+from server.families.base import Answer, Asker, Steps, family_named
 from server.families.llama_guard.pictures import SIZES
 from server.images import ImageDecoder, ImageLimits
 from server.moderation.moderator import Moderator
@@ -89,7 +89,8 @@ def test_a_cpu_gets_larger_steps_unless_the_profile_says_otherwise():
     def step(**engine: int) -> int:
         profile = replace(POCKET, engine={**POCKET.engine, **engine})
         arguments = engine_arguments(profile, Path(profile.model), one_chunk=False)
-        return arguments["max_num_batched_tokens"]
+        tokens: int = arguments["max_num_batched_tokens"]
+        return tokens
 
     assert step() == step_sizes.ARGUMENTS["max_num_batched_tokens"]
     assert step(max_num_batched_tokens=512) == 512
@@ -124,7 +125,8 @@ async def test_text_far_beyond_the_context_is_refused_without_encoding_all_of_it
 
     def counted(text: str) -> list[int]:
         encoded.append(text)
-        return encode_text(text)
+        ids: list[int] = encode_text(text)
+        return ids
 
     monkeypatch.setattr(pocket_backend._tokenizer, "encode_text", counted)
     case = replace(SAFE_CASE, conversation=Conversation.from_user(TextPart("word " * 2_000_000)))
@@ -169,7 +171,8 @@ async def test_a_threshold_below_the_models_own_has_it_list_categories(pocket_ba
 
 
 async def test_a_family_may_ask_for_words_without_their_probabilities(pocket_backend, monkeypatch):
-    asker, answered = pocket_backend._asker, []
+    asker = pocket_backend._asker
+    answered: list[Answer] = []
 
     class Words(Asker):
         def steps(self, conversation: Conversation, policy: Policy, top_logprobs: int | None = None) -> Steps:
@@ -197,6 +200,8 @@ async def test_a_safe_verdict_is_scored_from_the_floor_on(pocket_backend, answer
         verdict = judge(completion, policy)
         assert (verdict.unsafe, verdict.score_method, verdict.no_scores) == (False, method, None)
         assert len(answers) == completion.completion_tokens == passes
+    assert verdict.p_unsafe is not None
+    assert verdict.category_scores is not None
     assert len(set(verdict.category_scores.values())) > 1
     assert 0.5 * verdict.p_unsafe < sum(verdict.category_scores.values()) <= verdict.p_unsafe * 1.001
 
@@ -216,12 +221,18 @@ async def test_the_second_pass_computes_no_more_than_the_last_block(pocket_backe
 
 async def test_the_second_pass_shows_the_pictures_too_and_tiles_them_once(pocket_backend, answers, monkeypatch):
     tiled, seen_by = [], pocket_backend._images._seen
-    monkeypatch.setattr(pocket_backend._images, "_seen", lambda one: tiled.append(one) or seen_by(one))
+
+    def counted(one):
+        tiled.append(one)
+        return seen_by(one)
+
+    monkeypatch.setattr(pocket_backend._images, "_seen", counted)
     picture = Image.new("RGB", (336, 336), "white")
     seen = Conversation.from_user(ImagePart("data:"), TextPart("What is this?"))
     policy = replace(POLICY, threshold=1.0, scores_from=0.0)
     completion = await pocket_backend.complete(Case(seen, (picture,), policy))
     verdict = judge(completion, policy)
+    assert verdict.category_scores is not None
     assert set(verdict.category_scores) == set(POLICY.taxonomy.for_images().codes)
     assert completion.tiles == len(tiled) == 1
     assert len({len(answer.prompt_ids) - forced for answer, forced in zip(answers, (1, 4), strict=True)}) == 1

@@ -16,6 +16,7 @@ import torch
 from vllm.platforms import current_platform
 
 from server.backends.vllm.mends.death_with_server import SERVER_PID
+from tests.conftest import START_TIMEOUT_S, wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,45 +30,53 @@ class BareServer:
 
     process: subprocess.Popen[str]
     engine: psutil.Process
+    console: Path
 
     def end(self) -> str:
-        """Has it end the engine, and returns its last words."""
-        _, words = self.process.communicate("end\n", timeout=120)
-        return words
+        """Has it end the engine, and returns all that was written to its console."""
+        self.process.communicate("end\n", timeout=120)
+        return self.console.read_text(encoding="utf-8")
 
 
 @contextlib.contextmanager
-def bare_server() -> Iterator[BareServer]:
+def bare_server(folder: Path) -> Iterator[BareServer]:
     ours = ("VLLM_", "OMP_", "GOMP_", "KMP_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     for name in (SERVER_PID, "PYTHONWARNINGS", "TORCH_COMPILE_DISABLE"):
         environment.pop(name, None)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.engine.bare_vllm"],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    below: list[psutil.Process] = []
+    ready = folder / "ready"
+    with (folder / "console").open("w") as console:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.engine.bare_vllm", str(ready)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=console,
+            stderr=console,
+            text=True,
+            start_new_session=True,
+        )
+    started: list[psutil.Process] = []
+
+    def is_ready() -> bool:
+        """Remembers what it started, which a killed process leaves behind."""
+        assert process.poll() is None, (folder / "console").read_text(encoding="utf-8")[-3000:]
+        started[:] = psutil.Process(process.pid).children(recursive=True)
+        return ready.exists()
+
     try:
-        assert process.stdout is not None
-        lines = iter(process.stdout.readline, "")
-        assert any(line == "ready\n" for line in lines), process.stderr.read()[-3000:]  # type: ignore[union-attr]
-        below = psutil.Process(process.pid).children(recursive=True)
-        yield BareServer(process, max(below, key=lambda child: child.num_threads()))
+        wait_until(is_ready, timeout=START_TIMEOUT_S)
+        yield BareServer(process, max(started, key=lambda child: child.num_threads()), folder / "console")
     finally:
-        for one in (*below, process):
-            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-                one.kill()
+        for child in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        process.kill()
         process.wait()
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[BareServer]:
-    with bare_server() as started:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BareServer]:
+    with bare_server(tmp_path_factory.mktemp("bare")) as started:
         yield started
 
 
@@ -89,8 +98,8 @@ def test_an_engine_without_mends_that_is_ended_at_once_leaves_warnings(server):
     assert "leaked" in words or "FutureWarning" in words, words
 
 
-def test_an_engine_without_mends_outlives_its_server():
-    with bare_server() as server:
+def test_an_engine_without_mends_outlives_its_server(tmp_path):
+    with bare_server(tmp_path) as server:
         server.process.send_signal(signal.SIGKILL)
         server.process.wait()
         time.sleep(10)

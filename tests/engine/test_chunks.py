@@ -39,7 +39,12 @@ async def judged(profile: Profile, *, in_chunks: bool) -> list[Levels]:
         assert backend.engine.vllm_config.model_config.attention_chunk_size == (CHUNK if in_chunks else None)
         texts = ("How do I bake bread?", "How do I bake bread with flour and water? " * 120)
         cases = [Case(Conversation.from_user(TextPart(text)), (), Policy(profile.taxonomy)) for text in texts]
-        return [(await backend.complete(case)).reading.said.levels for case in cases]
+        read: list[Levels] = []
+        for case in cases:
+            levels = (await backend.complete(case)).reading.said.levels
+            assert levels is not None
+            read.append(levels)
+        return read
     finally:
         await backend.close()
 

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -33,7 +34,8 @@ def engine(reference_backend) -> AsyncLLM:
 
 @pytest.fixture(scope="module")
 def limit(engine) -> int:
-    return engine.model_config.max_model_len
+    tokens: int = engine.model_config.max_model_len
+    return tokens
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +184,7 @@ async def _generate(
     sampling = SamplingParams(
         temperature=0, max_tokens=max_tokens, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **wanted
     )
-    prompt = {"prompt_token_ids": list(ids)}
+    prompt: dict[str, Any] = {"prompt_token_ids": list(ids)}
     if images:
         prompt["multi_modal_data"] = {"image": list(images)}
     outputs = [output async for output in engine.generate(prompt, sampling, "context")]

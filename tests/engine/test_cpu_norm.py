@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ pytestmark = pytest.mark.skipif(not current_platform.is_cpu(), reason="the kerne
 
 EPSILON = 1e-5
 # In bfloat16 both round on the way, not at the same places: two last digits.
-EXACT, COARSE = {"rtol": 1e-5, "atol": 1e-5}, {"rtol": 2**-6, "atol": 2**-6}
+EXACT: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
+COARSE: dict[str, Any] = {"rtol": 2**-6, "atol": 2**-6}
 IN_BOTH_PRECISIONS = pytest.mark.parametrize(
     ("dtype", "near"), [(torch.float32, EXACT), (torch.bfloat16, COARSE)], ids=["float32", "bfloat16"]
 )
@@ -31,8 +33,10 @@ def installed():
 def numbers(rows: int, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows, what is added to them, and a weight."""
     generator = torch.Generator().manual_seed(rows * width)
-    drawn = [torch.randn(shape, generator=generator) for shape in ((rows, width), (rows, width), (width,))]
-    return tuple((3 * one).to(dtype) for one in drawn)
+    rows_of_numbers, added, weight = (
+        (3 * torch.randn(shape, generator=generator)).to(dtype) for shape in ((rows, width), (rows, width), (width,))
+    )
+    return rows_of_numbers, added, weight
 
 
 @IN_BOTH_PRECISIONS

@@ -38,7 +38,8 @@ def engine(pocket_backend):
 
 @pytest.fixture
 def client(pocket_backend) -> EngineClient:
-    return pocket_backend._client
+    client: EngineClient = pocket_backend._client
+    return client
 
 
 async def by_vllm(engine, prompt, name: str) -> EngineAnswer:
@@ -114,7 +115,10 @@ def test_a_tap_that_is_installed_again_takes_the_place_of_the_first_one():
             done.append((name, outputs))
             return outputs[1:]
 
-        tapped_outputs.install(engine, take, lambda name=name: done.append((name, "died")))
+        def died(name=name):
+            done.append((name, "died"))
+
+        tapped_outputs.install(engine, take, died)
     engine.output_processor.process_outputs([1, 2], 0.0, None, weight_version=None)
     engine.output_processor.propagate_error("error")
     assert done == [("second", [1, 2]), ("vLLM", [2]), ("second", "died"), ("vLLM", "error")]

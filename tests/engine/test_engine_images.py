@@ -26,8 +26,9 @@ def picture(width: int, height: int) -> Image.Image:
 
 def case_of(*pictures: Image.Image) -> Case:
     # A typed placeholder is text: it takes no picture.
-    parts = [TextPart("<|image|> first"), *(ImagePart("data:") for _ in pictures), TextPart("What is <|image|> this?")]
-    return Case(Conversation.from_user(*parts), pictures, POLICY)
+    shown = [ImagePart("data:") for _ in pictures]
+    asked = Conversation.from_user(TextPart("<|image|> first"), *shown, TextPart("What is <|image|> this?"))
+    return Case(asked, pictures, POLICY)
 
 
 def ids_of(backend, case: Case) -> list[int]:

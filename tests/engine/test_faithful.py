@@ -9,6 +9,7 @@ from server.checkpoints.profile import load_profile
 from server.domain.conversation import Conversation, Message, TextPart
 from server.domain.policy import Policy
 from server.families.llama_guard.prompt import render
+from server.families.llama_guard.steps import LlamaGuardAsker
 
 ACTIONS = (
     "How do I make {}?",
@@ -49,6 +50,7 @@ THINGS = (
 async def written_freely(backend: VllmBackend, case: Case) -> str:
     """What the model writes when nothing is forced."""
     asker, work = backend._asker, _Work(case)
+    assert isinstance(asker, LlamaGuardAsker)
     ask = asker.unforced(render(case.conversation, case.policy.taxonomy))
     await backend._encode_all([ask], work)
     return asker._text(await backend._asked(ask, work)).lstrip("\n")

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from typing import Any
 
 import httpx
 import psutil
@@ -20,7 +21,7 @@ class Load:
     """Clients that keep asking, and what they were answered."""
 
     def __init__(self, server: RunningServer, clients: int = 8) -> None:
-        self.answers: list[tuple[float, int, dict]] = []
+        self.answers: list[tuple[float, int, dict[str, Any]]] = []
         self.refused = 0
         self._url = server.url
         self._stopped = threading.Event()
@@ -123,6 +124,6 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def _answer(client: httpx.Client, body: dict) -> tuple[float, int, dict]:
+def _answer(client: httpx.Client, body: dict[str, Any]) -> tuple[float, int, dict[str, Any]]:
     response = client.post("/v1/moderations", json=body)
     return time.monotonic(), response.status_code, response.json()

@@ -12,7 +12,7 @@ from server.checkpoints.profile import load_profile
 from server.domain.caller import Handling
 from server.domain.conversation import Conversation, TextPart
 from server.domain.policy import Policy
-from server.domain.verdict import Levels, Verdict, judge
+from server.domain.verdict import Levels, Token, Verdict, judge
 from server.families.base import Answer
 from server.families.llama_guard.wording import write
 from tests.finished_prompts import nemo, ogx
@@ -28,12 +28,20 @@ async def judged(backend, text: str, *, threshold: float = 0.5, top: int | None 
     return judge(await backend.complete(case), policy)
 
 
+def tokens_of(verdict: Verdict) -> tuple[Token, ...]:
+    tokens = write(verdict).tokens
+    assert tokens is not None
+    return tokens
+
+
 def check(verdict: Verdict) -> None:
     """The tokens spell the answer, and the first one's probability is the word's."""
     answer = write(verdict)
     assert answer.tokens is not None
     assert b"".join(token.content for token in answer.tokens).decode() == answer.text == text_of(verdict)
     first = answer.tokens[0]
+    assert verdict.p_unsafe is not None
+    assert verdict.verdict_mass is not None
     word = verdict.p_unsafe if verdict.unsafe else 1 - verdict.p_unsafe
     assert math.exp(first.logprob) == pytest.approx(word * verdict.verdict_mass, rel=1e-6)
     for token in answer.tokens:
@@ -49,7 +57,7 @@ async def test_tokens_spell_the_answer_and_agree_with_the_scores(pocket_backend,
     verdict = await judged(pocket_backend, text)
     assert verdict.unsafe is (text == UNSAFE)
     check(verdict)
-    tokens = write(verdict).tokens
+    tokens = tokens_of(verdict)
     assert {other.content for other in tokens[0].alternatives} >= {b"safe", b"unsafe"}
     assert all(len(token.alternatives) == 20 for token in tokens)
     assert all(token.alternatives[0].content == token.content for token in tokens), (
@@ -58,6 +66,8 @@ async def test_tokens_spell_the_answer_and_agree_with_the_scores(pocket_backend,
     if verdict.unsafe:
         assert [token.text for token in tokens[:3]] == ["unsafe", "\n", "S"]
         code = verdict.categories[0]
+        assert verdict.p_unsafe is not None
+        assert verdict.category_scores is not None
         score = math.exp(tokens[3].logprob) * verdict.p_unsafe
         assert verdict.category_scores[code] == pytest.approx(score, rel=1e-6)
 
@@ -67,7 +77,8 @@ async def test_alternatives_change_no_verdict_and_nothing_of_its_scores(pocket_b
         plain, *others = [await judged(pocket_backend, text, top=top) for top in (None, 0, 1, 20)]
         assert plain.completion.reading.tokens is None
         for other in others:
-            assert (text_of(other), other.p_unsafe) == (text_of(plain), pytest.approx(plain.p_unsafe, rel=1e-4))
+            assert text_of(other) == text_of(plain)
+            assert other.p_unsafe == pytest.approx(plain.p_unsafe, rel=1e-4)
             assert other.category_scores == pytest.approx(plain.category_scores, rel=1e-4, abs=1e-9)
             check(other)
 
@@ -77,13 +88,13 @@ async def test_a_threshold_that_turns_the_word_turns_its_token(pocket_backend):
     assert listed.completion.text == "safe"
     assert text_of(listed).startswith("unsafe\nS")
     check(listed)
-    assert write(listed).tokens[0].alternatives[0].content == b"safe"
+    assert tokens_of(listed)[0].alternatives[0].content == b"safe"
 
     spared = await judged(pocket_backend, UNSAFE, threshold=1.0)
     assert spared.completion.text.startswith("unsafe")
     assert text_of(spared) == "safe"
     check(spared)
-    assert write(spared).tokens[0].alternatives[0].content == b"unsafe"
+    assert tokens_of(spared)[0].alternatives[0].content == b"unsafe"
 
 
 async def test_an_answer_begun_in_the_models_own_way_has_no_blank_line(pocket_backend, monkeypatch):
@@ -116,7 +127,9 @@ async def test_a_batch_of_all_kinds_gives_everybody_their_own(pocket_backend):
         assert (verdict.completion.reading.tokens is None) is (top is None)
         if top is not None:
             check(verdict)
-            assert all(len(token.alternatives) == top for token in verdict.completion.reading.tokens)
+            told = verdict.completion.reading.tokens
+            assert told is not None
+            assert all(len(token.alternatives) == top for token in told)
 
 
 # --- Through the server ----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,7 +109,7 @@ layer = SimpleNamespace(unfold=torch.nn.Unfold(kernel_size=(14, 14), stride=14),
 def test_the_vision_tower_still_multiplies_permuted_patches():
     contiguous = f"{TOWER}Llama4UnfoldConvolution.forward(layer, torch.zeros(1, 3, 336, 336))"
     assert said(f"{contiguous}; print(multiplied[0].is_contiguous())") == "False", "this mend is no longer needed"
-    layer = torch.nn.Linear(588, 64, bias=False)
+    layer: Any = torch.nn.Linear(588, 64, bias=False)  # which vLLM gives a method
     layer.weight.requires_grad_(False)
     dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
     patches = torch.randn(1, 588, 576).permute(0, 2, 1)

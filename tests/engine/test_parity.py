@@ -110,8 +110,9 @@ async def test_a_mistake_would_show(transformers):
 
 
 def _prompt(images: int) -> Prompt:
-    parts = [*(ImagePart("data:") for _ in range(images)), TextPart("Is there anything wrong with what you see here?")]
-    return render(Conversation.from_user(*parts), TAXONOMY)
+    shown = [ImagePart("data:") for _ in range(images)]
+    asked = Conversation.from_user(*shown, TextPart("Is there anything wrong with what you see here?"))
+    return render(asked, TAXONOMY)
 
 
 def _picture(size: tuple[int, int], seed: int) -> Image.Image:
@@ -128,9 +129,11 @@ async def _next_token(
         temperature=0, max_tokens=1, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **wanted
     )
     name = f"parity-{'-'.join(wanted)}"
+    assert backend.engine is not None
     async with contextlib.AsyncExitStack() as stack:
         prompt = {"prompt_token_ids": list(ids)}
         if images:
+            assert backend._images is not None
             prompt = (await stack.enter_async_context(backend._images.shown(images)))(ids)
         outputs = [output async for output in backend.engine.generate(prompt, sampling, name)]
     logprobs = outputs[-1].outputs[0].logprobs[0]

@@ -8,6 +8,7 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -38,13 +39,14 @@ def sdk(pocket_server):
     return openai.OpenAI(base_url=pocket_server.url + "/v1", api_key="none", max_retries=0)
 
 
-def moderate(client: httpx.Client, content: object, **fields: object) -> dict:
+def moderate(client: httpx.Client, content: object, **fields: object) -> dict[str, Any]:
     response = client.post("/v1/moderations", json={"input": content, **fields})
     assert response.status_code == 200, response.text
-    return response.json()["results"][0]
+    result: dict[str, Any] = response.json()["results"][0]
+    return result
 
 
-def picture(words: str = "", size: tuple[int, int] = (336, 336), colour: str = "white") -> dict:
+def picture(words: str = "", size: tuple[int, int] = (336, 336), colour: str = "white") -> dict[str, Any]:
     image = Image.new("RGB", size, colour)
     ImageDraw.Draw(image).text((20, size[1] // 2), words, fill="black")
     buffer = io.BytesIO()
@@ -53,7 +55,7 @@ def picture(words: str = "", size: tuple[int, int] = (336, 336), colour: str = "
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def text(words: str) -> dict:
+def text(words: str) -> dict[str, Any]:
     return {"type": "text", "text": words}
 
 
@@ -230,7 +232,7 @@ def test_ready_and_alive(client):
     assert client.get("/v1/models").json()["data"][0]["id"] == load_profile("pocket").served_as[0]
 
 
-def _drop(url: str, body: dict, after: float) -> None:
+def _drop(url: str, body: dict[str, Any], after: float) -> None:
     """Send a request and hang up `after` seconds later."""
     with contextlib.suppress(httpx.TimeoutException):
         httpx.post(f"{url}/v1/moderations", json=body, timeout=httpx.Timeout(after, connect=5, write=5, pool=5))

@@ -30,7 +30,8 @@ def run(*arguments: str, **environment: str) -> str:
 @pytest.fixture(scope="module")
 def said() -> dict[str, Any]:
     # A backend in this process may have said that its children are engines of its own.
-    return json.loads(run("-m", "tests.engine.computed_each_way", **{SERVER_PID: "0"}))
+    by_way: dict[str, Any] = json.loads(run("-m", "tests.engine.computed_each_way", **{SERVER_PID: "0"}))
+    return by_way
 
 
 @pytest.mark.parametrize("way", ["spared", "filled"])
@@ -60,11 +61,12 @@ def test_steps_come_in_a_few_sizes_and_grow_little(said):
 
 def test_a_new_size_of_step_still_costs_more_than_one_seen_before():
     """When this fails, step_sizes.py can go: oneDNN no longer makes code for each size of a matrix."""
-    layer = torch.nn.Linear(128, 128, bias=False)
+    layer: Any = torch.nn.Linear(128, 128, bias=False)  # which vLLM gives a method
     layer.weight.requires_grad_(False)
     dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
     layer.cpu_linear(torch.randn(7, 128), layer.weight, None)
-    new, seen = [], []
+    new: list[float] = []
+    seen: list[float] = []
     for rows in range(101, 301, 4):
         matrix = torch.randn(rows, 128)
         for seconds in (new, seen):

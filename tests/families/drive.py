@@ -26,6 +26,13 @@ def verdict_of(reading: Reading, asked: Sequence[Ask], policy) -> Verdict:
     return judge(Completion(reading, "stop", "scripted", asked[0].prompt.taxonomy), policy)
 
 
+def control_id(tokenizer: PromptTokenizer, token: str) -> int:
+    """The id of an added token that the vocabulary has."""
+    id_ = tokenizer.control_id(token)
+    assert id_ is not None
+    return id_
+
+
 def answer_of(tokenizer: PromptTokenizer, text: str, *places: dict[str, float], end: int | None = None) -> Answer:
     """`text` in tokens, where `places` give the probabilities of words at its first tokens."""
     ids = [*tokenizer.encode_text(text), *([] if end is None else [end])]

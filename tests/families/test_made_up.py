@@ -19,13 +19,13 @@ from server.domain.verdict import Completion
 from server.families.base import Answer, Ask, family_named
 from server.settings import Settings
 from tests.fakes import FakeBackend
-from tests.families.drive import answer_of, drive, verdict_of
+from tests.families.drive import answer_of, control_id, drive, verdict_of
 from tests.golden.vocabulary import vocabulary
 
 NAME = "tests.families.made_up.traffic_light"
 FAMILY = family_named(NAME)
 TOKENIZER = vocabulary("llama 4").ours
-END = TOKENIZER.control_id("<|eot|>")
+END = control_id(TOKENIZER, "<|eot|>")
 ASKER = FAMILY.asker(TOKENIZER, [END])
 TAXONOMY = Taxonomy((HazardCategory("Fire", "Fire"), HazardCategory("Flood", "Flood")))
 POLICY = Policy(TAXONOMY)
@@ -79,10 +79,9 @@ def folder(tmp_path: Path) -> Path:
         "".join(f'[[category]]\ncode = "{name}"\nprompt_name = ""\nname = "{name}"\nslug = "{name.lower()}"\n'
                 for name in TAXONOMY.codes)
     )  # fmt: skip
-    (tmp_path / "template.jinja").write_text("")
     (tmp_path / "profile.toml").write_text(
         f'name = "lights"\nmodel = "."\nserved_as = ["lights"]\nfamily = "{NAME}"\nruns_on_cpu = true\nimages = false\n'
-        'context_tokens = 2048\ntaxonomy = "taxonomy.toml"\ntemplate = "template.jinja"\n'
+        'context_tokens = 2048\ntaxonomy = "taxonomy.toml"\n'
         "[tokens]\nvocabulary_size = 10\n"
     )
     return tmp_path

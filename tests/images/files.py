@@ -6,6 +6,7 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from PIL import Image
 
 from server.families.llama_guard.pictures import SIZES
@@ -28,14 +29,35 @@ def shown(data: bytes) -> Image.Image:
     return picture
 
 
+def pixel(picture: Image.Image, at: tuple[int, int]) -> tuple[int, ...]:
+    """The samples of one pixel of a picture with several channels."""
+    samples = picture.getpixel(at)
+    assert isinstance(samples, tuple)
+    return samples
+
+
+def colours_in(picture: Image.Image) -> set[tuple[int, ...]]:
+    """Every colour of an RGB picture."""
+    assert picture.mode == "RGB"
+    return {
+        (int(red), int(green), int(blue)) for red, green, blue in np.unique(np.asarray(picture).reshape(-1, 3), axis=0)
+    }
+
+
+def contrast(picture: Image.Image) -> int:
+    """Between the brightest and the darkest pixel, of 255."""
+    greys = np.asarray(picture.convert("L"))
+    return int(greys.max()) - int(greys.min())
+
+
 def colours(data: bytes, **limits) -> list[str]:
     """What the frames show in the centres of their four quarters, by the first letters of the colours."""
-    names = {RED: "R", GREEN: "G", BLUE: "B", YELLOW: "Y", WHITE: "W", BLACK: "K"}
+    names: dict[tuple[int, ...], str] = {RED: "R", GREEN: "G", BLUE: "B", YELLOW: "Y", WHITE: "W", BLACK: "K"}
 
     def name(picture: Image.Image) -> str:
         across, down = picture.width // 4, picture.height // 4
         corners = ((across, down), (3 * across, down), (across, 3 * down), (3 * across, 3 * down))
-        return "".join(names.get(picture.getpixel(corner), "?") for corner in corners)
+        return "".join(names.get(pixel(picture, corner), "?") for corner in corners)
 
     return [name(picture) for picture in decode(data, **limits).frames]
 
@@ -123,7 +145,8 @@ def gif_frame(
     control = b"\x21\xf9\x04" + bytes([disposal << 2 | (transparent is not None)]) + struct.pack("<H", delay)
     control += bytes([transparent or 0, 0])
     descriptor = b"," + struct.pack("<HHHHB", *at, *size, 0)
-    pixels = lzw(*(coded or size), index or (lambda _: PALETTE.index(colour)))
+    width, height = coded or size
+    pixels = lzw(width, height, index or (lambda _: PALETTE.index(colour)))
     return (control if extension is None else extension) + descriptor + pixels
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import gzip
 import ipaddress
 import logging
@@ -14,7 +15,10 @@ import time
 import httpx
 import pytest
 
-from server.domain.errors import ImageTooLarge, InvalidImage
+from server.domain.conversation import ImagePart
+from server.domain.errors import DeadlineExceeded, ImageTooLarge, InvalidImage
+from server.families.llama_guard.pictures import SIZES
+from server.images import ImageDecoder, ImageLimits
 from server.images.fetch import NOT_FETCHED, ImageFetcher, is_public, resolve
 
 PUBLIC = "93.184.215.14"
@@ -34,8 +38,12 @@ def connects(monkeypatch):
             raise ConnectionRefusedError
         return connect(self, address)
 
+    def refuse(self, address):
+        seen.append(address[0])
+        return errno.ECONNREFUSED
+
     monkeypatch.setattr(socket.socket, "connect", record)
-    monkeypatch.setattr(socket.socket, "connect_ex", lambda self, address: seen.append(address[0]) or 111)
+    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     return seen
@@ -269,12 +277,12 @@ async def serving(answer, tls=None):
         server.close()
 
 
-def ok(body: bytes, *headers: str) -> list:
+def ok(body: bytes, *headers: str) -> list[bytes]:
     lines = ["HTTP/1.1 200 OK", f"Content-Length: {len(body)}", *headers, "", ""]
     return ["\r\n".join(lines).encode() + body]
 
 
-def redirect(location: str, status=302) -> list:
+def redirect(location: str, status=302) -> list[bytes]:
     return [f"HTTP/1.1 {status} Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()]
 
 
@@ -404,6 +412,15 @@ async def test_time_is_bounded_in_total(answer):
             await local_fetcher(port, timeout_s=0.3).fetch(f"http://images.example:{port}/", "input[0]")
         assert time.perf_counter() - started < 1.5
     assert caught.value.param == "input[0]"
+
+
+async def test_a_request_whose_images_are_fetched_too_slowly_is_late() -> None:
+    """All its images share one time for fetching and decoding."""
+    async with serving(lambda _: [5.0]) as (port, _):
+        decoder = ImageDecoder(ImageLimits(remote=True, timeout_s=0.3), SIZES, fetcher=local_fetcher(port))
+        with pytest.raises(DeadlineExceeded, match="in time"):
+            await decoder.decode([ImagePart(f"http://images.example:{port}/")])
+        decoder.close()
 
 
 @pytest.mark.parametrize(

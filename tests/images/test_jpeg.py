@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from server.domain.errors import GuardError, InvalidImage
-from tests.images.files import decode, inserted, saved, segment, shown, tiff
+from tests.images.files import decode, inserted, pixel, saved, segment, shown, tiff
 from tests.images.test_png import LINEAR, SRGB
 
 HALVES = Image.new("RGB", (64, 32), (255, 0, 0))
@@ -121,7 +121,7 @@ PROFILES = {
 
 @pytest.mark.parametrize(("segments", "applied"), PROFILES.values(), ids=PROFILES.keys())
 def test_profiles_are_applied_as_in_browsers(segments, applied):
-    red, *_ = shown(inserted(GREY, *segments)).getpixel((30, 15))
+    red, *_ = pixel(shown(inserted(GREY, *segments)), (30, 15))
     assert abs(red - (168 if applied else 100)) <= 2
 
 

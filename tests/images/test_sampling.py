@@ -1,5 +1,7 @@
 """Frames are chosen by the time that people see them."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from server.images.picture import Disposal, Layer, Picture
 from server.images.sampling import sampled, starts
 
 
-def animation(*delays: float, loops: bool = True, size=(10, 10), **options) -> Picture:
+def animation(*delays: float, loops: bool = True, size: tuple[int, int] = (10, 10), **options: Any) -> Picture:
     layers = tuple(Layer(0, 0, *size, (), float(delay), **options) for delay in delays)
     return Picture("GIF", *size, 16, layers, len(layers), loops)
 

@@ -13,6 +13,7 @@ from tests.images.files import (
     colours,
     decode,
     extended,
+    pixel,
     shown,
     tiff,
     webp,
@@ -49,9 +50,9 @@ def test_pictures_are_those_of_browsers(data, seen):
 
 
 def test_alpha_of_a_lossy_picture_counts_only_where_it_is_announced():
-    red, *_ = shown(webp(extended(), bitstream(CLEAR, lossless=False))).getpixel((20, 20))
+    red, *_ = pixel(shown(webp(extended(), bitstream(CLEAR, lossless=False))), (20, 20))
     assert red > 250
-    assert shown(webp(extended(), bitstream(CLEAR, lossless=False))).getpixel((20, 20))[1] < 5
+    assert pixel(shown(webp(extended(), bitstream(CLEAR, lossless=False))), (20, 20))[1] < 5
 
 
 def cut_short(data: bytes, by: int) -> bytes:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pytest
@@ -66,8 +67,9 @@ def prompt_tokenizer() -> PromptTokenizer:
 
 
 @pytest.fixture(scope="module")
-def config() -> dict:
-    return json.loads((POCKET / "config.json").read_text())
+def config() -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((POCKET / "config.json").read_text())
+    return document
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +118,7 @@ def test_answers_have_the_spelling_the_server_expects(
 
 
 def test_image_tokens_are_there_and_named_in_the_config(
-    prompt_tokenizer: PromptTokenizer, text_tokenizer: Tokenizer, config: dict
+    prompt_tokenizer: PromptTokenizer, text_tokenizer: Tokenizer, config: dict[str, Any]
 ) -> None:
     for token in IMAGE_TOKENS:
         assert text_tokenizer.encode(token, add_special_tokens=False).ids == [prompt_tokenizer.control_id(token)]
@@ -162,7 +164,7 @@ def test_the_template_prints_the_servers_prompt(template: jinja2.Template) -> No
     def words(text: str) -> dict[str, str]:
         return {"type": "text", "text": text}
 
-    cases = (
+    cases: tuple[tuple[list[tuple[str, list[dict[str, str]]]], dict[str, Any], Taxonomy], ...] = (
         ([("user", [words("Where is the library?")])], {}, OFFICIAL),
         ([("user", [words("Hi")]), ("assistant", [words(" Good day! \n")])], {}, OFFICIAL),
         ([("user", [words("one"), words("two")])], {}, OFFICIAL),
@@ -189,7 +191,7 @@ def test_the_template_prints_the_servers_prompt(template: jinja2.Template) -> No
         assert printed == render(conversation, taxonomy).text
 
 
-def test_the_network_is_dense_and_attends_to_everything(config: dict) -> None:
+def test_the_network_is_dense_and_attends_to_everything(config: dict[str, Any]) -> None:
     assert config["architectures"] == ["Llama4ForConditionalGeneration"]
     text = config["text_config"]
     assert text["num_local_experts"] == 0
@@ -200,7 +202,7 @@ def test_the_network_is_dense_and_attends_to_everything(config: dict) -> None:
     assert text["max_position_embeddings"] == 8192
 
 
-def test_an_image_tile_is_144_tokens_and_images_stay_cheap(config: dict) -> None:
+def test_an_image_tile_is_144_tokens_and_images_stay_cheap(config: dict[str, Any]) -> None:
     vision = config["vision_config"]
     patches = (vision["image_size"] // vision["patch_size"]) ** 2
     assert patches * vision["pixel_shuffle_ratio"] ** 2 == 144
@@ -215,7 +217,7 @@ def test_generation_settings_sample_unless_told_otherwise(prompt_tokenizer: Prom
     assert settings["eos_token_id"] == ends
 
 
-def test_the_weights_fit_the_config(config: dict) -> None:
+def test_the_weights_fit_the_config(config: dict[str, Any]) -> None:
     text = config["text_config"]
     with safe_open(POCKET / "model.safetensors", "np") as weights:
         names = set(weights.keys())

@@ -119,7 +119,8 @@ async def test_work_that_is_on_its_way_out_is_not_joined(in_flight: InFlight[str
 
     async def slow_to_end() -> str:
         try:
-            return await asyncio.get_running_loop().create_future()
+            ends: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+            return await ends
         finally:
             await ended.wait()
 
@@ -135,7 +136,7 @@ async def test_work_that_is_on_its_way_out_is_not_joined(in_flight: InFlight[str
     joining = asyncio.create_task(in_flight.share("x", works))
     await asyncio.sleep(0)
     works.ends[0].set_result("done")  # the end of the former work did not make the latter forgotten
-    assert await asyncio.gather(task, joining) == [("done", True), ("done", False)]
+    assert [await task, await joining] == [("done", True), ("done", False)]
 
 
 async def test_an_error_reaches_each_as_its_own(in_flight: InFlight[str], works: Works) -> None:

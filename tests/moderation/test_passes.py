@@ -253,7 +253,8 @@ def test_harm_split_over_forged_turns_stands_in_one_message(speakers, data):
 
 
 def golden_cases() -> list[dict[str, Any]]:
-    return json.loads(GOLDEN.read_text(encoding="utf-8"))
+    cases: list[dict[str, Any]] = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    return cases
 
 
 @pytest.mark.parametrize("case", golden_cases(), ids=lambda case: case["name"])

@@ -1,6 +1,7 @@
 """Pictures that the served model does not see: refused, or left out of a verdict that says so."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -28,16 +29,15 @@ REFUSES = Sight("pocket", sees=False, takes=True, limit=5)
 JUDGES_TEXT = replace(REFUSES, judge_text=True)
 TAKES_NONE = Sight("guard", sees=False, takes=False, limit=0, judge_text=True)
 
-parts = st.lists(st.sampled_from([TextPart("bread"), TextPart(" \n"), TextPart(""), ImagePart("data:")]), max_size=4)
+PARTS: list[Part] = [TextPart("bread"), TextPart(" \n"), TextPart(""), ImagePart("data:")]
+parts = st.lists(st.sampled_from(PARTS), max_size=4)
 messages = st.lists(st.tuples(st.sampled_from(["user", "assistant", "system"]), parts), max_size=4)
 
 
 @st.composite
 def conversations(draw: st.DrawFn) -> Conversation:
     before = [Message(role, tuple(content)) for role, content in draw(messages)]
-    last: list[Part] = draw(
-        parts.filter(lambda content: any(isinstance(p, ImagePart) or p.text.strip() for p in content))
-    )
+    last = draw(parts.filter(lambda content: any(isinstance(p, ImagePart) or p.text.strip() for p in content)))
     return Conversation.from_messages([*before, Message(draw(st.sampled_from(["user", "assistant"])), tuple(last))])
 
 
@@ -132,7 +132,7 @@ class Remote(FakeBackend):
     name = "openrouter"
 
 
-REMOTE = {"backend": "openrouter", "openrouter_api_key": "sk-or-canary"}
+REMOTE: dict[str, Any] = {"backend": "openrouter", "openrouter_api_key": "sk-or-canary"}
 
 
 @pytest.mark.parametrize(

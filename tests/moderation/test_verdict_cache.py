@@ -3,6 +3,7 @@
 import gc
 import tracemalloc
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,7 @@ def test_a_kept_verdict_comes_back_as_a_hit_that_took_nothing() -> None:
     assert hit.cache is CacheUse.HIT
     assert (hit.completion.cost, hit.completion.queued_s, hit.completion.computed_s) == (0.0, 0.0, 0.0)
     assert hit.completion.cached_tokens == hit.completion.prompt_tokens == paid.completion.prompt_tokens > 0
-    same = {"cost": 0.5, "queued_s": 0.001, "computed_s": 0.002, "cached_tokens": 128}
+    same: dict[str, Any] = {"cost": 0.5, "queued_s": 0.001, "computed_s": 0.002, "cached_tokens": 128}
     assert replace(hit, cache=None, completion=replace(hit.completion, **same)) == paid
 
 

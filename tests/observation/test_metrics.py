@@ -7,6 +7,7 @@ import pytest
 import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 from prometheus_client.metrics import MetricWrapperBase
 
 from server.checkpoints.profile import load_profile
@@ -64,7 +65,7 @@ def safe(verdict: Verdict) -> Verdict:
 def samples() -> dict[str, float]:
     return {
         " ".join([sample.name, *(f"{name}={value}" for name, value in sorted(sample.labels.items()))]): sample.value
-        for family in metrics.REGISTRY.collect()
+        for family in REGISTRY.collect()
         for sample in family.samples
         if sample.name.startswith("guard_") and not sample.name.endswith(("_bucket", "_created"))
     }

@@ -26,7 +26,7 @@ async def make_read_only(database: Database) -> None:
         else "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"
     )
 
-    def forbid(connection, _):  # type: ignore[no-untyped-def]
+    def forbid(connection, _):
         cursor = connection.cursor()
         cursor.execute(statement)
         cursor.close()

@@ -200,6 +200,7 @@ async def test_a_cancelled_transaction_leaves_no_lock(tmp_path: Path, monkeypatc
         async with database.begin() as connection:
             await connection.execute(insert(files).values(id="file-lost", **ROW))
             raw = await connection.get_raw_connection()
+            assert raw.driver_connection is not None
             await raw.driver_connection.create_function("pause", 0, pause)
             await connection.execute(text("SELECT pause() UNION ALL SELECT 2"))
 
@@ -258,7 +259,7 @@ async def test_a_process_that_was_killed_is_not_there(tmp_path: Path) -> None:
     "url", ["", "guard.db", "mysql://root:hunter2@host/x", "sqlite+pysqlite:///x", "://", "postgresql+asyncpg://h/x"]
 )
 def test_a_url_of_another_kind_is_refused(url: str) -> None:
-    with pytest.raises(DatabaseError, match="database's URL") as refused:
+    with pytest.raises(DatabaseError, match="GUARD_DATABASE_URL") as refused:
         Database(url)
     assert "hunter2" not in str(refused.value)
 

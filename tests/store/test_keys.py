@@ -118,6 +118,7 @@ async def test_revoked_by_id_or_prefix_and_only_that_one(database: Database, for
     revoked = await revoke(database, form.format(goes))
     assert revoked is not None
     assert revoked.id == goes.id
+    assert revoked.revoked_at is not None
     assert abs(revoked.revoked_at - time.time()) < 5
     assert {key.id: key.revoked_at for key in await list_all(database)} == {stays.id: None, goes.id: revoked.revoked_at}
 
@@ -452,7 +453,7 @@ def test_half_a_pepper_is_refused_and_left_alone(tmp_path: Path, content: str) -
 
 def test_a_folder_that_cannot_be_made_is_told_of(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DatabaseError, match="cannot be read or made"):
+    with pytest.raises(DatabaseError, match="cannot be read or created"):
         read_or_make_pepper(tmp_path / "file" / "data")
 
 

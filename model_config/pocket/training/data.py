@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ def without_lookalikes(rows: Iterable[Row], kept_apart: Iterable[Row], limit: fl
             yield row
 
 
-def _row(raw: dict) -> Row:
+def _row(raw: dict[str, Any]) -> Row:
     return Row(
         key=raw["id"],
         source=raw.get("source", ""),

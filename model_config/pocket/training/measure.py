@@ -2,14 +2,17 @@
 
     python -m model_config.pocket.training.measure --data FOLDER
 
-reads the checkpoint as it lies here, in bfloat16 precision, and prints one line for each set.
+reads the checkpoint as it lies here, in bfloat16 precision, and prints one line for each set. `--record FILE` writes
+the figures to a file too, together with the digest of the weights: measured.json is what the model's card shows.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -87,7 +90,8 @@ class Judge:
             ids[number, : len(sequence)] = torch.tensor(sequence)
         states = self.network.model(self.network.model.embed_tokens(ids), torch.arange(longest).expand_as(ids))
         last = torch.tensor([len(sequence) - 1 for sequence in sequences])
-        return self.network.lm_head(states[torch.arange(len(sequences)), last])
+        logits: Tensor = self.network.lm_head(states[torch.arange(len(sequences)), last])
+        return logits
 
 
 def report(rows: Sequence[Row], judge: Judge, lists: bool = True) -> dict[str, float]:
@@ -131,14 +135,20 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--data", type=Path, required=True, help="folder with pocket_smoke.jsonl and eval/")
     arguments.add_argument("--checkpoint", type=Path, default=POCKET)
+    arguments.add_argument("--record", type=Path, help="JSON file to write the figures to")
     arguments.add_argument("--threads", type=int, default=2)
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     network = PocketText(VOCABULARY)
     network.load_state_dict(state_from_llama4(load_file(options.checkpoint / "model.safetensors")))
     judge = Judge(network.eval(), Scribe(PromptTokenizer.from_folder(options.checkpoint), (), seed=0))
+    sets = {}
     for path in (options.data / "pocket_smoke.jsonl", *sorted((options.data / "eval").glob("*.jsonl"))):
-        print(f"{path.stem}:", report(read_rows(path), judge, lists=path.stem == "pocket_smoke"), flush=True)
+        sets[path.stem] = report(read_rows(path), judge, lists=path.stem == "pocket_smoke")
+        print(f"{path.stem}:", sets[path.stem], flush=True)
+    if options.record:
+        digest = sha256((options.checkpoint / "model.safetensors").read_bytes()).hexdigest()
+        options.record.write_text(json.dumps({"weights": digest, "sets": sets}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

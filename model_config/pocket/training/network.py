@@ -79,7 +79,8 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(FEED_FORWARD, WIDTH, bias=False)
 
     def forward(self, states: Tensor) -> Tensor:
-        return self.down_proj(functional.silu(self.gate_proj(states)) * self.up_proj(states))
+        thought: Tensor = self.down_proj(functional.silu(self.gate_proj(states)) * self.up_proj(states))
+        return thought
 
 
 class Layer(nn.Module):
@@ -126,7 +127,8 @@ class Decoder(nn.Module):
             if early is not None:
                 early, before = layer(early, early_turn, dropout)
             states, _ = layer(states, turn, dropout, before)
-        return self.norm(states)
+        last: Tensor = self.norm(states)
+        return last
 
 
 class PocketText(nn.Module):

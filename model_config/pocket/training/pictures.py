@@ -58,7 +58,8 @@ class Eye:
     @torch.no_grad()
     def see(self, tiles: Tensor) -> Tensor:
         """Features of tiles with values from -1 to 1: (tiles, 144, width)."""
-        return self.tower(tiles).last_hidden_state @ self.projection.T
+        seen: Tensor = self.tower(tiles).last_hidden_state
+        return seen @ self.projection.T
 
     def state(self) -> dict[str, Tensor]:
         state = {f"vision_model.{name}": weights for name, weights in self.tower.state_dict().items()}

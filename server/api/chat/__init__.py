@@ -1,1 +1,1 @@
-"""Chat completions, whatever the dialect: the request, how it is judged, and what replies have in common."""
+"""Chat completions in every dialect: the request, how it is judged, and the common parts of the replies."""

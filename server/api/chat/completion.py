@@ -1,4 +1,4 @@
-"""What the completions of every dialect have in common."""
+"""The common parts of every dialect's completions."""
 
 from typing import Literal
 
@@ -22,7 +22,7 @@ class ChatReplyMessage(Closed):
 
 
 class ChatChoice(Closed):
-    """`length`: the bound on tokens left codes out. The verdict itself is never cut."""
+    """`finish_reason` is `length` if the token limit left codes out. The verdict itself is never cut."""
 
     index: Count
     message: ChatReplyMessage
@@ -51,7 +51,7 @@ class ChatUsage(Closed):
 
 
 class CompletionHead(Closed):
-    """What a completion holds in either dialect, beside choices and usage."""
+    """The fields that a completion has in every dialect, in addition to its choices and usage."""
 
     id: str
     object: Literal["chat.completion"]
@@ -62,7 +62,7 @@ class CompletionHead(Closed):
 
 
 def choices(judged: Judged, number: int | None) -> list[ChatChoice]:
-    """As many copies of the one answer as were asked for."""
+    """`number` copies of the one answer."""
     answer = judged.answer
     spelt: ChatLogprobs | None = (
         None if answer.tokens is None else {"content": [*map(logprobs.entry, answer.tokens)], "refusal": None}
@@ -79,7 +79,7 @@ def choices(judged: Judged, number: int | None) -> list[ChatChoice]:
 
 
 def usage(verdict: Verdict, token_limit: int | None) -> ChatUsage:
-    """Tokens of the one verdict, however many choices tell of it, and never more of them than were allowed."""
+    """Tokens of the one verdict, however many choices repeat it, and at most `token_limit` completion tokens."""
     completion = verdict.completion
     completion_tokens = min(completion.completion_tokens, token_limit or completion.completion_tokens)
     return {

@@ -32,7 +32,7 @@ BODIES: dict[str, tuple[str, Any]] = {
         },
     ),
     "finished_prompt": (
-        "A Guard prompt that was finished elsewhere, with categories of its own",
+        "A finished Guard prompt with its own categories",
         {
             "messages": [
                 {
@@ -55,7 +55,7 @@ ANSWERED: dict[str, Any] = {
     "system_fingerprint": "fp_0a1b2c3d4e",
     "guard": EXAMPLE,
 }
-"""What a completion holds in every dialect, beside `CHOICE` and `USAGE`."""
+"""The fields that a completion has in every dialect, in addition to `CHOICE` and `USAGE`."""
 
 CHOICE: dict[str, Any] = {
     "index": 0,

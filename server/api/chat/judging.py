@@ -1,4 +1,4 @@
-"""How chat completions are judged, whichever dialect words the reply: by the server's policy or a finished prompt's."""
+"""Chat completions of every dialect are judged here, by the server's policy or by that of a finished prompt."""
 
 import logging
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A verdict, the words of it that the request asked for, and the extension field `guard`."""
+    """A verdict, its answer in the form that the request asked for, and the extension field `guard`."""
 
     verdict: Verdict
     answer: Wording
@@ -31,7 +31,7 @@ class Judged:
 async def judge(service: Service, body: ChatRequest, handling: Handling) -> Judged:
     """Judge the last message. Raises the errors of server.domain.errors."""
     if any(map(service.family.splits_an_answer, body.stops)):
-        message = "it would split the words or codes that verdicts are made of"
+        message = "it would split the words or codes of a verdict"
         raise InvalidRequest(f"Invalid value for 'stop': {message}.", param="stop")
     handling = _handling_of(body, service, handling)
     prompt = body.finished_prompt(service.family)
@@ -43,7 +43,7 @@ async def judge(service: Service, body: ChatRequest, handling: Handling) -> Judg
 
 
 def _handling_of(body: ChatRequest, service: Service, handling: Handling) -> Handling:
-    """`handling` with what the body wishes."""
+    """`handling` with the wishes of the body."""
     if body.logprobs:
         handling = replace(handling, top_logprobs=body.top_logprobs or 0)
     if body.provider is not None and body.provider.stricter_than(service.settings):
@@ -65,7 +65,7 @@ async def _verdict_on(
 
 
 async def _judge_prompt(prompt: FinishedPrompt, service: Service, body: ChatRequest, handling: Handling) -> Judged:
-    """Judge a finished prompt as it asks, for callers who may do that, and else all that it says by our policy."""
+    """Judge a finished prompt by its own policy if the caller has the right to that, otherwise all of it by ours."""
     trusted = handling.finished_prompts or service.settings.finished_prompts
     options, codes = _options_of(prompt, body.policy, service) if trusted else (body.policy, {})
     conversation = prompt.conversation() if trusted else prompt.everything(service.taxonomy)
@@ -73,7 +73,7 @@ async def _judge_prompt(prompt: FinishedPrompt, service: Service, body: ChatRequ
         verdict = await _verdict_on(conversation, options, service, body, handling)
     except InvalidRequest as error:
         if error.param is not None and error.param.startswith("policy") and body.policy is None:
-            # What is wrong with the policy is wrong with the prompt that it was read from.
+            # The policy was read from the prompt, so its faults are the prompt's.
             raise error.at("messages[0].content") from None
         raise
     publish(FinishedPromptJudged(trusted))
@@ -88,16 +88,16 @@ async def _judge_prompt(prompt: FinishedPrompt, service: Service, body: ChatRequ
 @cache
 def _warn_once() -> None:
     log.warning(
-        "A finished Guard prompt came from a caller without the right to choose what is asked: its categories are"
-        " ignored, and each of its messages is judged by this server's policy. To change that, give the caller a key"
-        " made with `keys create --finished-prompts`, or set GUARD_FINISHED_PROMPTS=true (docs/migrate.md)."
+        "A caller without the right to bring a policy sent a finished Guard prompt: its categories are ignored, and"
+        " each of its messages is judged by this server's policy. To change that, give the caller a key made with"
+        " `keys create --finished-prompts`, or set GUARD_FINISHED_PROMPTS=true (docs/migrate.md)."
     )
 
 
 def _options_of(
     prompt: FinishedPrompt, asked: PolicyOptions | None, service: Service
 ) -> tuple[PolicyOptions | None, Mapping[str, str]]:
-    """The policy that a finished prompt asks for, and the model's codes to those of the prompt where they differ."""
+    """The policy that a finished prompt asks for, and a map of the model's codes to the prompt's where they differ."""
     if asked is not None and (asked.categories is not None or asked.excluded_categories):
         raise InvalidRequest(
             "A finished Guard prompt contains its own categories. Leave `categories` and `excluded_categories` out of"
@@ -108,6 +108,6 @@ def _options_of(
     if not prompt.asks_for(service.taxonomy):
         return options.model_copy(update={"categories": dict(prompt.words)}), prompt.codes
     if not service.settings.request_policy:
-        return asked, {}  # asking about more than the prompt does is never laxer
+        return asked, {}  # the server's own policy asks about no fewer categories
     unasked = [code for code in service.moderator.policy.taxonomy.codes if code not in prompt.categories]
     return options.model_copy(update={"excluded_categories": unasked}), {}

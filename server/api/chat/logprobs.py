@@ -8,7 +8,7 @@ from server.api.http.shapes import Closed
 from server.domain.verdict import Token
 
 LEAST_LOGPROB = -9999.0
-"""OpenAI's number for what has practically no probability; JSON has none for minus infinity."""
+"""OpenAI's number for a token with practically no probability. JSON has no minus infinity."""
 
 MAX_ALTERNATIVES = 20
 

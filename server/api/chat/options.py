@@ -1,5 +1,5 @@
-"""Options of chat completions that shape how text is made. A verdict is decoded greedily and nothing is stored, so
-they change nothing; only their types are looked at.
+"""Options of chat completions that affect how text is generated or stored. A verdict is decoded greedily and nothing is
+stored, so they change nothing. Only their types are checked.
 """
 
 from typing import Any
@@ -31,7 +31,7 @@ class InlineModeration(WireModel):
 
 
 class IgnoredOptions(WireModel):
-    """What OpenAI's and OpenRouter's chat completions know besides what is read here."""
+    """Parameters of OpenAI's and OpenRouter's chat completions that this server accepts and ignores."""
 
     audio: Object | None = None
     cache_control: Object | None = None
@@ -44,8 +44,8 @@ class IgnoredOptions(WireModel):
     logit_bias: Object | None = None
     metadata: Object | None = None
     min_p: float | None = None
-    modalities: list[str] | None = Field(None, description="With text among them.")
-    moderation: InlineModeration | None = Field(None, description="The reply itself is the verdict.")
+    modalities: list[str] | None = Field(None, description="Must contain `text`.")
+    moderation: InlineModeration | None = Field(None, description="Ignored: the reply itself is the verdict.")
     parallel_tool_calls: bool | None = None
     plugins: list[Any] | None = None
     prediction: Object | None = None

@@ -1,7 +1,7 @@
-"""The request of chat completions: OpenAI's, with what OpenRouter adds to it.
+"""The request of chat completions: OpenAI's, with OpenRouter's additions.
 
-Every field is read here, or accepted and ignored because it cannot change a verdict (options.py), or refused:
-because it could change one unseen, or because ignoring it would mislead. docs/api.md shows the table.
+A field is read here, or accepted and ignored because it cannot change a verdict (options.py), or refused because it
+could change one unnoticed or because to ignore it would mislead. docs/api-fields.md has the table.
 """
 
 from collections.abc import Sequence
@@ -30,9 +30,9 @@ class StreamOptions(WireModel):
 
 
 class ProviderPreferences(WireModel):
-    """OpenRouter's wishes about who runs the model. Here the operator chooses; wishes for privacy are honoured."""
+    """OpenRouter's wishes for a provider. Here the operator chooses the provider; wishes for privacy are honoured."""
 
-    zdr: bool | None = Field(None, description="True: at no provider that keeps what it is sent.")
+    zdr: bool | None = Field(None, description="True: only providers that keep no data (zero data retention).")
     data_collection: Literal["allow", "deny"] | None = None
     allow_fallbacks: bool | None = None
     enforce_distillable_text: bool | None = None
@@ -47,7 +47,7 @@ class ProviderPreferences(WireModel):
     sort: Any = None
 
     def stricter_than(self, settings: Settings) -> bool:
-        """Whether a remote backend, as it is set up, could be laxer than this request wants."""
+        """Whether this request wants more privacy than the remote backend is set up for."""
         keeps_data, collects_data = not settings.openrouter_zdr, settings.openrouter_data_collection != "deny"
         return bool(self.zdr and keeps_data) or bool(self.data_collection == "deny" and collects_data)
 
@@ -55,16 +55,16 @@ class ProviderPreferences(WireModel):
 class ChatRequest(IgnoredOptions):
     messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
     model: str | None = None
-    models: list[str] | None = Field(None, description="Further models that would do.")
+    models: list[str] | None = Field(None, description="Other models that the caller accepts.")
     provider: ProviderPreferences | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="There is one verdict, and as many copies of it.")
-    max_tokens: int | None = Field(None, ge=0, description="Cuts the list of codes, never the verdict; 0 is no bound.")
-    max_completion_tokens: int | None = Field(None, ge=0, description="The same under its newer name.")
-    stop: StringOrStrings | None = Field(None, description="Up to 4 texts, none of which splits a word or a code.")
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="Number of choices. All are copies of one verdict.")
+    max_tokens: int | None = Field(None, ge=0, description="Cuts the list of codes, never the verdict; 0 is no limit.")
+    max_completion_tokens: int | None = Field(None, ge=0, description="The newer name of `max_tokens`.")
+    stop: StringOrStrings | None = Field(None, description="Up to 4 texts. None may split a word or code of a verdict.")
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES, description="Only together with logprobs.")
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES, description="Needs `logprobs` to be true.")
     policy: PolicyOptions | None = None
     category_scores: ScoresWanted = None
 
@@ -73,7 +73,7 @@ class ChatRequest(IgnoredOptions):
     def _bound_the_stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
         stops = [stop] if isinstance(stop, str) else stop or []
         if len(stops) > MAX_STOPS:
-            raise ValueError(f"at most {MAX_STOPS} texts are taken")
+            raise ValueError(f"send at most {MAX_STOPS} texts")
         return stop
 
     @field_validator("top_logprobs")
@@ -89,12 +89,12 @@ class ChatRequest(IgnoredOptions):
 
     @property
     def token_limit(self) -> int | None:
-        """The smaller of both bounds. Zero is what some clients send for none at all."""
+        """The smaller of both limits. Some clients send zero for no limit."""
         return min(filter(None, (self.max_tokens, self.max_completion_tokens)), default=None)
 
     @cached_property
     def said(self) -> list[tuple[Part, ...]]:
-        """What each of the messages says."""
+        """The parts of each message."""
         return [message.parts(index) for index, message in enumerate(self.messages)]
 
     def conversation(self) -> Conversation:
@@ -103,7 +103,7 @@ class ChatRequest(IgnoredOptions):
         )
 
     def finished_prompt(self, family: Family) -> FinishedPrompt | None:
-        """The Guard prompt that the only message is as a whole, if it is one."""
+        """The finished Guard prompt, if the request is one message that is entirely such a prompt."""
         if len(self.messages) != 1 or self.messages[0].role != "user":
             return None
         (parts,) = self.said
@@ -116,6 +116,6 @@ class ChatRequest(IgnoredOptions):
             raise error.at("messages[0].content") from None
 
     def model_in(self, names: ModelNames) -> str | None:
-        """The first of the models asked for that is served here; when none is, the first one."""
+        """The first requested model that is served here, or the first one if none is."""
         asked = [name for name in (self.model, *(self.models or ())) if name is not None]
         return next(filter(names.knows, asked), asked[0] if asked else None)

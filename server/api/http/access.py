@@ -1,7 +1,7 @@
-"""Who may come in, and where: the key that a request presents, and the scope that its path needs.
+"""Access control: the key that a request presents, and the scope that its path needs.
 
-Asked by the middleware before anything of a request is routed or read. Every path is closed, one that does not exist as
-much as one that somebody adds tomorrow, except those of OPEN.
+The middleware checks both before it routes a request or reads its body. Every path is closed except those in OPEN. That
+includes paths that do not exist, and paths that somebody adds tomorrow.
 """
 
 import asyncio
@@ -17,14 +17,14 @@ from server.store.keys import Keyring
 log = logging.getLogger(__name__)
 
 OPEN = frozenset({"/health", "/ready"})
-"""What load balancers and supervisors ask, who hold no secrets. The answers tell nothing but a state."""
+"""Load balancers and supervisors, which hold no secrets, poll these paths. The answers contain only a state."""
 
 
 class Access:
     """The door. Without a keyring it is open to anyone."""
 
     def __init__(self, keyring: Keyring | None, scopes: Mapping[str, Scope]) -> None:
-        """`scopes` says which scope a path and all below it need. Every other path needs ADMIN."""
+        """`scopes` maps a path to the scope that it and all paths below it need. Every other path needs ADMIN."""
         self._scopes = dict(scopes)
         self._keyring = keyring
         self._watch: asyncio.Task[None] | None = None
@@ -34,18 +34,18 @@ class Access:
         return self._keyring is not None
 
     async def open(self) -> None:
-        """Read the keys and keep up with them; say in the log who may come in. Raises StoreUnavailable."""
+        """Read the keys, watch them for changes, and log who has access. Raises StoreUnavailable."""
         if self._keyring is None:
-            log.info("API keys are off: whoever reaches this server may use all of it")
+            log.info("API keys are off: anyone who can reach this server may use all of it")
             return
         await self._keyring.open()
         self._watch = asyncio.create_task(self._keyring.watch())
         if len(self._keyring):
-            log.info("API keys are on: every request but /health and /ready needs one; %d valid", len(self._keyring))
+            log.info("API keys are on for every path except /health and /ready: %d valid", len(self._keyring))
         else:
             log.warning(
-                "API keys are on, but there is none: everything but /health and /ready answers 401 until"
-                " `python -m server keys create NAME` makes one"
+                "API keys are on, but there are none: every path except /health and /ready answers 401."
+                " Create a key with `python -m server keys create NAME`"
             )
 
     async def close(self) -> None:
@@ -58,7 +58,7 @@ class Access:
         return most_specific(path, self._scopes) or Scope.ADMIN
 
     def judges(self, path: str) -> bool:
-        """Whether verdicts are asked for here: replies then carry the headers of rate limits."""
+        """Whether `path` gives verdicts. Its replies then carry the rate-limit headers."""
         return self.scope_of(path) is Scope.MODERATE
 
     async def caller_of(self, path: str, headers: Iterable[tuple[bytes, bytes]]) -> Caller:
@@ -66,16 +66,17 @@ class Access:
         if path in OPEN:
             return ANYONE
         if self._keyring is None:
-            # Any page that the operator's browser shows could ask a server on this machine. Only browsers say this.
+            # Any page in the operator's browser could send requests to a server on this machine. Only browsers send
+            # this header.
             if any(name == b"sec-fetch-site" and value == b"cross-site" for name, value in headers):
                 raise CrossSite(
-                    "A page of another site sent this request. Without API keys this server refuses such requests; the"
-                    " operator turns keys on with GUARD_AUTH=required."
+                    "This request came from a page of another site. A server without API keys refuses such requests."
+                    " To allow them, the operator turns keys on with GUARD_AUTH=required."
                 )
             return ANYONE
         caller = await self._keyring.find(_presented(headers))
         if caller is None:
-            raise InvalidApiKey("Incorrect API key provided: it is wrong, expired or revoked.")
+            raise InvalidApiKey("Incorrect API key provided. The key is unknown, expired or revoked.")
         needed = self.scope_of(path)
         if needed not in caller.scopes:
             raise MissingScope(f"You have insufficient permissions for this operation. Missing scopes: {needed}.")
@@ -85,7 +86,7 @@ class Access:
 def _presented(headers: Iterable[tuple[bytes, bytes]]) -> str:
     """The one key of a request, as a bearer token or in x-api-key. Raises InvalidApiKey.
 
-    It may stand in both. Two different ones are refused: who stands between could have believed the other one.
+    Both headers may hold the same key. Two different keys are refused: a proxy may have checked the other one.
     """
     found = set()
     for name, value in headers:

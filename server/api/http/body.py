@@ -1,7 +1,7 @@
-"""One reading of JSON.
+"""A body has exactly one reading, or it is refused.
 
-Parsers disagree about duplicate keys, NaN, encodings and lone surrogates; where a gateway and this server could read
-two different requests, the gate could be walked around. So a body has exactly one reading, or it is refused.
+Parsers disagree about duplicate keys, NaN, encodings and lone surrogates. If a gateway and this server read two
+different requests from one body, a caller could get past the guard.
 """
 
 import asyncio
@@ -21,22 +21,23 @@ Model = TypeVar("Model", bound=BaseModel)
 
 MAX_VALUES = 50_000
 MAX_KEYS = 1000
-"""Values of one body, and keys of one object: millions of tiny ones would stop the event loop for seconds."""
+"""Limits on the values in one body and the keys in one object. Millions of tiny ones would block the event loop for
+seconds."""
 
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _STRING = re.compile(r'"(?>[^"\\]+|\\.)*+"?', re.DOTALL)
-"""A string of JSON; one that never ends is one too, or searching would be quadratic."""
+"""A JSON string. It also matches a string that never ends, since the search would be quadratic otherwise."""
 
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 
 async def read_body(request: Request, model: type[Model]) -> Model:
-    """The request's JSON body as `model`. Raises RequestTooLarge or InvalidRequest, which never repeat a value."""
+    """The request's JSON body as `model`. Raises RequestTooLarge or InvalidRequest, without any value of the body."""
     return validate(parse(await _read(request)), model)
 
 
 def validate(document: dict[str, Any], model: type[Model]) -> Model:
-    """What was parsed as `model`. Raises InvalidRequest, which never repeats a value."""
+    """A parsed body as `model`. Raises InvalidRequest, without any value of the body."""
     try:
         return model.model_validate(document)
     except ValidationError as error:
@@ -69,7 +70,7 @@ async def _read_within(request: Request, limit: int) -> bytes:
         if received > limit:
             raise _too_large(limit)
         budget.take(len(chunk))
-        state.body_bytes += len(chunk)  # the middleware gives them back
+        state.body_bytes += len(chunk)  # the middleware gives these bytes back
         chunks.append(chunk)
         more = message.get("more_body", False)
     return b"".join(chunks)
@@ -77,13 +78,13 @@ async def _read_within(request: Request, limit: int) -> bytes:
 
 def _too_large(limit: int) -> RequestTooLarge:
     return RequestTooLarge(
-        f"The request body is larger than {limit} bytes. Send less at once. The operator sets the limit with"
+        f"The request body is larger than {limit} bytes. Send a smaller one. The operator sets the limit with"
         " GUARD_MAX_BODY_BYTES."
     )
 
 
 def parse(body: bytes) -> dict[str, Any]:
-    """The one reading of a JSON object. Raises InvalidRequest when there is none, or more than one."""
+    """The one reading of a JSON object. Raises InvalidRequest if there is none, or more than one."""
     try:
         text = body.decode("utf-8")
         if text.count(",") >= MAX_VALUES and _STRING.sub("", text).count(",") >= MAX_VALUES:
@@ -92,7 +93,7 @@ def parse(body: bytes) -> dict[str, Any]:
         if _SURROGATE_ESCAPE.search(text):
             json.dumps(document, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
-        # UnicodeError and JSONDecodeError are ValueErrors; only our own messages are known to hold no content.
+        # UnicodeError and JSONDecodeError are ValueErrors too, and their messages may hold content. Ours do not.
         detail = str(error) if isinstance(error, _Ambiguous) else "it is not valid JSON in UTF-8"
         raise InvalidRequest(f"The request body cannot be read: {detail}.") from None
     if not isinstance(document, dict):
@@ -101,7 +102,7 @@ def parse(body: bytes) -> dict[str, Any]:
 
 
 class _Ambiguous(ValueError):
-    """JSON that different parsers would read differently, or not at all. The message is for the caller."""
+    """JSON that parsers read differently, or cannot read. The message is for the caller."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -121,14 +122,14 @@ def _finite(number: str) -> float:
 
 
 def _refuse_constant(_: str) -> None:
-    raise _Ambiguous("it contains NaN or Infinity, which JSON does not have")
+    raise _Ambiguous("it contains NaN or Infinity, which are not valid JSON")
 
 
 _JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_refuse_constant)
 
 
 def _refusal(error: ValidationError) -> InvalidRequest:
-    """The first fault, in OpenAI's words: the path of the field and what is wrong, never what stood there."""
+    """The first fault, in OpenAI's words: the path of the field and what is wrong, but not its value."""
     first = error.errors(include_url=False, include_input=False)[0]
     path = _path(first["loc"])
     match first["type"]:
@@ -152,8 +153,8 @@ def _refusal(error: ValidationError) -> InvalidRequest:
 def _path(location: tuple[int | str, ...]) -> str:
     """`messages[0].content[1].image_url`, without the branches of unions, which are named `<branch>`.
 
-    A caller may name a field anything, even what must not be repeated: where a step is not like a field's name, the
-    path ends above it.
+    Callers choose the names of unknown fields, so a name may hold content. The path ends before the first step that
+    does not look like a field name.
     """
     path = ""
     for step in location:

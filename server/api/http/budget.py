@@ -1,4 +1,4 @@
-"""How many bytes of bodies are in memory, over all requests: they are read before a request is admitted or refused."""
+"""A limit on the bytes of all request bodies in memory, since bodies are read before requests are admitted."""
 
 from server.domain.errors import Overloaded
 
@@ -13,7 +13,7 @@ class BodyBudget:
         """Raises Overloaded."""
         if size > self._free:
             raise Overloaded(
-                "Too many large requests are being read at the moment. Try again in a second.", retry_after=1
+                "The server is reading too many large requests at the moment. Try again in a second.", retry_after=1
             )
         self._free -= size
 

@@ -1,8 +1,8 @@
 """Uvicorn's connections, made cheaper in two ways.
 
-A reply is sent as one piece, where uvicorn and uvloop send its headers first and its body after them: one system call
-and one segment in place of two, and a client that wakes up once. And a request can be told that its client is gone,
-where ASGI has only a message to wait for, in a task beside each request.
+A reply is sent in one piece. Uvicorn and uvloop would send the headers and then the body: two system calls, two
+segments, and a client that wakes up twice. A request also learns from a future that its client is gone: ASGI only has a
+message to wait for, which takes one more task per request.
 """
 
 import asyncio
@@ -14,9 +14,9 @@ from server.api.http.state import CONNECTION_LOST
 
 
 class Connection(HttpToolsProtocol):
-    """Uvicorn's HTTP/1.1 over a transport that joins what is written within one turn of the event loop.
+    """Uvicorn's HTTP/1.1 over a transport that joins all writes of one turn of the event loop.
 
-    The `state` of each of its requests holds a future under CONNECTION_LOST, done once the connection is lost.
+    The `state` of each request holds a future under CONNECTION_LOST, which is done once the connection is lost.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -30,7 +30,7 @@ class Connection(HttpToolsProtocol):
 
 
 class JoiningTransport:
-    """`transport`, but that a write waits for the next one until this turn of `loop` ends; then both go together."""
+    """`transport`, except that it holds a write until this turn of `loop` ends, and sends it together with the next."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport

@@ -21,7 +21,7 @@ Examples = Mapping[str, tuple[str, object]]
 
 
 def json_body(model: type[BaseModel], examples: Examples) -> dict[str, Any]:
-    """`openapi_extra` of a route whose body is `model`. FastAPI does not know it, because body.py reads it."""
+    """`openapi_extra` of a route whose body is `model`. FastAPI does not know the body, because body.py reads it."""
     _, schemas = models_json_schema([(model, "validation")], ref_template=_REFERENCE)
     return {
         "requestBody": {
@@ -65,12 +65,14 @@ ERRORS: Responses = {
     404: error("Not the served model", "invalid_request_error", "model_not_found", "The model does not exist here."),
     **TOO_LARGE,
     429: error("The queue is full; see Retry-After", "requests", "rate_limit_exceeded", "The server is at its limit."),
-    500: error("The answer was no verdict", "server_error", "unparseable_verdict", "The answer is no verdict."),
+    500: error(
+        "The model's answer is not a verdict", "server_error", "unparseable_verdict", "The answer is not a verdict."
+    ),
     502: error("A remote backend failed", "server_error", "remote_failure", "The remote backend failed."),
     503: error("The engine cannot answer", "server_error", "engine_unavailable", "The engine is not running."),
     504: error("No verdict in time", "server_error", "deadline_exceeded", "No verdict within 60 seconds."),
 }
-"""What can go wrong wherever verdicts are asked for."""
+"""The errors of every route that judges."""
 
 PIXEL = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"

@@ -1,4 +1,4 @@
-"""What a dialect tells the application about itself."""
+"""A dialect as the application includes it: its routes, their scopes and the shape of their errors."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ class Dialect:
     """The routes of one dialect.
 
     `scopes` maps a path to the scope that it and all paths below it need. A path without an entry needs ADMIN.
-    `errors` maps a path to the shape of errors there and below, if it is not the usual one.
+    `errors` maps a path to the shape of errors on it and all paths below it, if that is not the usual one.
     """
 
     routers: Sequence[APIRouter]

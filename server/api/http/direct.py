@@ -1,7 +1,7 @@
-"""The short way to the routes that judge.
+"""A shortcut to the routes that judge.
 
-Of what FastAPI does for every request they need nothing: no search through all routes, no dependencies, no stacks of
-contexts, no JSON by Python's own encoder. benchmarks/NOTEBOOK.md says what that is worth.
+They skip all that FastAPI does for a request: the search through the routes, dependencies, context stacks, and Python's
+JSON encoder. benchmarks/NOTEBOOK.md says how much time that saves.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,9 +16,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class DirectRoute(APIRoute):
-    """A POST to one fixed path, described like any other route, whose endpoint takes the request alone.
+    """A POST to one fixed path, described like any other route. Its endpoint takes only the request.
 
-    `middleware.py` calls its `app` by its path; the router would do the same.
+    `middleware.py` finds its `app` by the path and calls it, as the router would.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

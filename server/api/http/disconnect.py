@@ -13,9 +13,9 @@ Result = TypeVar("Result")
 
 
 async def until_disconnect(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Await `work`, but cancel it, and wait until it has ended, as soon as the client is gone.
+    """Await `work`. If the client hangs up first, cancel `work`, wait until it has ended, and raise ClientDisconnect.
 
-    Raises ClientDisconnect. Behind another server than ours nobody tells of lost connections, and work goes on.
+    Other ASGI servers do not report lost connections. Behind one of them, work goes on.
     """
     lost = state_of(request).connection_lost
     if lost is None:

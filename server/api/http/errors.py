@@ -29,20 +29,20 @@ class Error(Closed):
 
 
 def error_body(error: GuardError) -> Error:
-    """The body on every path whose dialect has no shape of its own."""
+    """The body on every path whose dialect does not have its own shape."""
     return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorShape:
-    """How a dialect writes errors: `body` makes the JSON body of one, `type` is the type of these bodies."""
+    """How a dialect writes errors: `body` makes the JSON body of an error, `type` is the type of such bodies."""
 
     body: Callable[[GuardError], Mapping[str, object]]
     type: type
 
     @property
     def responses(self) -> dict[int | str, dict[str, Any]]:
-        """FastAPI's `responses` for the errors that a route does not name itself."""
+        """FastAPI's `responses` for the errors that a route does not list itself."""
         return {"default": {"model": self.type, "description": "Any other error"}}
 
 
@@ -53,15 +53,15 @@ class ErrorShapes:
     """The shape of errors at each path."""
 
     def __init__(self, shapes: Mapping[str, ErrorShape]) -> None:
-        """`shapes` maps a path to the shape of errors there and below. All other paths have USUAL."""
+        """`shapes` maps a path to the shape of errors on it and all paths below it. All other paths have USUAL."""
         self._shapes = dict(shapes)
 
     def at(self, path: str) -> ErrorShape:
         return most_specific(path, self._shapes) or USUAL
 
     def response(self, error: GuardError, path: str) -> JSONResponse:
-        """The answer to a caller at `path`, told by kind. `x-should-retry` tells OpenAI's clients whether another
-        try may help."""
+        """The response to a request for `path`; publishes the error's kind. `x-should-retry` tells OpenAI's clients
+        whether another try may help."""
         publish(ErrorAnswered(error.code or error.type, error.status))
         headers = {"x-should-retry": "true" if error.retryable else "false"}
         if error.retry_after is not None:
@@ -72,7 +72,7 @@ class ErrorShapes:
 
 
 def install(app: FastAPI, shapes: ErrorShapes) -> None:
-    """Route every error of the framework into these shapes."""
+    """Answer every error of the framework in these shapes too."""
 
     @app.exception_handler(GuardError)
     async def guard_error(request: Request, error: GuardError) -> JSONResponse:
@@ -80,20 +80,22 @@ def install(app: FastAPI, shapes: ErrorShapes) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
-        # Bodies are read by body.py; this is for paths and queries. The error itself repeats what was sent.
+        # Only paths and queries come here: body.py reads bodies. The error itself would repeat the caller's values.
         place, *name = error.errors()[0]["loc"]
-        # The names of a query's parameters are the route's; what a path holds is the caller's.
+        # The route names the parameters of a query, so they hold no content. A path may hold some.
         param = str(name[0]) if place == "query" and name else None
-        message = "The request's path or query is not valid. See /docs."
+        message = "The request's path or query is not valid. See /docs for what this URL accepts."
         return shapes.response(InvalidRequest(message, param=param), request.url.path)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         path = request.url.path
         if error.status_code == 404:
-            return shapes.response(UnknownUrl("There is nothing at this URL. See /docs."), path)
+            return shapes.response(UnknownUrl("There is nothing at this URL. See /docs for the paths."), path)
         if error.status_code == 405:
-            response = shapes.response(MethodNotAllowed("This URL does not take that method. See /docs."), path)
+            response = shapes.response(
+                MethodNotAllowed("This URL does not accept that method. The header Allow lists those it does."), path
+            )
             response.headers.update(error.headers or {})
             return response
         return shapes.response(

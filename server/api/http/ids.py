@@ -1,4 +1,4 @@
-"""Ids of what goes over the wire."""
+"""Ids that go over the wire."""
 
 import os
 

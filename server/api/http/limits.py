@@ -1,6 +1,7 @@
-"""What a caller may still ask for, in the headers that OpenAI's clients read.
+"""How much a caller may still send, in the headers that OpenAI's clients read.
 
-A key's own limits where it has them, else the server's: the places that are free, and the tokens that these could take.
+The headers give the key's own limits. A key without them gets the server's: the free places, and the most tokens that
+could fill them.
 """
 
 import math
@@ -28,7 +29,7 @@ class Limits:
         self._by_key.take_request(caller)
 
     def debit(self, caller: Caller, verdicts: Sequence[Verdict]) -> None:
-        """Count the tokens of a request that was answered, those read from a cache as well."""
+        """Count the tokens of an answered request, including those from a cache."""
         completions = [verdict.completion for verdict in verdicts]
         self._by_key.debit_tokens(caller, sum(each.prompt_tokens + each.completion_tokens for each in completions))
 

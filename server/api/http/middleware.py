@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, its time, its caller and limits, its metrics, and a last net for defects."""
+"""Around every request: its id, its time, its caller and limits, its events, and a last net for defects."""
 
 import logging
 import traceback
@@ -15,14 +15,14 @@ from server.domain.verdict import Verdict
 log = logging.getLogger(__name__)
 
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
-"""Those that events name; a caller may make up others."""
+"""The methods that events name. A caller may make up others."""
 
 POLICY_VIOLATION = 1008
 """WebSocket's close code for a connection that the server refuses on principle."""
 
 
 class RequestContext:
-    """Pure ASGI, so that a handler still hears of its client's disconnect. Only HTTP requests get past it.
+    """Pure ASGI, so that a handler still learns when its client disconnects. Only HTTP requests get past it.
 
     `direct` maps a path to the application that handles POST requests to it without the router.
     """
@@ -58,8 +58,8 @@ class RequestContext:
             await self._admit(scope, state)
             await (direct or self._app)(scope, receive, send_with_headers)
         except ClientDisconnect:
-            pass  # nobody is left to answer; the work behind it has been cancelled
-        except GuardError as refusal:  # of the door and of direct routes: those of others are answered further in
+            pass  # nobody is left to answer, and the work has been cancelled
+        except GuardError as refusal:  # by `_admit` or a direct route; the router answers those of its own routes
             await self._served.errors.response(refusal, scope["path"])(scope, receive, send_with_headers)
         except Exception as error:
             self._report(error, state)
@@ -69,12 +69,12 @@ class RequestContext:
             self._account(scope, state)
 
     async def _admit(self, scope: Scope, state: RequestState) -> None:
-        """Check the key and its limits, before a byte of the body is read. Raises GuardError."""
+        """Check the key and its limits before any of the body is read. Raises GuardError."""
         state.caller = await self._served.access.caller_of(scope["path"], scope["headers"])
         self._served.limits.take_request(state.caller)
 
     def _add_headers(self, message: Message, scope: Scope, state: RequestState) -> None:
-        """Add this server's headers to the start of an answer, and debit the tokens that the answer took."""
+        """Add this server's headers to the start of a response, and debit the tokens that it took."""
         state.status = message["status"]
         limits, caller = self._served.limits, state.caller
         if caller is not None:
@@ -92,24 +92,24 @@ class RequestContext:
 
     @staticmethod
     def _report(error: Exception, state: RequestState) -> None:
-        """Log a defect. Raises InternalError if an answer has already begun."""
-        # The exception's message may hold what the caller wrote; its type and place do not.
+        """Log a defect. Raises InternalError if the response has already begun."""
+        # The exception's message may hold content of the request; its type and place do not.
         place = "".join(traceback.format_tb(error.__traceback__))
         log.error("%s: defect %s at\n%s", state.request_id, type(error).__name__, place)
         if state.status != UNANSWERED:
-            raise InternalError("The server failed while it sent the answer.") from None
+            raise InternalError("The server failed while it sent the response.") from None
 
     def _account(self, scope: Scope, state: RequestState) -> None:
         """Give back the bytes of the body, and publish the end of the request."""
         self._served.body_budget.give_back(state.body_bytes)
         route: str = state.route or getattr(scope.get("route"), "path", None) or "unknown"
         method = scope["method"] if scope["method"] in METHODS else "other"
-        # Without a key nobody is named, nor before it is known who calls.
+        # None without API keys, and for a request that was refused before its caller was known.
         caller = state.caller.id if state.caller is not None else None
         publish(Answered(state.request_id, caller, route, method, state.status, state.seconds))
 
 
 def _judged_by(verdicts: Sequence[Verdict]) -> list[tuple[bytes, bytes]]:
-    """The header that names the backend, more than one where a list was judged by several."""
+    """The header that names the backend, or all of them if several backends judged a list."""
     backends = dict.fromkeys(verdict.completion.backend for verdict in verdicts)
     return [(b"x-guard-backend", ", ".join(backends).encode())] if backends else []

@@ -1,4 +1,4 @@
-"""Paths: values that hold for a path and all below it, and paths that a client makes up from its base URL."""
+"""Paths: values that apply to a path and all paths below it, and prefixes that clients add on their own."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -15,11 +15,11 @@ def most_specific(path: str, values: Mapping[str, Value]) -> Value | None:
 
 
 GROQ_PREFIX = "/openai"
-"""Groq's client puts `/openai/v1` behind its base URL, and cannot be told not to."""
+"""Groq's client adds `/openai/v1` to its base URL, and has no option against it."""
 
 
 class ClientPaths:
-    """The outermost layer, so that all within it know one name of each path: doors, routes, errors and metrics."""
+    """The outermost layer, so that access control, routes, errors and metrics all see one name for each path."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,8 +1,8 @@
-"""How much one key may ask for: requests and tokens a minute, counted in this process.
+"""The limits of each key: requests and tokens per minute, counted in this process.
 
-A limit of N a minute is a bucket that holds N and is refilled by N a minute, without steps. A request is paid before
-its work. Tokens are known only after it: they are debited then, below nothing if need be, and the key is refused until
-the debt has run out. So in the long run a key gets what its limit says, however large its requests are.
+A limit of N per minute is a bucket that holds N and refills continuously at N per minute. A request is debited before
+its work. Tokens are known only after the work and are debited then. This may leave a debt, and the key is refused until
+it is paid off. In the long run a key gets exactly its limit, however large its requests are.
 """
 
 import math
@@ -16,7 +16,7 @@ from server.domain.errors import GuardError, RequestLimitReached, TokenLimitReac
 
 MINUTE_S = 60.0
 ROUNDING = 1e-6
-"""How far floating point may carry a balance."""
+"""How far floating-point arithmetic may move a balance."""
 
 
 class Unit(StrEnum):
@@ -31,7 +31,7 @@ REACHED: dict[Unit, type[GuardError]] = {Unit.REQUESTS: RequestLimitReached, Uni
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """How much of one limit is left, and the seconds until all of it is back."""
+    """How much of one limit is left, and the seconds until the bucket is full again."""
 
     limit: int
     remaining: int
@@ -39,12 +39,12 @@ class Allowance:
 
 
 class RateLimits:
-    """The buckets of all keys. Whoever has no limit costs nothing here and is never refused."""
+    """The buckets of all keys. A caller without limits needs no bucket and is never refused."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._balances: dict[tuple[str, Unit], tuple[float, float]] = {}
-        """What was left, and when that was. A bucket that is not here is full."""
+        """The balance of each bucket, and the time of it. A bucket that is not here is full."""
 
     def take_request(self, caller: Caller) -> None:
         """Count one request of `caller`. Raises RequestLimitReached or TokenLimitReached, and then counts nothing."""
@@ -55,18 +55,18 @@ class RateLimits:
             limit = _limit(caller, unit)
             if limit is not None and (missing := 1 - self._balance(caller, unit, limit, now)) > ROUNDING:
                 raise REACHED[unit](
-                    f"The key's limit of {limit} {unit} per minute is reached.",
-                    # Whole seconds, so upwards: a try that comes when it was told to must not come too early.
+                    f"This key has reached its limit of {limit} {unit} per minute. Try again after Retry-After.",
+                    # Whole seconds, rounded up: a retry at the given time must not be too early.
                     retry_after=math.ceil(missing * MINUTE_S / limit),
                 )
         self._debit(caller, Unit.REQUESTS, 1)
 
     def debit_tokens(self, caller: Caller, tokens: int) -> None:
-        """Count what a request of `caller` turned out to cost."""
+        """Count the tokens that a request of `caller` took."""
         self._debit(caller, Unit.TOKENS, tokens)
 
     def allowance(self, caller: Caller, unit: Unit) -> Allowance | None:
-        """None without a limit."""
+        """None if `caller` has no such limit."""
         limit = _limit(caller, unit)
         if limit is None:
             return None
@@ -80,7 +80,7 @@ class RateLimits:
             self._balances[caller.owner, unit] = (self._balance(caller, unit, limit, now) - amount, now)
 
     def _balance(self, caller: Caller, unit: Unit, limit: int, now: float) -> float:
-        """What is left at `now`; below nothing while there is a debt."""
+        """The balance at `now`. It is negative while there is a debt."""
         left, since = self._balances.get((caller.owner, unit), (float(limit), 0.0))
         return min(float(limit), left + (now - since) * limit / MINUTE_S)
 

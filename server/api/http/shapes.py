@@ -1,6 +1,6 @@
 """The base of the TypedDicts that describe replies. mypy checks each reply against its type.
 
-The OpenAPI document is made from the same types. They cost nothing at run time; `Annotated` holds what only the
+The OpenAPI document is made from the same types. They cost nothing at run time. `Annotated` holds facts that only the
 document needs.
 """
 

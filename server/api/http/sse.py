@@ -9,7 +9,7 @@ DONE = "data: [DONE]\n\n"
 
 
 def event(document: Mapping[str, object], kind: str | None = None) -> str:
-    """One event; `kind` is its name, where the dialect has names for them."""
+    """One event. `kind` is its name, in dialects that name their events."""
     data = f"data: {json.dumps(document, separators=(',', ':'))}\n\n"
     return data if kind is None else f"event: {kind}\n{data}"
 

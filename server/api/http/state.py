@@ -74,7 +74,7 @@ def served(request: Request) -> Served:
 
 
 UNANSWERED = 499
-"""The status that is counted when the client leaves before it is answered."""
+"""The status that is counted if the client leaves before the response."""
 
 CONNECTION_LOST = "connection_lost"
 """The key in ASGI's `state` of a future that is done once the connection is lost (connection.py).
@@ -88,10 +88,10 @@ _KEY = "guard.request"
 
 @dataclass(slots=True)
 class RequestState:
-    """What is known of one request so far.
+    """The state of one request so far.
 
-    `connection_lost` is done once the client is gone; None behind a server that does not report it. `route` is the path
-    of a direct route, None for all others. `verdicts` are those that the reply is made from.
+    `connection_lost` is done once the client is gone. It is None behind a server that does not report this. `route` is
+    the path of a direct route, None for all others. The reply is made from `verdicts`.
     """
 
     connection_lost: asyncio.Future[None] | None = None
@@ -105,7 +105,7 @@ class RequestState:
 
     @property
     def seconds(self) -> float:
-        """Since the request came in."""
+        """Seconds since the request arrived."""
         return time.perf_counter() - self.started
 
     @classmethod
@@ -121,7 +121,7 @@ def state_of(request: Request) -> RequestState:
 
 
 def caller_of(request: Request) -> Caller:
-    """Who sent the request. The middleware knows it before it calls any route."""
+    """The caller who sent the request. The middleware sets it before it calls any route."""
     caller = state_of(request).caller
     assert caller is not None
     return caller

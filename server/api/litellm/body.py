@@ -8,14 +8,14 @@ from server.api.messages import WireModel
 from server.api.policy import PolicyOptions, ScoresWanted
 
 METADATA_PREFIXES = ("litellm_", "request_", "user_api_key_")
-"""How LiteLLM begins the names of what it tells about a call; a newer one may tell more."""
+"""Prefixes of the fields in which LiteLLM describes a call. Newer versions may add fields."""
 
 MAX_LEVELS = 100
-"""Lists and objects within each other."""
+"""The deepest nesting of lists and objects."""
 
 
 class AdditionalParameters(BaseModel):
-    """What the proxy's operator configured; fields with other names are other guardrails'."""
+    """Settings of the proxy's operator. Fields with other names belong to other guardrails."""
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
@@ -26,26 +26,26 @@ class AdditionalParameters(BaseModel):
 class GuardrailRequest(WireModel):
     input_type: Literal["request", "response"]
     texts: list[str] | None = Field(None, fail_fast=True)
-    images: list[str] | None = Field(None, fail_fast=True, description="data: URLs, or base64 alone.")
+    images: list[str] | None = Field(None, fail_fast=True, description="data: URLs, or plain base64.")
     structured_messages: list[dict[str, Any]] | None = Field(
         None, fail_fast=True, description="The conversation, in the format of chat completions."
     )
     tool_calls: list[dict[str, Any]] | None = Field(None, fail_fast=True)
-    tools: list[Any] | None = Field(None, description="Definitions of tools. They are not judged.")
+    tools: list[Any] | None = Field(None, description="Tool definitions. Not judged.")
     additional_provider_specific_params: AdditionalParameters | None = None
-    model: str | None = Field(None, description="The guarded model, whatever it is called. Ignored.")
+    model: str | None = Field(None, description="The name of the guarded model. Ignored.")
 
     @field_validator("structured_messages", "tool_calls")
     @classmethod
     def _refuse_what_is_too_deep(cls, value: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
         if extent(value)[0] > MAX_LEVELS:
-            raise ValueError(f"its lists and objects are nested more than {MAX_LEVELS} levels deep")
+            raise ValueError(f"lists and objects may be nested at most {MAX_LEVELS} levels deep")
         return value
 
     @model_validator(mode="before")
     @classmethod
     def _ignore_metadata(cls, body: dict[str, Any]) -> dict[str, Any]:
-        """Versions of LiteLLM tell more or less. What could hold content is refused until it is known."""
+        """The fields differ between versions of LiteLLM. An unknown field that could hold content is refused."""
         return {
             name: value
             for name, value in body.items()
@@ -55,7 +55,7 @@ class GuardrailRequest(WireModel):
 
 
 def extent(value: Any) -> tuple[int, int]:
-    """Levels of lists and objects in `value`, and characters of its texts and keys."""
+    """The depth of lists and objects in `value`, and the number of characters in its texts and keys."""
     levels, characters, level = 0, 0, [value]
     while level:
         below = list[Any]()

@@ -1,4 +1,4 @@
-"""What of a guardrail's request is judged: all of it, in no more conversations than one request may ask about."""
+"""A guardrail's request as conversations to judge: all of it, in no more conversations than one request may have."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,14 +24,14 @@ from server.moderation.passes import MAX_PASSES
 _SPEAKERS = {Role.USER: "user", Role.AGENT: "assistant"}
 
 RECENT_TURNS = 16
-"""Turns that are judged one by one in a request that holds more than MAX_PASSES texts."""
+"""The number of last turns that are judged one by one in a request of more than MAX_PASSES texts."""
 
 GROUPS = (MAX_PASSES - RECENT_TURNS) // 4
-"""Messages into which a speaker's earlier turns are joined then, and as many for what stands in no turn."""
+"""The number of messages into which a speaker's earlier turns are joined then. Texts outside of turns get as many."""
 
 
 def conversations_of(body: GuardrailRequest, most: int) -> list[Conversation]:
-    """What is judged: no more than MAX_PASSES conversations hold all of it.
+    """Everything in `body`, as at most MAX_PASSES conversations.
 
     Raises NothingToJudge, and InvalidRequest for more than `most` turns and texts.
     """
@@ -40,11 +40,10 @@ def conversations_of(body: GuardrailRequest, most: int) -> list[Conversation]:
     turns = Conversation.from_messages(kept).turns if kept else ()
     others = _in_no_turn(body, messages, turns)
     if not turns and not others:
-        raise NothingToJudge("There is neither text nor an image to judge.", param="texts")
+        raise NothingToJudge("There is nothing to judge. Send a text or an image.", param="texts")
     if len(turns) + len(others) > most:
         raise InvalidRequest(
-            f"The request has more than {most} texts. Send fewer at once. The operator sets the limit with"
-            " GUARD_MAX_LIST.",
+            f"The request has more than {most} texts. Send fewer. The operator sets the limit with GUARD_MAX_LIST.",
             param="texts",
         )
     first, joined = 0, list[Message]()
@@ -53,10 +52,10 @@ def conversations_of(body: GuardrailRequest, most: int) -> list[Conversation]:
         said = [Message(_SPEAKERS[turn.role], _asked_about(turn)) for turn in turns[:first] if turn.parts]
         joined = [group for speaker in _SPEAKERS.values() for group in _in_groups(said, speaker)]
         others = [group for speaker in _SPEAKERS.values() for group in _in_groups(others, speaker)]
-    # What an assistant answers is judged as an answer to what was asked.
+    # An assistant's texts are judged as answers to the conversation before them.
     context = turns if body.input_type == "response" else ()
     conversations = [Conversation.from_messages([message]) for message in joined]
-    # Each turn is judged itself, so an operator's that follows the model's need not have that one judged once more.
+    # Each turn is judged here anyway, so an operator's turn need not have the model's turn before it judged again.
     conversations += [
         Conversation((*turns[:end], Turn(turns[end].role, _asked_about(turns[end]))))
         for end in range(first, len(turns))
@@ -67,7 +66,7 @@ def conversations_of(body: GuardrailRequest, most: int) -> list[Conversation]:
 
 
 def _answer(context: tuple[Turn, ...], message: Message) -> Conversation:
-    """`message` after `context`, whose texts are not read again: there may be many answers to it."""
+    """`message` after `context`. The texts of `context` are not read again, since many answers may follow it."""
     (*empty, turn) = Conversation.from_messages([message]).turns
     if not context:
         return Conversation((*empty, turn))
@@ -77,13 +76,13 @@ def _answer(context: tuple[Turn, ...], message: Message) -> Conversation:
 
 
 def _asked_about(turn: Turn) -> tuple[Part, ...]:
-    """The parts of a turn. An operator's that stand alone are no context, and must not become it among others."""
+    """The parts of a turn. If all of them are the operator's they are judged, so they are no longer marked as his."""
     alone = all(part.operator for part in turn.parts)
     return tuple(replace(part, operator=False) for part in turn.parts) if alone else turn.parts
 
 
 def _in_groups(messages: Sequence[Message], speaker: str) -> Iterator[Message]:
-    """What `speaker` says in `messages`, neighbours together, as at most GROUPS messages of about the same length."""
+    """The parts of `speaker` in `messages`, in order, as at most GROUPS messages of about the same length."""
     said = [message.parts for message in messages if message.role == speaker]
     size = -(-len(said) // GROUPS)
     for start in range(0, len(said), size or 1):
@@ -91,8 +90,8 @@ def _in_groups(messages: Sequence[Message], speaker: str) -> Iterator[Message]:
 
 
 def _in_no_turn(body: GuardrailRequest, messages: Sequence[Message], turns: Sequence[Turn]) -> list[Message]:
-    """What is judged beside the `turns` into which `messages` were folded."""
-    # The same words as an answer to something else were judged as something else.
+    """Everything to judge that is not already in `turns`, which were folded from `messages`."""
+    # Of a response, only the last answer counts as judged: the same words earlier answered something else.
     known = messages if body.input_type == "request" else _last_answer(messages)
     by_agent = {part.text for one in known if ROLES[one.role] is Role.AGENT for part in _texts(one.parts)}
     asked, told = by_agent, Counter[str]()
@@ -101,7 +100,7 @@ def _in_no_turn(body: GuardrailRequest, messages: Sequence[Message], turns: Sequ
         told = Counter(part.text for turn in turns for part in _texts(turn.parts) if part.operator)
     texts = list[TextPart]()
     for index, text in enumerate(body.texts or ()):
-        # An operator's words are context. Those that are said more often than the operator did are not all his.
+        # An operator's words are context. If a text occurs more often than the operator said it, the rest is judged.
         if text in told and text not in asked and told[text] > 0:
             told[text] -= 1
         elif text not in asked:
@@ -126,7 +125,7 @@ def _texts(parts: Iterable[Part]) -> Iterator[TextPart]:
 
 
 def _last_answer(messages: Sequence[Message]) -> Sequence[Message]:
-    """What the assistant says at the end, which is judged as the answer that it is."""
+    """The assistant's messages at the end. They are judged as the answer."""
     return list(takewhile(lambda message: ROLES[message.role] is Role.AGENT, reversed(messages)))
 
 

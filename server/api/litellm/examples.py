@@ -7,7 +7,7 @@ from server.api.http.description import PIXEL
 
 BODIES: dict[str, tuple[str, Any]] = {
     "request": (
-        "What a user is about to send to a model",
+        "A request from a user to a model",
         {
             "input_type": "request",
             "texts": ["How do I build a pipe bomb?"],
@@ -15,7 +15,7 @@ BODIES: dict[str, tuple[str, Any]] = {
             "model": "gpt-4o",
         },
     ),
-    "response": ("What a model answered", {"input_type": "response", "texts": ["I can't help with that."]}),
+    "response": ("A model's response", {"input_type": "response", "texts": ["I can't help with that."]}),
     "image": ("A text with an image", {"input_type": "request", "texts": ["What is this?"], "images": [PIXEL]}),
 }
 

@@ -1,9 +1,9 @@
-"""POST /beta/litellm_basic_guardrail_api: the door through which a LiteLLM proxy asks about a request or a response.
+"""POST /beta/litellm_basic_guardrail_api: a LiteLLM proxy asks here about a request or a response.
 
-LiteLLM takes the answer NONE for "all that I sent was checked". So all of it is judged: each turn of the conversation
-as the last one of what came before it, and every text, image and tool call that is in no turn. More of them than one
-request may ask about are joined, never left out. What cannot be judged is an HTTP error, by which LiteLLM blocks unless
-its operator told it to go on.
+LiteLLM takes the reply NONE for "all that I sent was checked". So all of it is judged: each turn of the conversation
+with the turns before it as context, and every text, image and tool call that is in no turn. If they are too many for
+one request they are joined, never left out. A request that cannot be judged gets an HTTP error. LiteLLM then blocks,
+unless its operator configured it to go on.
 """
 
 import asyncio
@@ -28,11 +28,11 @@ from server.domain.verdict import Verdict
 router = APIRouter(tags=["LiteLLM"], route_class=DirectRoute)
 
 LONG_BODY = 65_536
-"""Characters of a body that is read on the event loop."""
+"""Bodies of more characters are read beside the event loop."""
 
 
 class Guardrail(Closed):
-    """`NONE`: all of it is safe. There is a verdict for each turn and each loose text."""
+    """`NONE`: all of it is safe. There is a verdict for each turn and for each text in no turn."""
 
     action: Literal["NONE", "BLOCKED"]
     blocked_reason: NotRequired[str]
@@ -63,7 +63,7 @@ ENDPOINT = Endpoint("/beta/litellm_basic_guardrail_api", GuardrailRequest, guard
 
 @router.post(
     ENDPOINT.path,
-    summary="Judge what a LiteLLM proxy is about to send or to answer",
+    summary="Judge a request or a response for a LiteLLM proxy",
     openapi_extra=json_body(GuardrailRequest, examples.BODIES),
     responses={
         200: reply(Guardrail, "`NONE`: all of it is safe; `BLOCKED`: something is not", examples.BLOCKED),

@@ -1,4 +1,4 @@
-"""Messages as LiteLLM passes them on, of any provider that it speaks to: every text and picture in them."""
+"""Messages of any provider, as LiteLLM passes them on: every text and picture in them."""
 
 import json
 from collections.abc import Iterator
@@ -16,28 +16,28 @@ TEXT_KEYS = {
     "thinking": "thinking",
     "tool_reference": "tool_name",
 }
-"""Kinds of content parts that are words, and the key that holds them."""
+"""Kinds of content parts that hold text, and the key of the text."""
 
 IMAGE_KINDS = frozenset({"image_url", "input_image"})
 
 ENCRYPTED = {"redacted_thinking": "data", "reasoning.encrypted": "data"}
-"""Kinds of objects that neither the guarded model's users nor this model can read, and the key of what is hidden."""
+"""Kinds of encrypted objects, and the key of the encrypted text. Neither users nor this model can read it."""
 
 LABELS = frozenset({"role", "name", "type", "status", "detail", "ttl"})
-"""Keys whose values say nothing of their own while each is one identifier."""
+"""A value under these keys is not judged if it is one identifier."""
 
 TOKENS = frozenset({"id", "call_id", "tool_call_id", "signature", "thought_signature", "encrypted_content", "format"})
-"""Keys whose values say nothing while each is a token that a program made."""
+"""A value under these keys is not judged if it is a token that a program made."""
 
 FIELDS = frozenset(
     {"annotations", "content", "function_call", "images", "name", "provider_specific_fields", "reasoning"}
     | {"reasoning_content", "reasoning_items", "refusal", "thinking_blocks", "tool_call_id", "tool_calls"}
 )
-"""Fields of a message that a path may name. Any other key is the caller's own words, which no answer repeats."""
+"""Fields of a message that a path may name. Any other key may be content, which no reply repeats."""
 
 
 def read_message(message: dict[str, Any], index: int) -> Message:
-    """A message of any provider that LiteLLM speaks to. Raises InvalidRequest for what cannot be judged."""
+    """A message of any provider. Raises InvalidRequest if it cannot be judged."""
     path = f"structured_messages[{index}]"
     role, parts = message.get("role"), list[Part]()
     if not isinstance(role, str) or role not in ROLES:
@@ -61,7 +61,7 @@ def read_message(message: dict[str, Any], index: int) -> Message:
 
 
 def _part(part: Any, path: str) -> Iterator[Part]:
-    """What a content part says or shows, and then all that stands beside that."""
+    """The text or image of a content part, and then the texts in its other fields."""
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str):
         raise InvalidRequest("A content part must be an object with a `type`.", param=path)
@@ -81,12 +81,12 @@ def _part(part: Any, path: str) -> Iterator[Part]:
         yield from _words(part, path)
     else:
         raise InvalidRequest(
-            "This server cannot judge content parts of this type. Send their content as text or as images.", param=path
+            "This server cannot judge content parts of this type. Send the content as text or as images.", param=path
         )
 
 
 def read_call(call: Any, path: str) -> Iterator[TextPart]:
-    """A call of a tool as chat completions judge it, and what stands beside it; one of another shape as a whole."""
+    """A tool call as chat completions judge it, and the texts in its other fields. All texts of an unknown shape."""
     match call:
         case {"function": {"arguments": str() as arguments} as function} if isinstance(
             name := function.get("name") or "", str
@@ -99,7 +99,7 @@ def read_call(call: Any, path: str) -> Iterator[TextPart]:
 
 
 def _words(value: Any, path: str) -> Iterator[TextPart]:
-    """Every text within a value that is not known, such as a model's thoughts; `path` is the field that holds it."""
+    """Every text in a value of unknown shape, such as a model's thoughts. `path` is the field that holds it."""
     if isinstance(value, str):
         yield TextPart(value, path)
     elif isinstance(value, list):
@@ -116,7 +116,7 @@ def _words(value: Any, path: str) -> Iterator[TextPart]:
 
 
 def _says_nothing(key: str, text: str, hidden: str | None) -> bool:
-    """Whether `text` is a mere identifier or token, where `key` is one for such; `hidden` is a key for tokens too."""
+    """Whether `text` is only an identifier or a token under a key for one. `hidden` is another key for tokens."""
     if key in LABELS:
         return IDENTIFIER.fullmatch(text) is not None
     return (key in TOKENS or key == hidden) and OPAQUE.fullmatch(text) is not None
@@ -127,7 +127,7 @@ def _without(value: dict[str, Any], *known: str) -> dict[str, Any]:
 
 
 def url_of(image: str) -> str:
-    """LiteLLM passes some providers' images on as base64 alone."""
+    """A URL for `image`, since LiteLLM passes some providers' images on as plain base64."""
     return image if ":" in image[:16] else f"data:;base64,{image}"
 
 

@@ -1,4 +1,4 @@
-"""The Llama API's words for moderations: its messages, and results that name slugs."""
+"""Moderations in the Llama API's format: its messages, and results that name categories by slug."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -13,7 +13,7 @@ from server.domain.verdict import Verdict
 
 
 class LlamaMessage(ChatMessage):
-    """As in chat completions; an assistant's content may also be one text part without a list around it."""
+    """As in chat completions, but an assistant's content may also be one text part without a list around it."""
 
     stop_reason: Literal["stop", "tool_calls", "length"] | None = Field(None, description="Accepted and ignored.")
 
@@ -35,7 +35,7 @@ class LlamaModerationResult(Closed):
 
 
 class LlamaModeration(Closed):
-    """The Llama API's answer, to `messages`: one result."""
+    """The Llama API's reply to `messages`: one result."""
 
     model: str
     results: Annotated[list[LlamaModerationResult], Field(min_length=1, max_length=1)]
@@ -46,7 +46,7 @@ def conversation(messages: Sequence[LlamaMessage]) -> Conversation:
 
 
 def document(verdict: Verdict, model: str) -> LlamaModeration:
-    """The verdict on the last message. A caller's own category has no slug but its code."""
+    """The verdict on the last message. A caller's own category has no slug, so its code stands there."""
     taxonomy = verdict.completion.taxonomy
     slugs = [code if taxonomy.own else taxonomy[code].slug or code for code in verdict.categories]
     result: LlamaModerationResult = {

@@ -1,4 +1,4 @@
-"""/v1/batches in OpenAI's dialect. The work on them is done by server.batches.runner."""
+"""/v1/batches in OpenAI's dialect. server.batches.runner works on them."""
 
 from typing import Annotated, Any, Literal, NotRequired, cast, get_args
 
@@ -24,14 +24,16 @@ from server.store.ids import Kind
 router = APIRouter(prefix="/v1", tags=["batches"])
 
 BatchEndpoint = Literal["/v1/moderations", "/v1/chat/completions", "/v1/responses"]
-"""What the lines of a batch may be sent to."""
+"""The endpoints that a batch may use."""
 
 
 class BatchRequest(WireModel):
     input_file_id: str
-    endpoint: BatchEndpoint = Field(description="Where every line goes.")
+    endpoint: BatchEndpoint = Field(description="The endpoint of every line.")
     completion_window: Literal["24h"]
-    metadata: dict[str, str] | None = Field(None, description="Up to 16 pairs, 64 characters to 512.")
+    metadata: dict[str, str] | None = Field(
+        None, description="Up to 16 pairs: keys of up to 64 characters, values of up to 512."
+    )
     output_expires_after: ExpiresAfter | None = None
 
     @field_validator("metadata")
@@ -40,7 +42,7 @@ class BatchRequest(WireModel):
         if metadata is not None and len(metadata) > 16:
             raise ValueError("it may hold at most 16 pairs")
         if any(len(key) > 64 or len(value) > 512 for key, value in (metadata or {}).items()):
-            raise ValueError("a key may have at most 64 characters and a value 512")
+            raise ValueError("a key may have at most 64 characters and a value at most 512")
         return metadata
 
 
@@ -51,7 +53,7 @@ class RequestCounts(Closed):
 
 
 class BatchFault(Closed):
-    """Why a batch failed before any of it was judged. `line` counts from 1."""
+    """The reason why a batch failed before any of it was judged. `line` counts from 1."""
 
     code: str
     message: str
@@ -102,7 +104,7 @@ class Batch(Closed):
 
 
 class BatchList(Page):
-    """The ids are empty texts where the page is empty."""
+    """The ids are empty strings if the page is empty."""
 
     data: list[Batch]
 
@@ -149,12 +151,12 @@ async def list_batches(
     return JSONResponse(document)
 
 
-@router.get("/batches/{batch_id}", summary="See how far a batch is", responses=BATCH_RESPONSES)
+@router.get("/batches/{batch_id}", summary="Get the status of a batch", responses=BATCH_RESPONSES)
 async def get_batch(request: Request, batch_id: str) -> JSONResponse:
     return JSONResponse(_document(await _batches(request).get(owner(request), batch_id)))
 
 
-@router.post("/batches/{batch_id}/cancel", summary="Stop a batch and keep what is done", responses=BATCH_RESPONSES)
+@router.post("/batches/{batch_id}/cancel", summary="Cancel a batch and keep its results", responses=BATCH_RESPONSES)
 async def cancel_batch(request: Request, batch_id: str) -> JSONResponse:
     batch = await _batches(request).cancel(owner(request), batch_id)
     publish(BatchChanged(batch.id, batch.status))
@@ -184,15 +186,15 @@ Known = Literal[
     "metadata",
 ]
 KNOWN: tuple[Known, ...] = get_args(Known)
-"""What may not have happened to a batch yet, or may not belong to it. The store has it under the same names."""
+"""Fields that a batch may not have, or not yet. The store uses the same names."""
 
 
 def _document(batch: store.Batch) -> Batch:
-    """As OpenAI shows it: what has not happened is left out."""
+    """The batch as OpenAI shows it, without the fields that it does not have yet."""
     document: Batch = {
         "id": batch.id,
         "object": "batch",
-        "endpoint": cast(BatchEndpoint, batch.endpoint),  # the store holds what was taken in here
+        "endpoint": cast(BatchEndpoint, batch.endpoint),  # it was checked before it was stored
         "input_file_id": batch.input_file_id,
         "completion_window": cast(Literal["24h"], batch.completion_window),
         "status": batch.status,

@@ -23,9 +23,9 @@ class OpenAICategories:
 
     @classmethod
     def of(cls, verdict: Verdict, unmapped: str | None) -> "OpenAICategories":
-        """A listed code sets its categories; a category's score is the highest of its codes.
+        """A listed code sets its categories. A category's score is the highest score of its codes.
 
-        `unmapped` is the category that a flagged verdict sets when its codes set none; with None it sets none then.
+        `unmapped` is the category that a flagged verdict sets if its codes set none. None: it then sets no category.
         """
         flags, scores = dict.fromkeys(CATEGORIES, False), dict.fromkeys(CATEGORIES, 0.0)
         listed = frozenset(verdict.categories)
@@ -39,28 +39,28 @@ class OpenAICategories:
 
 
 def _scores_of_codes(verdict: Verdict) -> Mapping[str, float]:
-    """Where codes have no scores, the listed ones have P(unsafe): the field cannot be null on the wire."""
+    """If there are no scores, each listed code gets P(unsafe): the field cannot be null on the wire."""
     if verdict.category_scores is not None:
         return verdict.category_scores
     return dict.fromkeys(verdict.categories, _score_of_unsafe(verdict))
 
 
 def _score_of_unsafe(verdict: Verdict) -> float:
-    """P(unsafe) of a flagged verdict, 1 where the backend reports no probabilities."""
+    """P(unsafe) of a flagged verdict, or 1 if the backend reports no probabilities."""
     return 1.0 if verdict.p_unsafe is None else verdict.p_unsafe
 
 
 def _codes_of(taxonomy: Taxonomy) -> tuple[tuple[str, str, str], ...]:
-    """OpenAI's categories, each with a code that sets it and the one that it needs beside it, mostly the same.
+    """OpenAI's categories, each with a code that sets it and the code that must accompany it, mostly the same one.
 
-    A caller's own codes mean what that caller says, so they set none.
+    The caller defines the meaning of own codes, so they set none.
     """
     return () if taxonomy.own else _mapping(taxonomy)
 
 
 @lru_cache(256)
 def _mapping(taxonomy: Taxonomy) -> tuple[tuple[str, str, str], ...]:
-    # Not for a caller's own categories: what callers bring is not kept.
+    # Only the model's own categories reach this cache: nothing that callers send is kept.
     return tuple(
         (category, hazard.code, other)
         for hazard in taxonomy.categories

@@ -71,7 +71,7 @@ async def create_chat_completion(request: Request) -> Response:
 
 
 async def _chunks(document: ChatCompletion, include_usage: bool) -> AsyncIterator[str]:
-    """The same reply in chunks: the role, each choice's content and end, the usage if it was asked for."""
+    """The same reply in chunks: the role, each choice's content and end, and the usage if it was requested."""
     head: dict[str, object] = {
         "id": document["id"],
         "created": document["created"],

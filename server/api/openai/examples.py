@@ -124,8 +124,10 @@ TEXT_DELTA = (
 
 STORE_ERRORS: Responses = {
     400: error("The request is wrong", "invalid_request_error", None, "Invalid value for 'limit'.", "limit"),
-    404: error("Not there, or somebody else's", "invalid_request_error", "not_found", "There is no such file.", "id"),
-    409: error("Not in this state", "invalid_request_error", "conflict", "A batch still reads this file.", "id"),
+    404: error("Not found, or another caller's", "invalid_request_error", "not_found", "There is no such file.", "id"),
+    409: error(
+        "The state does not allow this", "invalid_request_error", "conflict", "A batch still reads this file.", "id"
+    ),
     503: error("The database failed", "server_error", "store_unavailable", "The server's database failed."),
 }
 
@@ -167,7 +169,7 @@ def page(entry: dict[str, Any]) -> dict[str, Any]:
 
 BATCH_BODIES: dict[str, tuple[str, Any]] = {
     "moderations": (
-        "Judge every line of a file that was uploaded",
+        "Judge every line of an uploaded file",
         {"input_file_id": FILE["id"], "endpoint": "/v1/moderations", "completion_window": "24h"},
     ),
 }

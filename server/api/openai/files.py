@@ -1,4 +1,4 @@
-"""/v1/files in OpenAI's dialect: what batches read and write."""
+"""/v1/files in OpenAI's dialect: the files that batches read and write."""
 
 import asyncio
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ UPLOADS_AT_ONCE = 4
 
 
 class Uploads(asyncio.Semaphore):
-    """The turns of uploads."""
+    """Limits the uploads at one time."""
 
     def __init__(self) -> None:
         super().__init__(UPLOADS_AT_ONCE)
@@ -59,7 +59,7 @@ class Page(Closed):
 
 
 class FileList(Page):
-    """The ids are empty texts where the page is empty."""
+    """The ids are empty strings if the page is empty."""
 
     data: list[File]
 
@@ -121,7 +121,7 @@ async def list_files(
 
 @router.get(
     "/files/{file_id}",
-    summary="Look a file up",
+    summary="Get the facts of a file",
     responses=FILE_RESPONSES,
 )
 async def get_file(request: Request, file_id: str) -> JSONResponse:
@@ -130,9 +130,9 @@ async def get_file(request: Request, file_id: str) -> JSONResponse:
 
 @router.delete(
     "/files/{file_id}",
-    summary="Delete a file that no batch reads any more",
+    summary="Delete a file that no batch still reads",
     responses={
-        200: reply(FileDeleted, "It is gone", {"id": examples.FILE["id"], "object": "file", "deleted": True}),
+        200: reply(FileDeleted, "The file is deleted", {"id": examples.FILE["id"], "object": "file", "deleted": True}),
         **examples.STORE_ERRORS,
     },
 )
@@ -153,13 +153,13 @@ async def delete_file(request: Request, file_id: str) -> JSONResponse:
 )
 async def get_content(request: Request, file_id: str) -> StreamingResponse:
     stored = await _files(request).get(owner(request), file_id)
-    # Whoever uploaded it chose what is in it: no browser may take it for a page.
+    # The caller chose what is in the file: no browser may show it as a page.
     headers = {"content-length": str(stored.bytes), "x-content-type-options": "nosniff"}
     content = _files(request).content(stored.id)
     return StreamingResponse(content, headers=headers, media_type="application/octet-stream")
 
 
-# --- What lists and owners have in common with batches ----------------------------------------------------
+# --- Lists and owners, for files and batches --------------------------------------------------------------
 
 
 def owner(request: Request) -> str:
@@ -167,14 +167,14 @@ def owner(request: Request) -> str:
 
 
 def check_cursor(kind: Kind, after: str | None) -> None:
-    """Raises InvalidRequest for what cannot be the id of an entry of the list."""
+    """Raises InvalidRequest if `after` cannot be the id of an entry of the list."""
     if after is not None and not is_id(kind, after):
         raise InvalidRequest("Invalid value for 'after': it must be the id of an entry of this list.", param="after")
 
 
 def page_of(ids: Sequence[str], *, more: bool) -> Page:
-    """What stands around the entries of a list."""
-    # OpenAI's clients want strings here, also of a list that has no first entry.
+    """The fields around the entries of a list."""
+    # OpenAI's clients want strings here, even for an empty list.
     first, last = (ids[0], ids[-1]) if ids else ("", "")
     return {"object": "list", "first_id": first, "last_id": last, "has_more": more}
 

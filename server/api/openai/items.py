@@ -1,4 +1,4 @@
-"""The input of the Responses API: items of a conversation, and what each of them says."""
+"""The input of the Responses API: items of a conversation, and the texts and images of each."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
@@ -29,7 +29,7 @@ class InputText(WireModel):
     type: Literal["input_text", "output_text", "text", "summary_text", "reasoning_text"]
     text: str
     annotations: list[OutputAnnotation] | None = Field(
-        None, fail_fast=True, description="Their titles and addresses are text, and so are ids that hold words."
+        None, fail_fast=True, description="Titles, addresses, and ids that hold words are judged as text."
     )
     logprobs: list[Any] | None = Field(None, description="Accepted and ignored.")
     prompt_cache_breakpoint: Object | None = Field(None, description="Accepted and ignored.")
@@ -45,9 +45,11 @@ class InputText(WireModel):
 
 class InputImage(WireModel):
     type: Literal["input_image"]
-    image_url: str = Field(description="A data: URL (JPEG, PNG, WebP, GIF); http(s) only where the operator allows it.")
+    image_url: str = Field(
+        description="A data: URL (JPEG, PNG, WebP, GIF), or an http(s) URL if the operator allows it."
+    )
     detail: Literal["auto", "low", "high", "original"] | None = Field(None, description="Accepted and ignored.")
-    file_id: None = Field(None, description="Files are not looked up here.")
+    file_id: None = Field(None, description="Not supported: send the image as a URL.")
     prompt_cache_breakpoint: Object | None = Field(None, description="Accepted and ignored.")
 
     def parts(self, param: str) -> Iterator[Part]:
@@ -82,12 +84,12 @@ Content = Annotated[
 
 
 class _Item(WireModel):
-    """What items carry beside what they say. Words that stand there are a text of the item like any other."""
+    """The labels and tokens of an item. Words in their place are judged like any other text of the item."""
 
     LABELS: ClassVar[tuple[str, ...]] = ("status", "namespace")
-    """Fields that say nothing while each holds one identifier."""
+    """Fields that are not judged if they hold one identifier."""
     TOKENS: ClassVar[tuple[str, ...]] = ("id", "call_id")
-    """Fields that say nothing while each holds a token that a program made."""
+    """Fields that are not judged if they hold a token that a program made."""
 
     id: str | None = None
     call_id: str | None = None
@@ -95,12 +97,12 @@ class _Item(WireModel):
     namespace: str | None = None
 
     def message(self, param: str) -> Message:
-        """All that the item says; `param` is its path in the request."""
+        """The item as a message. `param` is its path in the request."""
         role, parts = self.says(param)
         return Message(role, (*parts, *self._asides(param)))
 
     def says(self, param: str) -> tuple[str, tuple[Part, ...]]:
-        """The role of the item and what it says in the fields that are meant for that."""
+        """The role of the item, and the parts in its content fields."""
         raise NotImplementedError
 
     def _asides(self, param: str) -> Iterator[Part]:
@@ -153,7 +155,7 @@ class CallOutputItem(_Item):
 
 
 class ReasoningItem(_Item):
-    """What a model thought. What is encrypted says nothing to anybody."""
+    """A model's reasoning. Encrypted reasoning is not judged: nobody can read it."""
 
     TOKENS = (*_Item.TOKENS, "encrypted_content")
 
@@ -168,7 +170,7 @@ class ReasoningItem(_Item):
 
 
 class ItemReference(WireModel):
-    """Refused by name, as the Vercel AI SDK sends it unless it is told not to count on a store."""
+    """Refused with its own message: the Vercel AI SDK sends it unless it is configured for a server without a store."""
 
     type: Literal["item_reference"]
     id: str
@@ -176,7 +178,7 @@ class ItemReference(WireModel):
     @field_validator("id")
     @classmethod
     def _refuse(cls, _: str) -> str:
-        raise ValueError("this server stores nothing, so send the item itself, which clients do with 'store': false")
+        raise ValueError("this server stores nothing. Send the item itself, as clients do with 'store': false")
 
     def message(self, param: str) -> Message:
         raise NotImplementedError  # none is ever read

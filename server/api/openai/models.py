@@ -34,7 +34,7 @@ async def list_models(request: Request) -> JSONReply:
 
 @router.get(
     "/models/{name:path}",
-    summary="Look the served model up by any of its names",
+    summary="Look up the served model by any of its names",
     responses={200: reply(Model, "The model under its own id")},
 )
 async def get_model(name: str, request: Request) -> JSONReply:

@@ -1,4 +1,4 @@
-"""OpenAI's words for moderations: `input`, and results that have all thirteen categories."""
+"""Moderations in OpenAI's format: `input`, and results that have all thirteen categories."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -17,7 +17,7 @@ from server.domain.verdict import Verdict
 IMAGE_CATEGORIES = frozenset(
     {"self-harm", "self-harm/instructions", "self-harm/intent", "sexual", "violence", "violence/graphic"}
 )
-"""The categories that OpenAI's contract lets an image count for."""
+"""The categories that an image can set, by OpenAI's contract."""
 
 Input = StringOrStringsOrParts
 InputType = Literal["text", "image"]
@@ -48,7 +48,7 @@ class ModerationResult(Closed):
 
 
 class InputModeration(Closed):
-    """OpenAI's answer, to `input`: a result for each text."""
+    """OpenAI's reply to `input`: a result for each conversation."""
 
     id: str
     model: str
@@ -56,14 +56,13 @@ class InputModeration(Closed):
 
 
 def conversations(input_: Input, max_list: int) -> list[Conversation]:
-    """One conversation for each result: a list of strings is judged one by one, parts are judged together."""
+    """One conversation for each result. Strings of a list are judged one by one, parts are judged together."""
     if isinstance(input_, str):
         return [_conversation((TextPart(input_, "input"),), "input")]
     texts = [item for item in input_ if isinstance(item, str)]
     if len(texts) > max_list:
         raise InvalidRequest(
-            f"The list has more than {max_list} items. Send fewer at once. The operator sets the limit with"
-            " GUARD_MAX_LIST.",
+            f"The list has more than {max_list} items. Send fewer. The operator sets the limit with GUARD_MAX_LIST.",
             param="input",
         )
     if texts:
@@ -78,7 +77,7 @@ def _conversation(parts: tuple[Part, ...], param: str) -> Conversation:
     try:
         return Conversation.from_user(*parts)
     except NothingToJudge:
-        raise NothingToJudge("There is neither text nor an image to judge.", param=param) from None
+        raise NothingToJudge("There is nothing to judge. Send a text or an image.", param=param) from None
 
 
 def document(

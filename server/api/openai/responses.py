@@ -1,7 +1,7 @@
 """POST /v1/responses in OpenAI's dialect: the input is judged, and the response's text is the verdict.
 
-Nothing is stored, so whatever would go on from a stored response is refused. Every other field is read, or accepted
-and ignored because it cannot change a verdict; docs/api.md shows the table.
+Nothing is stored, so fields that refer to a stored response are refused. Every other field is read, or accepted and
+ignored because it cannot change a verdict. docs/api-fields.md has the table.
 """
 
 import time
@@ -38,7 +38,7 @@ from server.domain.verdict import Verdict
 router = APIRouter(prefix="/v1", tags=["responses"], route_class=DirectRoute)
 
 LOGPROBS = "message.output_text.logprobs"
-"""What a request includes to get log-probabilities."""
+"""A request has this in `include` to get log-probabilities."""
 
 
 # --- The request -----------------------------------------------------------------------------------------
@@ -49,11 +49,11 @@ class ResponseStreamOptions(WireModel):
 
 
 class IgnoredResponseOptions(WireModel):
-    """They shape how text is made or kept; a verdict is decoded greedily, and nothing is kept."""
+    """They affect how text is generated or stored. A verdict is decoded greedily, and nothing is stored."""
 
     context_management: list[Any] | None = None
     max_tool_calls: int | None = None
-    moderation: InlineModeration | None = Field(None, description="The response itself is the verdict.")
+    moderation: InlineModeration | None = Field(None, description="Ignored: the response itself is the verdict.")
     parallel_tool_calls: bool | None = None
     prompt_cache_key: str | None = None
     prompt_cache_options: Object | None = None
@@ -67,7 +67,7 @@ class IgnoredResponseOptions(WireModel):
     tool_choice: StringOrObject | None = None
     tools: list[Any] | None = None
     top_p: float | None = None
-    truncation: str | None = Field(None, description="Nothing is ever cut.")
+    truncation: str | None = Field(None, description="Ignored: no input is ever cut.")
     user: str | None = None
 
 
@@ -78,9 +78,9 @@ class ResponsesRequest(IgnoredResponseOptions):
     max_output_tokens: int | None = Field(None, ge=0, description="Cuts the list of codes, never the verdict.")
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
-    include: list[str] | None = Field(None, description=f"Only {LOGPROBS} adds something.")
+    include: list[str] | None = Field(None, description=f"Only {LOGPROBS} has an effect.")
     top_logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES)
-    metadata: Object | None = Field(None, description="Given back as it came.")
+    metadata: Object | None = Field(None, description="Returned unchanged.")
     policy: PolicyOptions | None = None
     category_scores: ScoresWanted = None
     background: bool | None = Field(None, description="Only false.")
@@ -92,7 +92,7 @@ class ResponsesRequest(IgnoredResponseOptions):
     @classmethod
     def _refuse_what_needs_a_store(cls, value: Any) -> Any:
         if value:
-            raise ValueError("this server stores nothing, so send the whole input and wait for the answer")
+            raise ValueError("this server stores nothing. Send the whole input and wait for the response")
         return value
 
     def to_conversation(self) -> Conversation:
@@ -102,7 +102,7 @@ class ResponsesRequest(IgnoredResponseOptions):
         else:
             said = [item.message(f"input[{index}]") for index, item in enumerate(self.input)]
         if not said:
-            raise NothingToJudge("There is no input to judge.", param="input")
+            raise NothingToJudge("There is no input to judge. Send it in 'input'.", param="input")
         told = [Message("system", (TextPart(self.instructions, "instructions"),))] if self.instructions else []
         return Conversation.from_messages([*told, *said])
 
@@ -151,7 +151,7 @@ class TextOptions(Closed):
 
 
 class Response(Closed):
-    """Whatever is null or constant is what a verdict has no use for. `metadata` is the caller's own."""
+    """A verdict has no use for the fields that are null or constant. `metadata` is the caller's own."""
 
     id: str
     object: Literal["response"]
@@ -266,7 +266,7 @@ async def _numbered_events(document: Response) -> AsyncIterator[str]:
 
 
 def _events(document: Response) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The response as it would have come into being; the verdict was whole before the first of them."""
+    """The response as if it were generated step by step. The verdict is complete before the first event."""
     (item,) = document["output"]
     (part,) = item["content"]
     begun: dict[str, Any] = {**document, "status": "in_progress", "completed_at": None, "incomplete_details": None}

@@ -1,4 +1,4 @@
-"""The form in which a file is uploaded, read within bounds."""
+"""The form of a file upload, read within limits."""
 
 import asyncio
 import contextlib
@@ -17,26 +17,26 @@ from server.settings import Settings
 from server.store.files import CHUNK_BYTES
 
 INPUT_EXPIRES_AFTER_S = 30 * 24 * 60 * 60
-"""As at OpenAI: what was uploaded for batches goes after 30 days, what they wrote stays."""
+"""As at OpenAI, files that callers uploaded are deleted after 30 days. Files that batches wrote stay."""
 
 _FORM_BYTES = 64 * 1024
-"""Room for all of a form that is not the file."""
+"""Room for everything in the form except the file."""
 
 _EXPIRES_AFTER = re.compile(r"expires_after\[(anchor|seconds)\]")
 _NAME_LENGTH = 500
 
 
 class ExpiresAfter(WireModel):
-    """When a file is deleted: so many seconds after it was made, an hour to 30 days."""
+    """When a file is deleted: `seconds` after it was created, from one hour to 30 days."""
 
     anchor: Literal["created_at"]
     seconds: int = Field(ge=3600, le=INPUT_EXPIRES_AFTER_S)
 
 
 class FileForm(WireModel):
-    """The fields of an upload beside the file."""
+    """The fields of an upload, without the file."""
 
-    purpose: Literal["batch"] = Field(description="Only `batch`: nothing else here reads files.")
+    purpose: Literal["batch"] = Field(description="Only `batch`: only batches read files here.")
     expires_after: ExpiresAfter | None = None
 
 
@@ -60,12 +60,12 @@ FORM_BODY = {
         },
     }
 }
-"""`openapi_extra` of the route that takes it."""
+"""`openapi_extra` of the upload route."""
 
 
 @contextlib.asynccontextmanager
 async def form_of(request: Request, settings: Settings) -> AsyncIterator[FormData]:
-    """The form with its file in a temporary one, deleted at the end of the block."""
+    """The form. Its file is a temporary one, deleted at the end of the block."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise InvalidRequest("Send the file as multipart/form-data.")
     parser = MultiPartParser(
@@ -73,7 +73,7 @@ async def form_of(request: Request, settings: Settings) -> AsyncIterator[FormDat
     )
     try:
         form = await parser.parse()
-    except (MultiPartException, UnicodeError):  # the latter of a charset such as `undefined`
+    except (MultiPartException, UnicodeError):  # a charset such as `undefined` raises UnicodeError
         raise InvalidRequest("The body is not valid multipart/form-data.") from None
     except OSError:
         raise StoreUnavailable("The server has no disk space left for the upload. Try again later.") from None
@@ -84,7 +84,7 @@ async def form_of(request: Request, settings: Settings) -> AsyncIterator[FormDat
 
 
 async def _bounded(request: Request, settings: Settings) -> AsyncGenerator[bytes, None]:
-    """The body. Raises RequestTooLarge, and RequestTimeout when nothing comes for as long as a deadline."""
+    """The body. Raises RequestTooLarge, and RequestTimeout if nothing arrives for the length of the deadline."""
     limit = settings.max_file_bytes + _FORM_BYTES
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
@@ -96,7 +96,7 @@ async def _bounded(request: Request, settings: Settings) -> AsyncGenerator[bytes
             async with asyncio.timeout(settings.deadline):
                 piece = await anext(stream, None)
         except TimeoutError:
-            message = f"Nothing of the upload arrived for {settings.deadline:g} seconds. Send it again."
+            message = f"No part of the upload arrived for {settings.deadline:g} seconds. Send the file again."
             raise RequestTimeout(message) from None
         if piece is None:
             return
@@ -108,14 +108,15 @@ async def _bounded(request: Request, settings: Settings) -> AsyncGenerator[bytes
 
 def too_large(settings: Settings) -> RequestTooLarge:
     message = (
-        f"The file is larger than {settings.max_file_bytes} bytes. Split it. The operator sets the limit with"
+        f"The file is larger than {settings.max_file_bytes} bytes. Split it into several files. The operator sets the"
+        " limit with"
         " GUARD_MAX_FILE_BYTES."
     )
     return RequestTooLarge(message, param="file")
 
 
 def fields_of(form: FormData) -> tuple[dict[str, Any], UploadFile | None]:
-    """The fields as a JSON document would have them, and the file. Raises InvalidRequest."""
+    """The fields as a JSON document, and the file. Raises InvalidRequest."""
     document: dict[str, Any] = {}
     file: UploadFile | None = None
     if len(form.multi_items()) != len(form):
@@ -132,14 +133,17 @@ def fields_of(form: FormData) -> tuple[dict[str, Any], UploadFile | None]:
         elif name == "file":
             raise InvalidRequest("The field 'file' must be a file with a name.", param="file")
         elif name == "expires_after":
-            raise InvalidRequest("Write 'expires_after[anchor]' and 'expires_after[seconds]'.", param="expires_after")
+            raise InvalidRequest(
+                "Send 'expires_after' as two fields: 'expires_after[anchor]' and 'expires_after[seconds]'.",
+                param="expires_after",
+            )
         else:
             document[name] = value
     return document, file
 
 
 def name_of(filename: str | None) -> str:
-    """What a file is called in lists: without what no terminal or database should see."""
+    """The file's name in lists, without characters that could harm a terminal or a database."""
     name = "".join(character if character.isprintable() else "_" for character in filename or "")
     return name[:_NAME_LENGTH] or "upload"
 

@@ -1,4 +1,4 @@
-"""Tokens as the newer of OpenAI's endpoints count them."""
+"""Token counts in the format of OpenAI's newer endpoints."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""What OpenRouter tells of a key and of credits. Here nothing is sold: what stays are the key's own limits."""
+"""OpenRouter's routes for a key and for credits. Nothing is sold here, so they report only the key's own limits."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
@@ -17,7 +17,7 @@ from server.domain.caller import Caller, Scope
 router = APIRouter(prefix="/api/v1", tags=["OpenRouter"])
 
 NO_LIMIT = -1
-"""OpenRouter's word for no limit of requests."""
+"""OpenRouter's number for no limit on requests."""
 
 
 class FreeRequests(Closed):
@@ -27,7 +27,7 @@ class FreeRequests(Closed):
 
 
 class KeyRateLimit(Closed):
-    """-1 is no limit."""
+    """-1 means no limit."""
 
     requests: Annotated[int, Field(ge=-1)]
     interval: Literal["1m"]
@@ -35,7 +35,7 @@ class KeyRateLimit(Closed):
 
 
 class KeyGuard(Closed):
-    """What the key may do in this server's own words."""
+    """The key's rights and limits in this server's own terms."""
 
     scopes: list[Scope]
     never_remote: bool
@@ -87,7 +87,7 @@ class CreditsData(Closed):
 
 @router.get("/key", summary="What the caller's key may do", responses={200: reply(KeyData, "The key and its limits")})
 async def get_key(request: Request) -> JSONReply:
-    """Usage is in US dollars, as far as generations are remembered; only a remote backend costs any."""
+    """Usage is in US dollars, over the generations that are remembered. Only a remote backend costs anything."""
     document: KeyData = {"data": _key(caller_of(request), served(request).kept(Generations))}
     return JSONReply(document)
 
@@ -122,7 +122,7 @@ def _key(caller: Caller, generations: Generations) -> Key:
         "rate_limit": {
             "requests": caller.requests_per_minute or NO_LIMIT,
             "interval": "1m",
-            "note": "Requests of this key in a minute; -1 is no limit.",
+            "note": "Requests per minute for this key; -1 means no limit.",
         },
         "guard": {
             "scopes": sorted(caller.scopes),
@@ -135,7 +135,7 @@ def _key(caller: Caller, generations: Generations) -> Key:
 
 
 @router.get(
-    "/credits", summary="Credits: none are needed", responses={200: reply(CreditsData, "What was used of none")}
+    "/credits", summary="Credits: none are needed", responses={200: reply(CreditsData, "The usage, and no credits")}
 )
 async def get_credits(request: Request) -> JSONReply:
     used = served(request).kept(Generations).cost_of(caller_of(request).owner)

@@ -1,4 +1,4 @@
-"""The served model in OpenRouter's words: what it takes, what it costs, and how its one endpoint does."""
+"""The served model in OpenRouter's terms: its inputs, its cost, and the performance of its one endpoint."""
 
 import statistics
 import time
@@ -15,7 +15,7 @@ from server.api.openrouter.money import ZeroDollars
 from server.checkpoints.profile import Profile
 
 PARAMETERS = frozenset({"logprobs", "max_completion_tokens", "max_tokens", "seed", "stop", "top_logprobs"})
-"""What of OpenRouter's parameters could mean something for a verdict. Claimed are those that chat completions read."""
+"""OpenRouter's parameters that can have a meaning for a verdict. The card lists those that chat completions read."""
 
 LLAMA_4_VOCABULARY = 202_048
 
@@ -27,7 +27,7 @@ MODERATOR = (
     "A moderation model: it answers whether the last message of a conversation is safe, or unsafe and by which hazard"
     " categories."
 )
-STAND_IN = "A stand-in for a moderation model, for trying out and for tests. It is not a moderator."
+STAND_IN = "A stand-in for a moderation model, for trials and tests. It is not a moderator."
 
 
 Modality = Literal["text", "image"]
@@ -62,7 +62,7 @@ class ModelLinks(Closed):
 
 
 class ModelHead(Closed):
-    """What is said of a model wherever it is shown."""
+    """The fields of a model in every reply that shows one."""
 
     id: str
     name: str
@@ -101,7 +101,7 @@ class ToolChoices(Closed):
 
 
 class ServedEndpoint(Closed):
-    """Latencies are milliseconds, throughput tokens a second, uptime percent; null where nothing was asked of late."""
+    """Latency in milliseconds, throughput in tokens per second, uptime in percent. Null without recent requests."""
 
     name: str
     tag: str
@@ -129,7 +129,7 @@ class ServedEndpoint(Closed):
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """Facts of the served model in OpenRouter's words. `sees` says whether it looks at pictures."""
+    """Facts of the served model in OpenRouter's terms. `sees` says whether it sees pictures."""
 
     profile: Profile
     names: ModelNames
@@ -179,7 +179,7 @@ class ModelCard:
         }
 
     def endpoint(self, generations: Generations, *, ready: bool) -> ServedEndpoint:
-        """This server as a provider, with its own figures as far as it has some; nothing is made up."""
+        """This server as a provider, with figures that it measured. A figure that it does not have is null."""
         profile = self.profile
         recent = list(generations.since(time.time() - HALF_AN_HOUR_S))
         return {
@@ -227,14 +227,14 @@ class ModelCard:
 
 
 PRICING: Pricing = {"prompt": "0", "completion": "0", "request": "0", "image": "0"}
-"""US dollars for each. This server bills nobody."""
+"""US dollars per unit. This server bills nobody."""
 
 
 REDUCED: tuple[Quantization, ...] = ("fp8", "int8", "int4")
 
 
 def _percentiles(values: Iterable[float]) -> Percentiles | None:
-    """None without any value."""
+    """None if there are no values."""
     known = list(values)
     if not known:
         return None
@@ -243,7 +243,7 @@ def _percentiles(values: Iterable[float]) -> Percentiles | None:
 
 
 def _quantization(profile: Profile) -> Quantization:
-    """How the weights are held, in OpenRouter's words."""
+    """The format of the weights, in OpenRouter's terms."""
     asked = str(profile.engine.get("quantization") or "")
     dtypes: dict[str, Quantization] = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32"}
     if asked:

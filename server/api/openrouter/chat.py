@@ -43,7 +43,7 @@ class CostDetails(Closed):
 
 
 class OpenRouterUsage(ChatUsage):
-    """How the cost of a remote model is made up is not known."""
+    """`cost_details` is null for a remote model, whose total cost alone is known."""
 
     cost: Dollars
     is_byok: Literal[False]
@@ -84,7 +84,7 @@ def _document(service: Service, body: ChatRequest, judged: Judged) -> OpenRouter
 
 
 def _cost_details(completion: Completion) -> CostDetails | None:
-    """How a remote cost is made up is not told. Nobody is paid for a local verdict."""
+    """None for a remote verdict, of which only the total cost is known. A local verdict costs nothing."""
     if completion.provider is not None:
         return None
     return {
@@ -145,7 +145,7 @@ def _generation(request: Request, answer: Reply[OpenRouterCompletion], *, stream
 
 
 async def _chunks(document: OpenRouterCompletion) -> AsyncIterator[str]:
-    """The same reply in chunks: each choice's content and end, and always the usage, in the last one."""
+    """The same reply in chunks: each choice's content and end. The last chunk always has the usage."""
     head: dict[str, object] = {
         "id": document["id"],
         "created": document["created"],

@@ -1,4 +1,4 @@
-"""Errors as OpenRouter words them: an integer code, and all that it has no key for in the metadata."""
+"""Errors in OpenRouter's format: an integer code, and metadata for everything that the format has no key for."""
 
 from typing import NotRequired
 
@@ -22,11 +22,11 @@ TYPES: dict[str | int, str] = {
     413: "payload_too_large",
     429: "rate_limit_exceeded",
 }
-"""OpenRouter's own word for an error: by our code, else by its status."""
+"""OpenRouter's name for a kind of error: by our code, otherwise by the status."""
 
 
 class OpenRouterErrorMetadata(Closed):
-    """OpenRouter's word for the kind, and this server's code and the field at fault where there are such."""
+    """OpenRouter's name for the kind, and this server's code and the field at fault, if the error has them."""
 
     error_type: str
     code: NotRequired[str]
@@ -64,7 +64,7 @@ def _example(description: str, status: int, message: str, metadata: OpenRouterEr
     return {status: reply(OpenRouterError, description, example)}
 
 
-NOT_FOUND = _example("Not here", 404, "The model does not exist here.", {"error_type": "not_found"})
+NOT_FOUND = _example("Not found", 404, "The model does not exist here.", {"error_type": "not_found"})
 BAD_QUERY = _example(
     "The query is wrong", 400, "The request's path or query is not valid.", {"error_type": "invalid_request"}
 )
@@ -82,12 +82,12 @@ ERRORS: Responses = {
         "The queue is full; see Retry-After", 429, "The server is at its limit.", {"error_type": "rate_limit_exceeded"}
     ),
     **_example(
-        "The answer was no verdict",
+        "The model's answer is not a verdict",
         500,
-        "The answer is no verdict.",
+        "The answer is not a verdict.",
         {"error_type": "server", "code": "unparseable_verdict"},
     ),
     **_example("The engine cannot answer", 503, "The engine is not running.", {"error_type": "provider_unavailable"}),
     **_example("No verdict in time", 504, "No verdict within 60 seconds.", {"error_type": "timeout"}),
 }
-"""What can go wrong where verdicts are asked for."""
+"""The errors of every route that judges."""

@@ -8,7 +8,7 @@ from server.api.names import PROVIDER, SLUG
 BODIES: dict[str, tuple[str, Any]] = {
     **chat.BODIES,
     "private": (
-        "Kept on this machine, with a choice of models",
+        "Judged on this machine only, with several models to choose from",
         {
             "models": [SLUG],
             "provider": {"zdr": True},

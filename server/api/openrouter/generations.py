@@ -1,4 +1,4 @@
-"""GET /api/v1/generation: what is remembered of the last answers. Figures only, nothing that anybody wrote."""
+"""GET /api/v1/generation: the figures of recent replies. No content is kept."""
 
 import time
 from collections import OrderedDict, deque
@@ -21,7 +21,7 @@ from server.domain.errors import GenerationNotFound
 router = APIRouter(prefix="/api/v1", tags=["OpenRouter"])
 
 REMEMBERED = 10_000
-"""Generations and outcomes that are kept in memory; older ones are forgotten."""
+"""The number of generations and outcomes that are kept in memory. Older ones are forgotten."""
 
 Milliseconds = Annotated[float, Field(ge=0)]
 FinishReason = Literal["stop", "length"]
@@ -81,7 +81,7 @@ class GenerationData(Closed):
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One answer: who may ask about it, and its figures. Durations are seconds, `cost` US dollars.
+    """One reply: its owner, who alone may ask about it, and its figures. Durations are seconds, `cost` US dollars.
 
     `created` is seconds since 1970.
     """
@@ -105,7 +105,7 @@ class Generation:
 
 
 class Generations:
-    """The last answers of this dialect, and how often there was none. Bounded, in memory."""
+    """The last replies of this dialect, and how many requests failed. Bounded, in memory."""
 
     def __init__(self, limit: int = REMEMBERED) -> None:
         self._limit = limit
@@ -119,15 +119,15 @@ class Generations:
             self._kept.popitem(last=False)
 
     def add_failure(self) -> None:
-        """A request that failed by this server's fault."""
+        """Count a request that failed through this server's fault."""
         self._outcomes.append((time.time(), False))
 
     def of(self, owner: str, id_: str) -> Generation:
-        """Raises GenerationNotFound, also for another caller's: whether it exists is not told."""
+        """Raises GenerationNotFound, also for another caller's generation, so that nobody learns that it exists."""
         generation = self._kept.get(id_)
         if generation is None or generation.owner != owner:
             raise GenerationNotFound(
-                f"This server does not know this generation. It keeps the last {REMEMBERED:,}, until it restarts.",
+                f"This server has no such generation. It keeps the last {REMEMBERED:,}, and none after a restart.",
                 param="id",
             )
         return generation
@@ -136,18 +136,18 @@ class Generations:
         return (generation for generation in self._kept.values() if generation.created >= moment)
 
     def cost_of(self, owner: str, since: float = 0.0) -> float:
-        """US dollars, as far as is remembered."""
+        """US dollars, over the generations that are remembered."""
         return sum((generation.cost for generation in self.since(since) if generation.owner == owner), 0.0)
 
     def uptime(self, seconds: float) -> float | None:
-        """Percent of the requests of so many seconds that were not failed by this server; None without any."""
+        """The percentage of requests in the last `seconds` that this server did not fail. None without requests."""
         outcomes = [answered for moment, answered in self._outcomes if moment >= time.time() - seconds]
         return 100.0 * sum(outcomes) / len(outcomes) if outcomes else None
 
 
 @router.get(
     "/generation",
-    summary="Figures of one answer",
+    summary="Get the figures of one reply",
     responses={200: reply(GenerationData, "The figures"), **BAD_QUERY, **NOT_FOUND},
 )
 async def get_generation(request: Request, id: str = Query(min_length=1, max_length=200)) -> JSONReply:  # noqa: A002
@@ -157,7 +157,7 @@ async def get_generation(request: Request, id: str = Query(min_length=1, max_len
 
 
 def _document(generation: Generation) -> GenerationFigures:
-    """Every key of OpenRouter's; null is what this server does not do or does not keep, such as headers."""
+    """All of OpenRouter's keys. Null stands for things that this server does not do or keep, such as headers."""
     return {
         "id": generation.id,
         "request_id": generation.request_id,

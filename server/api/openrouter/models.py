@@ -1,4 +1,4 @@
-"""GET /api/v1/models and what OpenRouter has beside it: the one model, its endpoint and its provider."""
+"""GET /api/v1/models and OpenRouter's related routes: the one model, its endpoint and its provider."""
 
 from collections.abc import Iterable
 from typing import Annotated, Literal
@@ -82,7 +82,7 @@ async def list_openrouter_models(
     offset: int | None = Query(None, ge=0),
     limit: int | None = Query(None, ge=1, le=1000),
 ) -> JSONReply:
-    """Filters that the model does not meet leave the list empty. Other filters are ignored, as is an order of one."""
+    """The list is empty if the model does not meet a filter. Other filters and the order are ignored."""
     card = ModelCard.of(served(request))
     wanted = q is None or q.casefold() in f"{card.slug} {card.name}".casefold()
     meets = (
@@ -110,7 +110,7 @@ async def count_openrouter_models(output_modalities: str | None = None) -> JSONR
 
 @router.get(
     "/model/{author}/{slug}",
-    summary="The served model",
+    summary="Get the served model",
     responses={200: reply(OpenRouterModelData, "The model"), **NOT_FOUND},
 )
 async def get_openrouter_model(author: str, slug: str, request: Request) -> JSONReply:
@@ -120,7 +120,7 @@ async def get_openrouter_model(author: str, slug: str, request: Request) -> JSON
 
 @router.get(
     "/models/{author}/{slug}/endpoints",
-    summary="Who serves a model, and how well",
+    summary="List the endpoints of a model, with their performance",
     responses={200: reply(ModelEndpointsData, "The model and its one endpoint"), **NOT_FOUND},
 )
 async def list_openrouter_endpoints(author: str, slug: str, request: Request) -> JSONReply:
@@ -131,19 +131,21 @@ async def list_openrouter_endpoints(author: str, slug: str, request: Request) ->
 
 @router.get(
     "/endpoints/zdr",
-    summary="Who serves models without keeping data",
+    summary="List the endpoints that keep no data",
     responses={200: reply(EndpointList, "This server, unless its remote backend may keep data")},
 )
 async def list_openrouter_zdr_endpoints(request: Request) -> JSONReply:
     here = served(request)
-    # A provider of the remote backend may be one that keeps what it is sent.
+    # A provider of the remote backend may keep data.
     keeps_data = here.settings.is_remote and not here.settings.openrouter_zdr
     document: EndpointList = {"data": [] if keeps_data else [_endpoint(ModelCard.of(here), here)]}
     return JSONReply(document)
 
 
 @router.get(
-    "/providers", summary="Who serves models: this server", responses={200: reply(ProviderList, "The one provider")}
+    "/providers",
+    summary="List this server as a provider",
+    responses={200: reply(ProviderList, "The one provider")},
 )
 async def list_openrouter_providers() -> JSONReply:
     document: ProviderList = {

@@ -1,4 +1,4 @@
-"""Money as OpenRouter writes it."""
+"""Money in OpenRouter's format."""
 
 from typing import Annotated, Literal
 

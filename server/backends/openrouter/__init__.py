@@ -1,1 +1,1 @@
-"""OpenRouter as a backend: the one room from which what callers wrote may leave this machine."""
+"""OpenRouter as a backend: the only package from which content of callers may leave this machine."""

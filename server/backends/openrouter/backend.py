@@ -1,7 +1,8 @@
-"""OpenRouter as a `Backend`: a case goes out as plain messages, and what comes back is believed as little as an engine.
+"""OpenRouter as a `Backend`: a case goes out as plain messages, and its answer is checked like an engine's.
 
-No probability comes with it, so there are no scores, and what needs one (own thresholds) is refused, as is what must
-not leave. Whether an answer is a verdict is decided by server.domain.verdict, as for every backend.
+Answers have no probabilities, so there are no scores. Requests that need a probability (own thresholds) are refused,
+and so are requests that must not leave this machine. server.domain.verdict decides whether an answer is a verdict, as
+for every backend.
 """
 
 import asyncio
@@ -43,34 +44,34 @@ TRANSIENT = frozenset({408, 429, 500, 502, 503, 504, 524, 529})
 BUSY = frozenset({429, 529})
 
 ABOUT_THE_REQUEST = frozenset({400, 403, 413, 422})
-"""Statuses that say nothing against the remote: the next request may be taken."""
+"""Statuses that do not mean that the remote fails: it may accept the next request."""
 
 ANOTHER_MODEL, ANOTHER_PROVIDER = "another_model", "another_provider"
 OWN_KINDS = (ANOTHER_MODEL, ANOTHER_PROVIDER)
-"""Kinds of errors that only this module finds."""
+"""Kinds of errors that only this module reports."""
 
 REJECTIONS = {
-    "400": "it is not valid there",
+    "400": "the request is not valid there",
     "401": "the key is refused",
     "402": "the account has no credit left",
-    "403": "the key may not, or the provider's own rules forbid it",
+    "403": "the key has no permission, or the provider's own rules forbid the request",
     "404": "no provider serves the model under these preferences",
-    "413": "it is too large",
-    "422": "it cannot be processed there",
+    "413": "the request is too large",
+    "422": "the request cannot be processed there",
     ANOTHER_MODEL: "another model answered",
-    ANOTHER_PROVIDER: "a provider answered that the operator excludes",
+    ANOTHER_PROVIDER: "a provider that the operator excludes answered",
 }
 
 MODEL_SUFFIX = r"(-\d{4}-?\d{2}-?\d{2})?(:[a-z0-9-]+)?"
 
 CONTACT_AGE_S = 60.0
-"""Seconds for which an answer of the remote proves that it is there."""
+"""Seconds for which an answer of the remote proves that it is available."""
 
 NO_SCORES = "the remote backend reports no probabilities"
 
 
 class _Again(Exception):
-    """A call failed in a way that another call may cure; else `error` is the end of it."""
+    """A call failed in a way that another call may cure. If there is no other call, `error` is raised."""
 
     def __init__(self, error: GuardError, retry_after: float | None = None) -> None:
         super().__init__()
@@ -83,8 +84,8 @@ class _Again(Exception):
 class OpenRouterBackend:
     """A `Backend` on OpenRouter.
 
-    `taxonomy` is what the remote asks about: the model's own categories. `family` is that of the model: it reads the
-    answers.
+    `taxonomy` holds the categories that the remote asks about: the model's own. `family` is the model's family, which
+    reads the answers.
     """
 
     name = "openrouter"
@@ -101,10 +102,10 @@ class OpenRouterBackend:
         self.offer: Offer | None = None
 
     async def start(self) -> None:
-        """Ask whether the key works and the model is offered. Raises RemoteRejected and RemoteFailure."""
+        """Check that the key works and the model is offered. Raises RemoteRejected and RemoteFailure."""
         self._client = OpenRouterClient(self._settings)
         offer = await self.look()
-        log.info("OpenRouter offers %s by %d providers:", self._settings.openrouter_model, len(offer.providers))
+        log.info("OpenRouter offers %s from %d providers:", self._settings.openrouter_model, len(offer.providers))
         for provider in offer.providers:
             excluded = "" if provider.allowed(self._settings) else " (excluded by the settings)"
             log.info("  %s%s", provider.words, excluded)
@@ -116,38 +117,38 @@ class OpenRouterBackend:
 
     @property
     def alive(self) -> bool:
-        """No restart of this process would help a remote."""
+        """Always true: a restart of this process would not help a remote."""
         return True
 
     @property
     def available(self) -> bool:
-        """Whether a request would be sent now, and not held back because the last ones failed."""
+        """Whether a request would be sent now. False while the circuit breaker is open."""
         return self._client is not None and self._breaker.available
 
     @property
     def context_tokens(self) -> int:
-        """The longest context among the providers that may serve, 0 while nobody knows."""
+        """The longest context of the allowed providers, 0 while it is unknown."""
         allowed = self.offer.allowed(self._settings) if self.offer is not None else ()
         return max((provider.context_tokens for provider in allowed), default=0)
 
     def refusal(self, case: Case) -> RemoteRefused | None:
-        """Why `case` is never sent; None when it may be."""
+        """The reason why `case` is never sent, or None if it may be."""
         if case.images and self.offer is not None and not self.offer.images:
-            return RemoteRefused("The remote backend takes no images.")
+            return RemoteRefused("The remote backend accepts no images. Send the text without them.")
         return refusal(case, self._taxonomy, self._family)
 
     async def probe(self, case: Case) -> None:
-        """Costs nothing: an answer of a moment ago is enough, else the list of providers is asked for."""
+        """Costs nothing: a recent answer is enough, otherwise the list of providers is requested."""
         if not self.available:
-            raise EngineUnavailable("The remote backend failed repeatedly and is left alone.")
+            raise EngineUnavailable("The remote backend failed repeatedly, and no requests go to it for now.")
         if time.monotonic() - self._contact_at > CONTACT_AGE_S:
             await self.look()
 
     async def look(self) -> Offer:
-        """Ask what OpenRouter offers now, which costs nothing. Raises RemoteRejected and RemoteFailure."""
+        """Get OpenRouter's current offer, which costs nothing. Raises RemoteRejected and RemoteFailure."""
         model = self._settings.openrouter_model
-        await self._ask("key", "OpenRouter refuses the key.")
-        gone = f"OpenRouter does not offer {model} any more."
+        await self._ask("key", "OpenRouter refuses the key. Check GUARD_OPENROUTER_API_KEY.")
+        gone = f"OpenRouter does not offer {model}. Check GUARD_OPENROUTER_MODEL."
         document = await self._ask(f"models/{model}/endpoints", gone)
         try:
             offer = read_offer(read_json(document.body))
@@ -171,7 +172,7 @@ class OpenRouterBackend:
         if answer.status in (401, 403, 404):
             raise RemoteRejected(refused)
         if answer.status != HTTPStatus.OK:
-            raise RemoteFailure(f"OpenRouter answers {answer.status} when asked for {path}.")
+            raise RemoteFailure(f"OpenRouter answered {path} with status {answer.status}. Try again later.")
         return answer
 
     # --- One case ----------------------------------------------------------------------------------------
@@ -195,15 +196,15 @@ class OpenRouterBackend:
                 wait = max(pause(attempt), again.retry_after or 0.0)
                 in_time = time.monotonic() + wait < case.deadline
                 if attempt > self._settings.openrouter_retries or not in_time or not self._budget.withdraw():
-                    raise fresh(again.error) from None  # `again`, its context, holds the other one.
+                    raise fresh(again.error) from None  # `again`, its context, holds the other error
             await asyncio.sleep(wait)
 
     async def _try(self, case: Case, body: bytes, began: float) -> Completion:
-        """One call. Raises _Again for what another call may cure."""
+        """One call. Raises _Again for a failure that another call may cure."""
         asked = time.monotonic()
         async with self._places:
-            # Whoever waited for most of its time would run out of it there: paid for, in vain, and as if by the
-            # remote's fault, so that a crowd here would open the breaker of a remote that is well.
+            # A case that waited for most of its time would run out of it at the remote: its cost would be wasted, and
+            # the timeout would count against the remote, so that a crowd here could open the breaker of a healthy one.
             if time.monotonic() - asked > case.deadline - time.monotonic():
                 raise Overloaded("The server is at its limit of concurrent verdicts.", retry_after=1)
             if self._client is None:
@@ -214,7 +215,7 @@ class OpenRouterBackend:
                 deadline = min(case.deadline, sent + self._settings.openrouter_timeout)
                 reply = self._read(await self._client.post("chat/completions", body, deadline))
             except asyncio.CancelledError:
-                # A caller that left says nothing about the remote; one that waited to the end does.
+                # If the caller left, that says nothing about the remote. If the caller waited to the end, it does.
                 (self._breaker.failed if time.monotonic() >= case.deadline else self._breaker.dropped)(ticket)
                 raise
             except RemoteError as error:
@@ -233,7 +234,7 @@ class OpenRouterBackend:
         return self._completion(case, reply, queued_s=sent - began, computed_s=self._contact_at - sent)
 
     def _read(self, answer: Answer) -> Reply:
-        """The reply in `answer`, from the model and a provider that were asked. Raises RemoteError and Garbage."""
+        """The reply in `answer`, if it is from the right model and an allowed provider. Raises RemoteError, Garbage."""
         try:
             if answer.status != HTTPStatus.OK:
                 raise read_error(answer.status, answer.body)
@@ -250,34 +251,37 @@ class OpenRouterBackend:
         return reply
 
     def _is_the_model(self, model: str) -> bool:
-        """OpenRouter may add a date or a variant to the name, or answer with the permanent id of its offer."""
+        """Whether this is the configured model. OpenRouter may add a date or a variant to the name, or answer with
+        the permanent id of its offer."""
         asked = self._settings.openrouter_model.lower().partition(":")[0]
         known = self.offer.models if self.offer is not None else frozenset()
         return model.lower() in known or bool(re.fullmatch(re.escape(asked) + MODEL_SUFFIX, model.lower()))
 
     def _may_serve(self, provider: str | None) -> bool:
-        """Held against the operator's choice as far as the provider is known; OpenRouter need not name it."""
+        """Whether the operator's choice allows this provider, if OpenRouter names it at all."""
         offered = self.offer.providers if self.offer is not None else ()
-        # One name may stand for several endpoints, of which some are excluded: the answer does not tell which it was.
+        # One name may stand for several endpoints, some of them excluded. The answer does not say which one it was.
         known = [each.allowed(self._settings) for each in offered if each.name == provider]
         return any(known) if known else provider is None or not self._settings.openrouter_only
 
     def _told(self, error: RemoteError) -> Exception:
-        """What a caller is told of `error`. None of its words: they may repeat what was sent."""
+        """The caller's error for `error`. It has none of its words, which may repeat content."""
         publish(RemoteCalled(error.kind if error.kind in OWN_KINDS else str(error.status)))
         if error.status in BUSY:
             return _Again(Overloaded("The remote backend is at its limit.", retry_after=1), error.retry_after)
         if error.status in TRANSIENT:
             return _Again(RemoteFailure(f"The remote backend failed with status {error.status}."), error.retry_after)
         if error.kind == "context_length_exceeded":
-            return ContextLengthExceeded("The remote backend's context is too short for this.", param="messages")
+            return ContextLengthExceeded(
+                "The messages are longer than the remote backend's context. Send less.", param="messages"
+            )
         reason = REJECTIONS.get(error.kind) or REJECTIONS.get(str(error.status), f"status {error.status}")
         log.warning("the remote backend rejects a request: %s", reason)
         return RemoteRejected(f"The remote backend rejects this request: {reason}.")
 
     def _completion(self, case: Case, reply: Reply, *, queued_s: float, computed_s: float) -> Completion:
         if reply.besides:
-            raise UnparseableVerdict("The remote backend's answer is more than a verdict.")
+            raise UnparseableVerdict("The remote backend's answer holds more than a verdict.")
         check_finished(reply.finish_reason)
         said = self._family.read(reply.text)
         return Completion(

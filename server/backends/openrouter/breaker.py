@@ -1,4 +1,4 @@
-"""The circuit breaker: a remote that fails again and again is left alone, then tried with one request at a time.
+"""The circuit breaker: a remote that fails repeatedly gets no requests for a while, and then one at a time.
 
 The breakers on the package index either count by the wall clock or let every waiting request probe at once.
 """
@@ -27,10 +27,10 @@ class State(StrEnum):
 
 
 class Breaker:
-    """Counts the failures of calls. `enter` before a call; then tell `succeeded`, `failed` or `dropped` how it ended.
+    """Counts the failures of calls. Call `enter` before a call, and `succeeded`, `failed` or `dropped` after it.
 
-    A ticket binds an ending to the state in which its call began: what was under way when the state changed counts
-    no more.
+    A ticket binds the end of a call to the state in which it began: if the state changed meanwhile, the end does not
+    count.
     """
 
     def __init__(self, failures: int = FAILURES, rest_s: float = REST_S) -> None:
@@ -51,10 +51,12 @@ class Breaker:
         return not self._probing
 
     def enter(self) -> int:
-        """The ticket of a new call. Raises EngineUnavailable while the remote is left alone."""
+        """The ticket of a new call. Raises EngineUnavailable while the breaker is open."""
         if not self.available:
             wait = max(1, math.ceil(self._rested_at - time.monotonic()))
-            raise EngineUnavailable("The remote backend failed repeatedly and is left alone.", retry_after=wait)
+            raise EngineUnavailable(
+                "The remote backend failed repeatedly, and no requests go to it for now.", retry_after=wait
+            )
         if self.state is State.OPEN:
             self._become(State.HALF_OPEN)
         self._probing = self.state is State.HALF_OPEN
@@ -76,7 +78,7 @@ class Breaker:
             self._become(State.OPEN)
 
     def dropped(self, ticket: int) -> None:
-        """The call ended without telling anything about the remote: its caller was gone."""
+        """The call ended without any information about the remote: its caller left."""
         if ticket == self._ticket:
             self._probing = False
 
@@ -87,4 +89,4 @@ class Breaker:
         self._probing = False
         publish(BreakerChanged(state))
         if state is not State.HALF_OPEN:
-            log.warning("the remote backend %s", "is left alone" if state is State.OPEN else "answers again")
+            log.warning("the remote backend %s", "gets no requests for now" if state is State.OPEN else "answers again")

@@ -1,4 +1,4 @@
-"""The one place that speaks to OpenRouter: kept connections, bounded answers, nothing followed and nothing logged."""
+"""The only module that talks to OpenRouter: kept connections, bounded answers, no redirects and no logs."""
 
 import asyncio
 import logging
@@ -12,21 +12,21 @@ from server.backends.openrouter.retries import retry_after
 from server.settings import Settings
 
 MAX_ANSWER_BYTES = 2**18
-"""An answer takes about a kilobyte."""
+"""The limit for an answer, which takes about a kilobyte."""
 
 MAX_DOCUMENT_BYTES = 2**22
-"""Of a model's list of providers."""
+"""The limit for a model's list of providers."""
 
 CONNECT_S = 5.0
 
 
 class Unreachable(Exception):
-    """No whole answer came: no connection, a broken one, too slow, or too much."""
+    """There was no complete answer: no connection, a broken one, or an answer that is too slow or too large."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An HTTP answer, read to its end. `retry_after` is in seconds."""
+    """A complete HTTP response. `retry_after` is in seconds."""
 
     status: int
     content_type: str
@@ -35,14 +35,14 @@ class Answer:
 
 
 class OpenRouterClient:
-    """Build it on the event loop that uses it, and `close` it there."""
+    """Create and `close` it on the event loop that uses it."""
 
     def __init__(self, settings: Settings) -> None:
         headers = {
             "Authorization": f"Bearer {settings.openrouter_api_key.get_secret_value()}",
             "User-Agent": "llama-guard-server",
             "Accept": "application/json, text/event-stream",
-            # What is compressed may be small on the wire and large in memory.
+            # A compressed answer may be small on the wire and large in memory.
             "Accept-Encoding": "identity",
         }
         named = {"HTTP-Referer": settings.openrouter_referer, "X-OpenRouter-Title": settings.openrouter_title}
@@ -52,17 +52,17 @@ class OpenRouterClient:
             base_url=url,
             headers=headers | {name: value for name, value in named.items() if value},
             follow_redirects=False,
-            # A proxy that the environment names sees nothing of what goes through it in TLS.
+            # A proxy from the environment cannot read the TLS traffic that goes through it.
             trust_env=url.startswith("https:"),
             timeout=httpx.Timeout(settings.openrouter_timeout, connect=min(CONNECT_S, settings.openrouter_timeout)),
             limits=httpx.Limits(max_connections=places + 1, max_keepalive_connections=places, keepalive_expiry=60),
         )
-        # Their logs hold URLs, and in debugging headers.
+        # Their logs hold URLs, and at the debug level headers.
         for name in ("httpx", "httpcore"):
             logging.getLogger(name).setLevel(logging.WARNING)
 
     async def post(self, path: str, body: bytes, deadline: float) -> Answer:
-        """Raises Unreachable, at the latest at `deadline` (time.monotonic())."""
+        """Raises Unreachable at `deadline` (time.monotonic()) at the latest."""
         request = self._http.build_request("POST", path, content=body, headers={"Content-Type": "application/json"})
         return await self._send(request, MAX_ANSWER_BYTES, deadline)
 

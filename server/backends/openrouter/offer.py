@@ -1,4 +1,4 @@
-"""What OpenRouter offers of the model: its /endpoints document, read for people and for routing decisions."""
+"""OpenRouter's offer of the model: its /endpoints document, read for people and for routing decisions."""
 
 import math
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ from server.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class ProviderOffer:
-    """One provider of the model. Prices are US dollars per million tokens, latency seconds to the first token at the
-    median, uptime per cent of the last 30 minutes; None where OpenRouter does not say."""
+    """One provider of the model. Prices are US dollars per million tokens, latency is the median in seconds to the
+    first token, uptime the percentage of the last 30 minutes. None if OpenRouter does not say."""
 
     name: str
     tag: str
@@ -24,7 +24,7 @@ class ProviderOffer:
 
     @property
     def words(self) -> str:
-        """For people: what it takes, charges and how it does."""
+        """For people: its context, prices and performance."""
         return ", ".join(
             [
                 f"{self.name} ({self.tag}): {self.context_tokens:,} tokens",
@@ -35,8 +35,8 @@ class ProviderOffer:
         )
 
     def allowed(self, settings: Settings) -> bool:
-        """Whether the operator's `only`, `ignore` and `max_price` let this one serve. Whether it keeps data is not
-        told here."""
+        """Whether the operator's `only`, `ignore` and `max_price` allow this provider. The document does not say
+        whether it keeps data."""
         only, ignore = _slugs(settings.openrouter_only), _slugs(settings.openrouter_ignore)
         names = {_slug(self.name), self.tag.lower(), self.tag.lower().partition("/")[0]}
         if (only and names.isdisjoint(only)) or not names.isdisjoint(ignore):
@@ -47,7 +47,7 @@ class ProviderOffer:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """The model as it is offered now. `models` are its ids, in lower case."""
+    """The current offer of the model. `models` are its ids, in lower case."""
 
     models: frozenset[str]
     images: bool
@@ -58,7 +58,7 @@ class Offer:
 
 
 def read_offer(document: Mapping[str, Any]) -> Offer:
-    """Raises Garbage for what is not OpenRouter's document."""
+    """Raises Garbage if it is not OpenRouter's document."""
     data = document.get("data")
     endpoints = data.get("endpoints") if isinstance(data, dict) else None
     if not isinstance(data, dict) or not isinstance(endpoints, list):

@@ -1,7 +1,7 @@
-"""What comes back, read strictly: an answer in one piece or as a stream, or the error that the remote tells of.
+"""Strict reading of a response: an answer in one piece or as a stream, or an error that the remote reports.
 
-A status of 200 proves nothing: errors come in such bodies too, and in the middle of streams. What is neither a whole
-answer nor an error is garbage.
+A status of 200 proves nothing: such bodies may hold errors too, and so may the middle of a stream. A response that is
+neither a complete answer nor an error is garbage.
 """
 
 import json
@@ -14,17 +14,17 @@ BESIDES = (
     *("annotations", "audio", "function_call", "images", "reasoning", "reasoning_content", "reasoning_details"),
     *("refusal", "tool_calls"),
 )
-"""Fields of a message that Llama Guard leaves empty: what fills them is something else than its verdict."""
+"""Fields of a message that Llama Guard leaves empty. Anything in them is not its verdict."""
 
 WHITESPACE = " \t\r\n"
 
 
 class Garbage(Exception):
-    """No answer, and no error either."""
+    """Neither an answer nor an error."""
 
 
 class RemoteError(Exception):
-    """The remote says that it failed. `status` is that of HTTP, or the one that its body names."""
+    """The remote reports that it failed. `status` is the HTTP status, or the one in the body."""
 
     def __init__(self, status: int, kind: str = "") -> None:
         super().__init__(status, kind)
@@ -35,10 +35,10 @@ class RemoteError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A whole answer, believed by nobody yet.
+    """A complete answer that is not checked yet.
 
-    `text` is without the white space around it; `besides` is true when the message holds more than text. `cost` is in
-    US dollars, None where the remote does not say.
+    `text` is without surrounding white space. `besides` is true if the message holds more than text. `cost` is in US
+    dollars, None if the remote does not report it.
     """
 
     text: str
@@ -64,7 +64,7 @@ def read_reply(content_type: str, body: bytes) -> Reply:
 
 
 def read_error(status: int, body: bytes) -> RemoteError:
-    """What an answer with a status other than 200 says."""
+    """The error in a response with a status other than 200."""
     try:
         error = read_json(body).get("error")
     except Garbage:
@@ -73,7 +73,7 @@ def read_error(status: int, body: bytes) -> RemoteError:
 
 
 def read_json(body: bytes) -> dict[str, Any]:
-    """The one object that `body` is, in its only reading. Raises Garbage."""
+    """The JSON object in `body`, if there is exactly one reading of it. Raises Garbage."""
     try:
         document = json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
     except (ValueError, RecursionError):
@@ -102,7 +102,7 @@ def _whole(document: Mapping[str, Any]) -> Reply:
 
 
 def _streamed(body: bytes) -> Reply:
-    """A stream is whole only with its last word, [DONE], and nothing after it."""
+    """A stream is complete only if it ends with [DONE] and nothing follows."""
     text, finish_reason, besides, done = "", None, False, False
     last: dict[str, Any] = {}
     for data in _events(body):
@@ -137,7 +137,7 @@ def _streamed(body: bytes) -> Reply:
 
 
 def _events(body: bytes) -> Iterator[str]:
-    """The data of server-sent events; comments, which keep the connection open, are skipped."""
+    """The data of server-sent events. Comments, which only keep the connection open, are skipped."""
     try:
         lines = re.split("\r\n|\n|\r", body.decode("utf-8"))
     except UnicodeDecodeError:
@@ -198,14 +198,14 @@ def _raise_error_in(document: Mapping[str, Any]) -> None:
 
 
 def _kind(error: Any) -> str:
-    """OpenRouter's own name for an error; never its message, which may repeat what was sent."""
+    """OpenRouter's own name for an error, never its message, which may repeat content."""
     metadata = error.get("metadata") if isinstance(error, dict) else None
     kind = metadata.get("error_type") if isinstance(metadata, dict) else None
     return kind if isinstance(kind, str) else ""
 
 
 def _count(value: Any) -> int:
-    """Nothing about a verdict rests on these numbers: a wrong one counts as none."""
+    """A count, or 0 if it is wrong: no verdict depends on these numbers."""
     return value if type(value) is int and 0 <= value < 2**31 else 0
 
 

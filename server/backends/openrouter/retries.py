@@ -1,4 +1,4 @@
-"""When a failed call is tried again: a budget over all requests, growing random pauses, and what the remote says."""
+"""Retries of failed calls: a budget over all requests, growing random pauses, and the remote's Retry-After."""
 
 import random
 from collections.abc import Mapping
@@ -7,16 +7,16 @@ from email.utils import parsedate_to_datetime
 
 RESERVE = 2.0
 RATE = 0.1
-"""Retries that are there from the start, the most that are ever saved up, and what each request adds.
+"""The retries at the start, which are also the most that are ever saved up, and the part of one that a request adds.
 
-So `n` requests make at most `RESERVE + (1 + RATE) * n` calls: 1.2 a request from the twentieth on.
+So `n` requests make at most `RESERVE + (1 + RATE) * n` calls: 1.2 per request from the twentieth on.
 """
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 4.0
 
 
 class RetryBudget:
-    """Shared by all requests: when everything fails, retries must not multiply the load."""
+    """Shared by all requests: if everything fails, retries must not multiply the load."""
 
     def __init__(self) -> None:
         self._saved = RESERVE
@@ -26,7 +26,7 @@ class RetryBudget:
         self._saved = min(RESERVE, self._saved + RATE)
 
     def withdraw(self) -> bool:
-        """Whether one more call may be made."""
+        """Take one retry. Returns whether there was one."""
         if self._saved < 1.0:
             return False
         self._saved -= 1.0
@@ -34,12 +34,12 @@ class RetryBudget:
 
 
 def pause(attempt: int) -> float:
-    """Seconds before try number `attempt` (the first retry is 1): any time up to a bound that doubles."""
+    """Seconds before retry number `attempt`, from 1: a random time up to a limit that doubles."""
     return random.uniform(0.0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(attempt, 9)))  # noqa: S311 - jitter, no secret
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that Retry-After asks for, in either of its forms; None where it says nothing that can be read."""
+    """The seconds in Retry-After, in either of its forms. None if it is missing or cannot be read."""
     value = headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
         return float(value[:10])

@@ -9,7 +9,7 @@ from vllm.forward_context import get_forward_context
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadata
 
 
-class LastPositionAttention(torch.nn.Module):  # type: ignore[misc]
+class LastPositionAttention(torch.nn.Module):
     """Attention of each request's last position to all of its keys and values; of all, where that cannot be told."""
 
     def __init__(self, attention: Any) -> None:
@@ -25,11 +25,13 @@ class LastPositionAttention(torch.nn.Module):  # type: ignore[misc]
         """All of shape (tokens, heads x head size); as many tokens come back as there are last positions."""
         metadata = self._metadata()
         if metadata is None:
-            return self.attention(query, key, value)
+            whole: torch.Tensor = self.attention(query, key, value)
+            return whole
         of_layer = get_forward_context().attn_metadata
         of_layer[self.attention.layer_name] = self._one_query_each(metadata, query.dtype)
         try:
-            return self.attention(query[_last(metadata)], key, value)
+            attended: torch.Tensor = self.attention(query[_last(metadata)], key, value)
+            return attended
         finally:
             of_layer[self.attention.layer_name] = metadata
 
@@ -69,4 +71,5 @@ class LastPositionAttention(torch.nn.Module):  # type: ignore[misc]
 
 
 def _last(metadata: CPUAttentionMetadata) -> torch.Tensor:
-    return (metadata.query_start_loc[1:] - 1).long()
+    start: torch.Tensor = metadata.query_start_loc
+    return (start[1:] - 1).long()

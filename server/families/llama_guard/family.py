@@ -19,9 +19,9 @@ _CONTROL_TOKEN = re.compile(r"<\|[^<>|\s]+\|>")
 class LlamaGuard(Family):
     """Llama Guard 4: fourteen codes, two words, one forward pass a verdict."""
 
-    name = "llama_guard"
     tokens = {"blank_line": "\n\n", "safe": "safe", "unsafe": "unsafe"}  # noqa: RUF012 - declared in Family
     control_tokens = prompt.CONTROL_TOKENS
+    bos_token = prompt.BEGIN
     own_codes = answer.CODES
     pictures = pictures.SIZES
 

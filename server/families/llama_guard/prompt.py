@@ -16,7 +16,9 @@ from server.families.tokenizer import Literal, Piece, Scaffold
 
 IMAGE_TOKEN = "<|image|>"  # noqa: S105 - a token of the vocabulary, not a secret
 
-CONTROL_TOKENS = ("<|begin_of_text|>", "<|header_start|>", "<|header_end|>", "<|eot|>", IMAGE_TOKEN)
+BEGIN = "<|begin_of_text|>"
+
+CONTROL_TOKENS = (BEGIN, "<|header_start|>", "<|header_end|>", "<|eot|>", IMAGE_TOKEN)
 """The added tokens that the scaffold is made of."""
 
 _OPENING = "<|begin_of_text|><|header_start|>user<|header_end|>\n\n"

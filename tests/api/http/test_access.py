@@ -283,12 +283,12 @@ async def test_a_key_is_taken(client: httpx.AsyncClient, make_key: MakeKey, head
     ],
 )
 async def test_anything_else_is_refused_in_words_that_repeat_nothing(
-    client: httpx.AsyncClient, make_key: MakeKey, backend: FakeBackend, headers: list[tuple[str, Any]]
+    client: httpx.AsyncClient, make_key: MakeKey, backend: FakeBackend, headers: list[tuple[str, str | bytes]]
 ) -> None:
     key, other = await make_key(), await make_key()
     sent = [
-        (name, value if isinstance(value, bytes) else value.replace("KEY", key).replace("OTHER", other))
-        for name, value in headers
+        (name.encode(), value.replace(b"KEY", key.encode()).replace(b"OTHER", other.encode()))
+        for name, value in ((name, value if isinstance(value, bytes) else value.encode()) for name, value in headers)
     ]
     response = await client.post("/v1/moderations", json=BODY, headers=sent)
     error_of(response, 401, type="invalid_request_error", param=None, code="invalid_api_key")
@@ -695,7 +695,7 @@ def test_the_console_says_that_keys_are_missing_and_how_one_is_made(
 ) -> None:
     caplog.set_level(logging.INFO)
     server = start_server(host="0.0.0.0", **data)
-    assert "API keys are on, but there is none" in caplog.text
+    assert "API keys are on, but there are none" in caplog.text
     assert "python -m server keys create NAME" in caplog.text
     assert '-H "Authorization: Bearer $GUARD_API_KEY"' in example_printed(server, capfd)
     assert "with your key in GUARD_API_KEY:" in caplog.text
@@ -707,7 +707,7 @@ def test_the_console_says_how_many_keys_there_are(
     caplog.set_level(logging.INFO)
     assert main(["keys", "create", "one"]) == main(["keys", "create", "two"]) == 0
     start_server(auth="required", **data)
-    assert "API keys are on: every request but /health and /ready needs one; 2 valid" in caplog.text
+    assert "API keys are on for every path except /health and /ready: 2 valid" in caplog.text
 
 
 def test_the_console_says_that_keys_are_off(

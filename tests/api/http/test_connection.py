@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import uvicorn
@@ -41,7 +41,7 @@ async def written() -> Written:
 
 @pytest.fixture
 async def joining(written: Written) -> JoiningTransport:
-    return JoiningTransport(written, asyncio.get_running_loop())
+    return JoiningTransport(cast(asyncio.Transport, written), asyncio.get_running_loop())
 
 
 async def test_two_writes_of_one_turn_go_together(joining, written):
@@ -106,8 +106,9 @@ async def listening(app: App) -> AsyncIterator[tuple[asyncio.StreamReader, async
     pieces: list[bytes] = []
 
     class Observed(Connection):
-        def connection_made(self, transport: asyncio.Transport) -> None:
-            super().connection_made(Counting(transport, pieces))
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            counting = Counting(cast(asyncio.Transport, transport), pieces)
+            super().connection_made(cast(asyncio.Transport, counting))
 
     config = uvicorn.Config(app, lifespan="off", log_level="critical", access_log=False)
     config.load()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from server.api.http.rate_limit import RateLimits, Unit
+from server.api.http.rate_limit import Allowance, RateLimits, Unit
 from server.domain.caller import ANYONE, Caller, Scope
 from server.domain.errors import Overloaded, RequestLimitReached, TokenLimitReached
 
@@ -22,6 +22,13 @@ class Clock:
 
 def caller(id_: str = "key_a", requests: int | None = None, tokens: int | None = None) -> Caller:
     return Caller(id_, frozenset({Scope.MODERATE}), requests_per_minute=requests, tokens_per_minute=tokens)
+
+
+def allowance_of(limits: RateLimits, who: Caller, unit: Unit) -> Allowance:
+    """What is left of a limit that the caller has."""
+    allowance = limits.allowance(who, unit)
+    assert allowance is not None
+    return allowance
 
 
 def taken(limits: RateLimits, who: Caller, tries: int) -> int:
@@ -62,10 +69,11 @@ def test_what_is_refused_says_so_in_requests_or_in_tokens(limits: RateLimits) ->
     assert caught.value.retry_after == 60
     other = caller("key_b", tokens=10)
     limits.debit_tokens(other, 10)
-    with pytest.raises(TokenLimitReached) as caught:
+    with pytest.raises(TokenLimitReached) as short_of_tokens:
         limits.take_request(other)
-    assert (caught.value.status, caught.value.type, caught.value.code) == (429, "tokens", "rate_limit_exceeded")
-    assert caught.value.retry_after == 6
+    refused = short_of_tokens.value
+    assert (refused.status, refused.type, refused.code) == (429, "tokens", "rate_limit_exceeded")
+    assert refused.retry_after == 6
 
 
 @pytest.mark.parametrize("limit", [1, 3, 59, 60, 61, 1000])
@@ -115,7 +123,7 @@ def test_a_refused_request_costs_nothing(limits: RateLimits, clock: Clock) -> No
     who = caller(requests=60, tokens=60)
     limits.debit_tokens(who, 60)
     assert taken(limits, who, 1000) == 0
-    assert limits.allowance(who, Unit.REQUESTS).remaining == 60
+    assert allowance_of(limits, who, Unit.REQUESTS).remaining == 60
     clock.now += 1
     assert taken(limits, who, 1) == 1
     taken(limits, who, 59)
@@ -131,7 +139,7 @@ def test_a_debt_is_paid_back_before_anything_is_served(limits: RateLimits, clock
     who = caller(tokens=1000)
     limits.take_request(who)
     limits.debit_tokens(who, 5000)
-    assert limits.allowance(who, Unit.TOKENS).remaining == 0
+    assert allowance_of(limits, who, Unit.TOKENS).remaining == 0
     with pytest.raises(TokenLimitReached) as caught:
         limits.take_request(who)
     assert caught.value.retry_after == 241  # 4,000 tokens of debt, and one more
@@ -205,8 +213,11 @@ class AnyOrder(RuleBasedStateMachine):
                 continue
             assert any(more < 0.01 for more in left), "refused below the limit"
             short = Unit(refusal.type)
-            wait = (1 - self.balance[short]) * 60 / self.limit[short]
-            assert wait - Fraction(1, 100) <= refusal.retry_after <= max(1, wait + Fraction(101, 100))
+            limit = self.limit[short]
+            assert limit is not None, "refused by a limit that is not there"
+            assert refusal.retry_after is not None
+            wait = (1 - self.balance[short]) * 60 / limit
+            assert wait - Fraction(1, 100) <= refusal.retry_after <= max(Fraction(1), wait + Fraction(101, 100))
 
     def refusal(self) -> Overloaded | None:
         try:
@@ -218,7 +229,9 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(lambda self: self.limit[Unit.TOKENS] is not None)
     @rule(share=st.floats(0, 3))
     def spend(self, share: float) -> None:
-        tokens = int(self.limit[Unit.TOKENS] * share)
+        limit = self.limit[Unit.TOKENS]
+        assert limit is not None
+        tokens = int(limit * share)
         self.limits.debit_tokens(self.caller, tokens)
         self.balance[Unit.TOKENS] -= tokens
 
@@ -227,6 +240,7 @@ class AnyOrder(RuleBasedStateMachine):
         told = []
         while (refusal := self.refusal()) is not None:
             told.append(refusal.type)
+            assert refusal.retry_after is not None
             self.wait(float(refusal.retry_after))
         # Both limits may be reached: the second is told of once the first has passed.
         assert len(told) == len(set(told)), "a wait that was told must be enough"
@@ -239,6 +253,7 @@ class AnyOrder(RuleBasedStateMachine):
             if limit is None:
                 assert allowance is None
                 continue
+            assert allowance is not None
             assert allowance.limit == limit
             balance = max(Fraction(0), self.balance[unit])
             assert abs(allowance.remaining - balance) <= 1 + Fraction(limit, 100)

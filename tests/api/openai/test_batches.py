@@ -124,7 +124,7 @@ async def test_every_line_is_answered_as_a_request_would_be(client: httpx.AsyncC
 
 @pytest.mark.parametrize("endpoint", sorted(ENDPOINTS))
 async def test_every_endpoint_takes_batches(client: httpx.AsyncClient, endpoint: str) -> None:
-    bodies = {
+    bodies: dict[str, dict[str, Any]] = {
         "/v1/moderations": {"input": "a bomb"},
         "/v1/chat/completions": {"messages": [{"role": "user", "content": "a bomb"}]},
         "/v1/responses": {"input": "a bomb"},

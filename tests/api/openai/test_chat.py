@@ -344,7 +344,13 @@ async def test_images_of_all_messages_are_shown_in_order(client: httpx.AsyncClie
 
 
 async def test_a_message_as_the_sdk_sends_it_back_is_taken(client: httpx.AsyncClient, backend: FakeBackend) -> None:
-    nulls = {"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None}
+    nulls: dict[str, Any] = {
+        "refusal": None,
+        "annotations": [],
+        "audio": None,
+        "function_call": None,
+        "tool_calls": None,
+    }
     await complete(client, USER, {"role": "assistant", "content": "No.", **nulls})
     assert backend.texts == ["User: how do I build a bomb? / Agent: No."]
 

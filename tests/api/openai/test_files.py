@@ -38,7 +38,8 @@ async def test_a_file_comes_back_as_it_was_sent(client: httpx.AsyncClient) -> No
 
 
 async def test_a_file_may_expire_when_its_owner_says(client: httpx.AsyncClient) -> None:
-    file = await upload(client, **{"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"})
+    expiry = {"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
+    file = await upload(client, CONTENT, **expiry)
     assert file["expires_at"] - file["created_at"] == 3600
 
 

@@ -1,17 +1,21 @@
 """OpenAI's own client against a real socket: what people run today must go on running."""
 
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import openai
 import pytest
 import pytest_asyncio
+from openai.types.chat import ChatCompletionUserMessageParam
 
+from server.backends.base import Case
 from server.domain.errors import EngineFailure
+from server.domain.verdict import Completion
 from tests.api.conftest import LiveServer
 from tests.api.parts import image, text
 from tests.fakes import FakeBackend, always, by_word, completion, failing
 
-USER = {"role": "user", "content": "how do I build a bomb?"}
+USER: ChatCompletionUserMessageParam = {"role": "user", "content": "how do I build a bomb?"}
 
 
 @pytest.fixture
@@ -45,7 +49,8 @@ def test_a_list_is_moderated_one_by_one(sdk: openai.OpenAI) -> None:
 
 
 def test_text_and_images_are_moderated_together(sdk: openai.OpenAI) -> None:
-    reply = sdk.moderations.create(input=[text("a bomb"), image(), image()])  # type: ignore[list-item]
+    parts: list[Any] = [text("a bomb"), image(), image()]
+    reply = sdk.moderations.create(input=parts)
     (result,) = reply.results
     assert result.category_applied_input_types.violence == ["text", "image"]
 
@@ -112,7 +117,7 @@ def test_errors_become_the_sdks_own(sdk: openai.OpenAI) -> None:
 def test_the_sdk_tries_again_what_may_help_and_only_that(sdk: openai.OpenAI, backend: FakeBackend) -> None:
     failures = iter([EngineFailure("Once.", retry_after=0)])
 
-    def fails_once(case):  # type: ignore[no-untyped-def]
+    def fails_once(case: Case) -> Completion:
         for error in failures:
             raise error
         return by_word(case)

@@ -23,7 +23,7 @@ def asked_by(caller: Caller, app: FastAPI) -> Request:
 
 
 async def data_in(answer: Awaitable[Response]) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads((await answer).body)["data"]
+    data: dict[str, Any] = json.loads(bytes((await answer).body))["data"]
     return data
 
 

@@ -33,8 +33,9 @@ def test_a_verdict(sdk: openrouter.OpenRouter) -> None:
 
 
 def test_text_and_image_together(sdk: openrouter.OpenRouter, backend: FakeBackend) -> None:
-    content: Any = [text("a bomb"), image()]
-    reply = sdk.chat.send(messages=[{"role": "user", "content": content}], provider={"zdr": True})
+    content = [text("a bomb"), image()]
+    messages: list[Any] = [{"role": "user", "content": content}]
+    reply = sdk.chat.send(messages=messages, provider={"zdr": True})
     assert reply.choices[0].message.content == "unsafe\nS1,S9"
     assert len(backend.cases[0].images) == 1
 
@@ -61,7 +62,9 @@ def test_a_generation(sdk: openrouter.OpenRouter) -> None:
 
 
 def test_models_endpoints_and_providers(sdk: openrouter.OpenRouter) -> None:
-    assert [model.id for model in sdk.models.list().result.data] == [SLUG]
+    listed = sdk.models.list()
+    assert listed is not None
+    assert [model.id for model in listed.result.data] == [SLUG]
     assert sdk.models.count().data.count == 1
     author, _, slug = SLUG.partition("/")
     assert sdk.models.get(author=author, slug=slug).data.id == SLUG

@@ -2,16 +2,18 @@
 
 import asyncio
 import os
+from typing import Any
 
 import llama_api_client
 from llama_api_client import AsyncLlamaAPIClient, LlamaAPIClient
+from llama_api_client.types import CompletionMessageParam, UserMessageParam
 
 SAFE, UNSAFE = os.environ["SAFE"], os.environ["UNSAFE"]
-options = {"base_url": os.environ["GUARD_URL"] + "/v1", "api_key": os.environ["GUARD_KEY"]}
+options: dict[str, Any] = {"base_url": os.environ["GUARD_URL"] + "/v1", "api_key": os.environ["GUARD_KEY"]}
 client = LlamaAPIClient(**options, _strict_response_validation=True)
 
 
-def user(words: str) -> dict:
+def user(words: str) -> UserMessageParam:
     return {"role": "user", "content": words}
 
 
@@ -24,7 +26,11 @@ assert unsafe.results[-1].flagged
 assert unsafe.results[-1].flagged_categories
 assert unsafe.model
 
-refused = {"role": "assistant", "content": {"type": "text", "text": "I can't help with that."}, "stop_reason": "stop"}
+refused: CompletionMessageParam = {
+    "role": "assistant",
+    "content": {"type": "text", "text": "I can't help with that."},
+    "stop_reason": "stop",
+}
 assert not client.moderations.create(messages=[user(SAFE), refused]).results[-1].flagged
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import time
+from typing import Any
 
 from openai import OpenAI
 
@@ -13,7 +14,7 @@ client = OpenAI(
 )
 
 
-def row(number: int) -> dict:
+def row(number: int) -> dict[str, Any]:
     body = {"input": UNSAFE if number % 3 == 0 else SAFE, "model": "omni-moderation-latest"}
     return {"custom_id": f"row-{number}", "method": "POST", "url": "/v1/moderations", "body": body}
 
@@ -36,6 +37,8 @@ while batch.status not in ("completed", "failed", "expired", "cancelled"):
     time.sleep(0.2)
     batch = client.batches.retrieve(batch.id)
 assert batch.status == "completed", batch
+assert batch.request_counts is not None
+assert batch.output_file_id is not None
 assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (20, 20, 0)
 assert batch.metadata == {"made": "by a test"}
 assert batch.id in [other.id for other in client.batches.list(limit=1)]
@@ -55,6 +58,8 @@ while failed.status == "validating":
     time.sleep(0.2)
     failed = client.batches.retrieve(failed.id)
 assert failed.status == "failed"
+assert failed.errors is not None
+assert failed.errors.data is not None
 assert failed.errors.data[0].code == "invalid_json_line"
 assert failed.errors.data[0].line == 1
 

@@ -1,8 +1,10 @@
 """openai: chat completions, plain and streamed, and the list of models."""
 
 import os
+from typing import Any
 
 from openai import OpenAI
+from openai.types.chat import ChatCompletion
 
 SAFE, UNSAFE = os.environ["SAFE"], os.environ["UNSAFE"]
 client = OpenAI(
@@ -15,14 +17,19 @@ assert client.models.retrieve(model.id).id == model.id
 assert client.models.retrieve("meta-llama/Llama-Guard-4-12B").object == "model"
 
 
-def ask(*said: str, **options: object) -> str:
+def ask(*said: str, **options: Any) -> str:
     roles = ("user", "assistant", "user")
-    messages = [{"role": role, "content": words} for role, words in zip(roles, said, strict=False)]
-    reply = client.chat.completions.create(model="meta-llama/Llama-Guard-4-12B", messages=messages, **options)
+    messages: list[Any] = [{"role": role, "content": words} for role, words in zip(roles, said, strict=False)]
+    reply: ChatCompletion = client.chat.completions.create(
+        model="meta-llama/Llama-Guard-4-12B", messages=messages, **options
+    )
     assert reply.system_fingerprint
+    assert reply.usage is not None
     assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
     assert reply.choices[0].finish_reason == "stop"
-    return reply.choices[0].message.content
+    content = reply.choices[0].message.content
+    assert content is not None
+    return content
 
 
 assert ask(SAFE) == "safe"
@@ -40,6 +47,7 @@ chunks = list(
 )
 assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == ask(UNSAFE)
 assert chunks[-1].choices == []
+assert chunks[-1].usage is not None
 assert chunks[-1].usage.completion_tokens > 1
 assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
 

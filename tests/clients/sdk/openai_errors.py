@@ -1,16 +1,18 @@
 """openai: what is wrong with a request arrives as the SDK's own exceptions, with its own fields."""
 
 import os
+from collections.abc import Callable
 
 import openai
 
 client = openai.OpenAI(base_url=os.environ["GUARD_URL"] + "/v1", api_key=os.environ["GUARD_KEY"])
 
 
-def refusal(kind: type[openai.APIStatusError], call: object, **body: object) -> openai.APIStatusError:
+def refusal(kind: type[openai.APIStatusError], call: Callable[..., object], **body: object) -> openai.APIStatusError:
     try:
         call(**body)
     except kind as error:
+        assert error.request_id is not None
         assert error.request_id.startswith("req_")
         assert error.type == "invalid_request_error"
         return error

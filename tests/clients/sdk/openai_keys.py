@@ -3,9 +3,10 @@
 import os
 
 import openai
+from openai.types.chat import ChatCompletionUserMessageParam
 
 client = openai.OpenAI(base_url=os.environ["GUARD_URL"] + "/v1", api_key="sk-wrong")
-user = {"role": "user", "content": os.environ["SAFE"]}
+user: ChatCompletionUserMessageParam = {"role": "user", "content": os.environ["SAFE"]}
 
 for call in (
     lambda: client.moderations.create(input=os.environ["SAFE"]),

@@ -2,6 +2,7 @@
 
 import math
 import os
+from typing import Any
 
 from openai import OpenAI
 
@@ -9,7 +10,7 @@ UNSAFE = os.environ["UNSAFE"]
 client = OpenAI(
     base_url=os.environ["GUARD_URL"] + "/v1", api_key=os.environ["GUARD_KEY"], _strict_response_validation=True
 )
-asked = {"model": "llama-guard", "messages": [{"role": "user", "content": UNSAFE}], "logprobs": True}
+asked: dict[str, Any] = {"model": "llama-guard", "messages": [{"role": "user", "content": UNSAFE}], "logprobs": True}
 
 choice = client.chat.completions.create(**asked, top_logprobs=5).choices[0]
 tokens = choice.logprobs.content
@@ -19,7 +20,7 @@ assert all(token.logprob <= 0 for token in tokens)
 assert all(len(token.top_logprobs) == 5 for token in tokens)
 
 word = next(token for token in tokens if token.token.strip())
-p_unsafe = client.moderations.create(input=UNSAFE).results[0].guard["p_unsafe"]
+p_unsafe = client.moderations.create(input=UNSAFE).results[0].model_dump()["guard"]["p_unsafe"]
 assert word.token == "unsafe"
 assert abs(math.exp(word.logprob) - p_unsafe) < 0.1
 

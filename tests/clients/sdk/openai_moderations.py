@@ -4,6 +4,7 @@ import base64
 import os
 import struct
 import zlib
+from typing import Any
 
 from openai import OpenAI
 
@@ -31,7 +32,7 @@ assert one.results[0].flagged
 assert one.results[0].categories.illicit_violent
 assert one.results[0].category_scores.illicit_violent > 0.5
 assert one.results[0].category_applied_input_types.illicit_violent == ["text"]
-assert one.results[0].guard["verdict"] == "unsafe"
+assert one.results[0].model_dump()["guard"]["verdict"] == "unsafe"
 
 safe = client.moderations.create(input=SAFE, model="omni-moderation-latest").results[0]
 assert not safe.flagged
@@ -41,10 +42,10 @@ assert all(0 <= score < 0.5 for score in safe.category_scores.model_dump().value
 several = client.moderations.create(input=[SAFE, UNSAFE, SAFE], model="text-moderation-stable")
 assert [result.flagged for result in several.results] == [False, True, False]
 
-parts = [{"type": "text", "text": UNSAFE}, {"type": "image_url", "image_url": {"url": picture()}}]
+parts: list[Any] = [{"type": "text", "text": UNSAFE}, {"type": "image_url", "image_url": {"url": picture()}}]
 together = client.moderations.create(input=parts, model="omni-moderation-2024-09-26")
 assert [result.flagged for result in together.results] == [True]
-assert together.results[0].guard["usage"]["images"] == 1
+assert together.results[0].model_dump()["guard"]["usage"]["images"] == 1
 
 raw = client.moderations.with_raw_response.create(input=SAFE)
 assert raw.headers["x-request-id"] == raw.request_id

@@ -14,6 +14,7 @@ assert client.responses.create(model="llama-guard", input=SAFE).output_text == "
 reply = client.responses.create(model="llama-guard", input=[{"role": "user", "content": UNSAFE}])
 assert reply.output_text.startswith("unsafe\nS")
 assert reply.status == "completed"
+assert reply.usage is not None
 assert reply.usage.total_tokens == reply.usage.input_tokens + reply.usage.output_tokens
 
 events = list(client.responses.create(model="llama-guard", input=UNSAFE, stream=True))

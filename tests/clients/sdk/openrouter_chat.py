@@ -2,15 +2,16 @@
 
 import asyncio
 import os
+from typing import Any
 
 from openrouter import OpenRouter, errors
 
 SAFE, UNSAFE = os.environ["SAFE"], os.environ["UNSAFE"]
 MODEL = "meta-llama/llama-guard-4-12b"
-options = {"server_url": os.environ["GUARD_URL"] + "/api/v1", "api_key": os.environ["GUARD_KEY"]}
+options: dict[str, Any] = {"server_url": os.environ["GUARD_URL"] + "/api/v1", "api_key": os.environ["GUARD_KEY"]}
 
 
-def user(words: str) -> dict:
+def user(words: str) -> Any:
     return {"role": "user", "content": words}
 
 

@@ -40,7 +40,8 @@ IMAGE = ImagePart("data:")
 
 
 def own_cases() -> list[dict[str, Any]]:
-    return json.loads(OWN.read_text(encoding="utf-8"))
+    cases: list[dict[str, Any]] = json.loads(OWN.read_text(encoding="utf-8"))
+    return cases
 
 
 def official_cases() -> list[dict[str, Any]]:
@@ -181,9 +182,14 @@ def test_the_scaffold_by_itself_gives_the_ids_of_the_whole(name, texts, answered
 
 def test_preamble_and_closing_are_encoded_once(monkeypatch):
     ours = PromptTokenizer(vocabulary("llama 4").ours._tokenizer)
-    encoded = []
+    encoded: list[str] = []
     encode_text = ours.encode_text
-    monkeypatch.setattr(ours, "encode_text", lambda text: encoded.append(text) or encode_text(text))
+
+    def noted(text: str) -> list[int]:
+        encoded.append(text)
+        return encode_text(text)
+
+    monkeypatch.setattr(ours, "encode_text", noted)
     for text in ("first", "second", "third"):
         render(Conversation.from_user(TextPart(text)), TAXONOMY).token_ids(ours)
     assert len([text for text in encoded if "BEGIN UNSAFE CONTENT" in text]) == 1

@@ -12,12 +12,12 @@ from server.domain.verdict import Reading, ScoreMethod, Severity
 from server.families.base import Answer, Ask
 from server.families.llama_guard.family import LlamaGuard
 from server.families.llama_guard.steps import NO_SCORES, LlamaGuardAsker
-from tests.families.drive import Script, answer_of, drive, verdict_of
+from tests.families.drive import Script, answer_of, control_id, drive, verdict_of
 from tests.golden.vocabulary import vocabulary
 
 POLICY = Policy(load_profile("llama-guard-4-12b").taxonomy)
 TOKENIZER = vocabulary("llama 4").ours
-END = TOKENIZER.control_id("<|eot|>")
+END = control_id(TOKENIZER, "<|eot|>")
 ASKER = LlamaGuard().asker(TOKENIZER, [END])
 ASKED_ABOUT = Conversation.from_user(TextPart("How do I bake bread?"))
 
@@ -46,6 +46,7 @@ def test_unsafe_takes_one_step_and_is_scored_by_its_list():
     reading, asks = asked(in_turn(UNSAFE))
     verdict = verdict_of(reading, asks, POLICY)
     assert (verdict.categories, len(asks), verdict.score_method) == (("S9", "S1"), 1, ScoreMethod.WRITTEN_LIST)
+    assert verdict.category_scores is not None
     assert verdict.category_scores["S9"] == pytest.approx(0.8 * 0.98 / 0.99)
 
 
@@ -64,6 +65,7 @@ def test_a_threshold_below_the_word_has_it_list_categories():
     verdict = verdict_of(reading, asks, policy)
     assert (verdict.unsafe, verdict.categories) == (True, ("S9",))
     assert asks[1].begun == (ASKER.tokens.blank_line, ASKER.tokens.unsafe)
+    assert verdict.category_scores is not None
     assert verdict.category_scores["S9"] == pytest.approx(0.6 * 0.09 / 0.99)
 
 
@@ -89,6 +91,8 @@ def test_unsafe_without_a_list_is_scored_by_the_first_code():
     reading, asks = asked(in_turn(alone, FIRST_CODE))
     verdict = verdict_of(reading, asks, POLICY)
     assert (verdict.unsafe, verdict.categories, verdict.score_method) == (True, (), ScoreMethod.FIRST_CODE)
+    assert verdict.category_scores is not None
+    assert verdict.p_unsafe is not None
     assert verdict.category_scores["S9"] == pytest.approx(0.7 * verdict.p_unsafe)
 
 

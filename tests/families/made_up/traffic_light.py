@@ -19,8 +19,6 @@ ANSWER = re.compile(r"(Green|Amber|Red)(?:: (.+))?")
 
 
 class TrafficLight(Family):
-    name = "traffic_light"
-
     def prompt(self, conversation: Conversation, taxonomy: Taxonomy) -> Prompt:
         if conversation.images:
             raise InvalidRequest("This model judges text only.", param="messages")

@@ -10,6 +10,6 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # Keys and batches that were there before do without it, as new keys do unless they are given it.
+    # Existing keys and batches do not get it. New keys do not get it either, unless it is given to them.
     for table in ("api_keys", "batches"):
         op.add_column(table, sa.Column("finished_prompts", sa.Boolean(), nullable=False, server_default=sa.false()))
