@@ -60,7 +60,9 @@ def rows(text: str) -> list[list[str]]:
 
 
 def quoted(text: str) -> list[str]:
-    return re.findall(r"`([^`]+)`", text)
+    """What stands in backticks, blocks of code left out."""
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"`([^`]+)`", prose)
 
 
 @pytest.fixture
@@ -135,7 +137,8 @@ def test_the_metric_counts_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None
     exec(compile(example, "CONTRIBUTING.md", "exec"), names)
     for text, role in (("unsafe\nS1", Role.AGENT), ("unsafe\nS1", Role.USER), ("safe", Role.AGENT)):
         publish(Judged(judged(text), role, 0.1))
-    assert registry.get_sample_value("guard_unsafe_responses_total") == 1
+    publish(Judged(judged("unsafe\nS2"), Role.AGENT, 0.1))
+    assert registry.get_sample_value("guard_unsafe_responses_total") == 2
 
 
 async def test_the_dialect_is_served_and_described(module: Module, monkeypatch: pytest.MonkeyPatch) -> None:
