@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 BENCHMARKS = [ROOT / "benchmarks" / name for name in ("README.md", "NOTEBOOK.md", "results/README.md")]
 READMES = [ROOT / name for name in ("README.md", "tests/clients/README.md", "model_config/pocket/README.md")]
-PAGES = [*READMES, ROOT / "CHANGELOG.md", *DOCS, *BENCHMARKS]
+OTHERS = [ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
+PAGES = [*READMES, *OTHERS, *DOCS, *BENCHMARKS]
 
 MOST_WORDS = 2500
 LONGEST_LINE = 160
