@@ -20,6 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import httpx
+import hypothesis
 import pytest
 import pytest_asyncio
 
@@ -30,6 +31,12 @@ from server.domain.policy import Policy
 from server.families.base import family_named
 from server.families.tokenizer import PromptTokenizer
 from tests.reference_model import build_reference_model
+
+# A busy machine is no reason to fail.
+hypothesis.settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("unhurried")
 
 START_TIMEOUT_S = 240
 

@@ -99,7 +99,7 @@ class Gate:
         await until(self._opened.is_set, within=60)
 
 
-async def until(condition: Callable[[], bool], within: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], within: float = 30.0) -> None:
     """Wait for what has no event of its own, such as another thread's doing. Raises TimeoutError."""
     async with asyncio.timeout(within):
         while not condition():  # noqa: ASYNC110

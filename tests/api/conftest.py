@@ -137,7 +137,7 @@ def live(start_server: StartServer) -> LiveServer:
     return start_server()
 
 
-def wait_until(condition: Callable[[], bool], within: float = 5.0) -> None:
+def wait_until(condition: Callable[[], bool], within: float = 30.0) -> None:
     deadline = time.monotonic() + within
     while not condition():
         assert time.monotonic() < deadline, f"not within {within} s"
