@@ -9,6 +9,7 @@ import secrets
 from pathlib import Path
 
 from server.settings import Settings
+from server.store import private
 from server.store.database import DatabaseError
 
 BYTES = 32
@@ -26,8 +27,11 @@ def read_or_make_pepper(folder: Path) -> bytes:
     """
     file = folder / "pepper"
     try:
-        if not file.exists():
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private.make_folder(folder)
+        private.narrow(folder)
+        if file.exists():
+            private.narrow(file)
+        else:
             _make(file)
         pepper = bytes.fromhex(file.read_text(encoding="ascii"))
     except OSError as error:

@@ -118,7 +118,7 @@ def test_a_tap_that_is_installed_again_takes_the_place_of_the_first_one():
         def died(name=name):
             done.append((name, "died"))
 
-        tapped_outputs.install(engine, take, died)
+        tapped_outputs.install(engine, take, died, lambda: None)
     engine.output_processor.process_outputs([1, 2], 0.0, None, weight_version=None)
     engine.output_processor.propagate_error("error")
     assert done == [("second", [1, 2]), ("vLLM", [2]), ("second", "died"), ("vLLM", "error")]
