@@ -22,6 +22,7 @@ class Scratch:
     def __init__(self) -> None:
         tidy()
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self.folder.chmod(0o700)  # the umask may have taken rights from its owner
         draft = self.folder / "draft"
         self._lock = os.open(draft, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)

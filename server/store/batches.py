@@ -259,7 +259,7 @@ class Batches:
             await connection.execute(
                 update(batches)
                 .where(batches.c.id == batch_id, batches.c.worker == worker)
-                .values(worker=None, worker_until=None, falls=batches.c.falls + fell)
+                .values(worker=None, worker_until=None, falls=batches.c.falls + int(fell))
             )
 
     async def release_all(self) -> None:

@@ -216,7 +216,7 @@ def _make_private(file: Path) -> None:
         raise DatabaseError(
             f"The file {file} cannot be created: {error.strerror}. Check GUARD_DATABASE_URL."
         ) from error
-    for ending in ("-wal", "-shm", "-journal", ".lock"):
+    for ending in ("-wal", "-shm", "-journal"):
         private.narrow(file.with_name(file.name + ending))
 
 
@@ -226,7 +226,8 @@ def _be_present(path: str) -> tuple[int, bool]:
     Also returns whether no other process had it open. Raises DatabaseError.
     """
     try:
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, private.FILE)
+        private.make_file(Path(path))
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             alone = True
@@ -259,8 +260,10 @@ async def _vacuum(connection: AsyncConnection) -> None:
     """Move free pages to the end of the file and cut them off, and empty the log, which may hold erased content."""
     while (await connection.exec_driver_sql("PRAGMA freelist_count")).scalar_one():
         before = (await connection.exec_driver_sql("PRAGMA page_count")).scalar_one()
-        # The statement gives back one page for each row that is read.
-        (await connection.exec_driver_sql(f"PRAGMA incremental_vacuum({PAGES_A_STEP})")).all()
+        # It gives back one page for each row that is read, and its rows have no columns: only a script reads them all.
+        raw = await connection.get_raw_connection()
+        assert raw.driver_connection is not None
+        await raw.driver_connection.executescript(f"PRAGMA incremental_vacuum({PAGES_A_STEP})")
         if (await connection.exec_driver_sql("PRAGMA page_count")).scalar_one() >= before:
             break
     await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import func, select
 
-from server.domain.errors import Conflict, NotFound, StoreUnavailable
+from server.domain.errors import Conflict, NotFound, StoreUnavailable, TooManyBytes
 from server.store.batches import Batches, Status
 from server.store.database import Database
 from server.store.files import CHUNK_BYTES, Files, StoredFile
@@ -171,6 +171,22 @@ async def test_an_expired_file_is_gone(database: Database) -> None:
     assert [listed.id for listed in page] == [stays.id]
     assert await expire(store) == 1
     assert await chunks(database) == 1
+
+
+async def test_an_owner_has_room_for_only_so_much(database: Database) -> None:
+    store, most = Files(database), 20_000
+    for content_ in (b"x" * 8000, b"", b""):
+        await store.add("anna", "batch", "rows.jsonl", pieces(content_), None, most_bytes=most)
+    for too_long in ((b"x" * 4000,), (b"x" * 2000, b"x" * 2000)):
+        with pytest.raises(TooManyBytes, match="GUARD_MAX_STORED_BYTES"):
+            await store.add("anna", "batch", "rows.jsonl", pieces(*too_long), None, most_bytes=most)
+    listed, _ = await store.page("anna", purpose=None, after=None, limit=10, newest_first=True)
+    assert [file.bytes for file in listed] == [0, 0, 8000]
+    with pytest.raises(TooManyBytes):  # an empty file takes room too
+        await store.add("anna", "batch", "rows.jsonl", pieces(), None, most_bytes=most)
+    await store.add("bert", "batch", "rows.jsonl", pieces(b"x" * most), None, most_bytes=most)
+    await store.delete("anna", listed[0].id)
+    await store.add("anna", "batch", "rows.jsonl", pieces(b"x" * 4000), None, most_bytes=most)
 
 
 async def test_a_file_that_a_batch_reads_stays(database: Database) -> None:
