@@ -77,6 +77,10 @@ def _fault(code: str, message: str, param: str | None = None) -> dict[str, Any]:
 
 FILE_GONE = _fault("file_not_found", "The input file was deleted. Upload it again.", "input_file_id")
 
+ENDS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
+"""What ends the work itself. Everything else is a failure of a line, a panic of a library in Rust too, which is no
+Exception."""
+
 SERVERS_CONDITION = (EngineUnavailable, Overloaded, ShuttingDown, StoreUnavailable)
 
 
@@ -233,9 +237,9 @@ class BatchRunner:
                     break
         except NotFound:
             check.faults = [FILE_GONE]
-        except StoreUnavailable:
+        except (StoreUnavailable, *ENDS):
             raise
-        except Exception as error:
+        except BaseException as error:
             log.error("%s: defect %s at\n%s", batch.id, type(error).__name__, _place(error))
             check.faults = [_fault("server_error", "The server failed while it checked this file.")]
         else:
@@ -321,9 +325,9 @@ class BatchRunner:
                 cached_tokens=sum(completion.cached_tokens for completion in completions),
                 output_tokens=sum(completion.completion_tokens for completion in completions),
             )
-        except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
+        except ENDS:
             raise
-        except BaseException as error:  # a panic of a library in Rust is no Exception
+        except BaseException as error:
             log.error("%s: line %d: defect %s at\n%s", batch.id, line.number, type(error).__name__, _place(error))
             return _failed(line.number, _custom_id(line), InternalError("The server failed on this line."))
 
@@ -450,7 +454,9 @@ def _custom_id(line: Line) -> str:
     """The line's custom_id, empty for a line that cannot be read any more."""
     try:
         return request_of(line)[0]
-    except Exception:
+    except ENDS:
+        raise
+    except BaseException:
         return ""
 
 
