@@ -75,11 +75,19 @@ async def erase_files(connection: AsyncConnection, which: Which, keep_s: int) ->
 
 
 async def erase_batches(connection: AsyncConnection, which: Which, keep_s: int) -> int:
-    """Up to a hundred batches. One that has not ended is erased only with all that its owner has."""
+    """Up to a hundred batches that have ended, or whatever their state is if all of their owner is erased."""
     ended_at = func.coalesce(
         batches.c.completed_at, batches.c.failed_at, batches.c.expired_at, batches.c.cancelled_at, batches.c.created_at
     )
-    wanted = ended_at <= which.now - keep_s if which.expired else which.chosen(batches.c.owner, ended_at)
+    if which.expired:
+        its_files = (batches.c.output_file_id, batches.c.error_file_id)
+        there = or_(files.c.expires_at.is_(None), files.c.expires_at > which.now)
+        # Without its batch nobody would know what a file is.
+        wanted = and_(
+            ended_at <= which.now - keep_s, ~select(files.c.id).where(files.c.id.in_(its_files), there).exists()
+        )
+    else:
+        wanted = which.chosen(batches.c.owner, ended_at)
     if which.owner is None or which.older_than_s is not None:
         wanted = and_(wanted, batches.c.status.in_(ENDED))
     some = (await connection.execute(select(batches.c.id).where(wanted).limit(100))).scalars().all()

@@ -108,6 +108,16 @@ async def test_what_an_earlier_release_kept_for_ever_gets_the_whole_time_once(st
     assert await store.retention.erase() == {"batches": 0, "files": 2}
 
 
+async def test_a_batch_of_an_earlier_release_stays_as_long_as_its_results(store: Store) -> None:
+    await store.ended()
+    async with store.database.begin() as connection:
+        await connection.execute(update(files).values(expires_at=None))
+    store.time += 100 * KEEP_S
+    assert await store.retention.erase() == {"batches": 0, "files": 0}
+    store.time += KEEP_S
+    assert await store.retention.erase() == {"batches": 1, "files": 2}
+
+
 async def test_a_batch_at_work_outlives_its_files_time(store: Store) -> None:
     batch = await store.batch()
     store.time += 10 * KEEP_S
