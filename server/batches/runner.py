@@ -139,9 +139,10 @@ class BatchRunner:
         """The batch to begin with now, if any."""
         turns = self._turns
         chosen = turns.next(await self._batches.waiting(besides=turns.at_work))
-        if chosen is None or not turns.full:
-            return chosen
-        turns.give_way(chosen)
+        if chosen is not None:
+            if not turns.full:
+                return chosen
+            turns.give_way(chosen)
         if turns.overfull:
             return None
         return next(iter(await self._batches.waiting(besides=turns.at_work, urgent_only=True)), None)
@@ -201,9 +202,7 @@ class BatchRunner:
             if stop.is_set():
                 return Status.EXPIRED, ()
             if batch.falls >= FALLS_OF_A_FILE:
-                return Status.FAILED, [
-                    _fault("server_error", "The server stopped each time that it checked this file.")
-                ]
+                return Status.FAILED, [_fault("server_error", "The server stopped each time it checked this file.")]
             check = await self._validate(batch)
             if check.faults:
                 return Status.FAILED, check.faults
@@ -309,7 +308,8 @@ class BatchRunner:
             return
         log.error("%s: line %d is given up, because the server fell at it %d times", batch.id, line.number, tries)
         message = f"The server stopped {tries} times while it judged only this line, so it does not try it again."
-        await recorder.store([_failed(line.number, _custom_id(line), InternalError(message))])
+        custom_id = await asyncio.to_thread(_custom_id, line)  # it may be what froze the event loop
+        await recorder.store([_failed(line.number, custom_id, InternalError(message))])
 
     async def _result(self, batch: Batch, line: Line) -> LineResult:
         """The result of one line. Whatever is wrong with the line is its own result, and ends nothing else."""
@@ -367,10 +367,7 @@ class BatchRunner:
             async for lines in self._lines(batch):
                 rest = [line for line in lines if line.number not in done]
                 for start in range(0, len(rest), GROUP):
-                    results = [
-                        LineResult(line.number, failed=True, document=expired_line(_custom_id(line)))
-                        for line in rest[start : start + GROUP]
-                    ]
+                    results = await asyncio.to_thread(_expired, rest[start : start + GROUP])
                     await recorder.store(results, expired=True)
 
     async def _release(self, batch: Batch) -> None:
@@ -448,6 +445,10 @@ class _Recorder:
 
 def _failed(line: int, custom_id: str, error: GuardError) -> LineResult:
     return LineResult(line, failed=True, document=answered_line(custom_id, error.status, error_body(error)))
+
+
+def _expired(lines: Sequence[Line]) -> list[LineResult]:
+    return [LineResult(line.number, failed=True, document=expired_line(_custom_id(line))) for line in lines]
 
 
 def _custom_id(line: Line) -> str:

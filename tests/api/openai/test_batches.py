@@ -755,6 +755,19 @@ async def test_a_short_batch_of_one_owner_is_done_soon_behind_long_ones_of_anoth
         await client.post(f"/v1/batches/{batch['id']}/cancel")
 
 
+async def test_a_batch_that_only_has_to_end_does_not_wait_for_others(
+    client: httpx.AsyncClient, backend: FakeBackend, patient: None
+) -> None:
+    backend.script = held(gate := Gate(), "late")
+    for number in range(4):
+        await create(client, line(f"late {number}"))
+    await backend.busy_with(4)
+    fifth = await create(client, line("late"))
+    await client.post(f"/v1/batches/{fifth['id']}/cancel")
+    assert (await ended(client, fifth))["status"] == "cancelled"
+    gate.open()
+
+
 async def test_owners_of_many_batches_give_way_to_those_without(
     client: httpx.AsyncClient, backend: FakeBackend, be: As, patient: None
 ) -> None:
