@@ -98,13 +98,13 @@ class Server(uvicorn.Server):
         for connection in list(state.connections):
             cycle = getattr(connection, "cycle", None)
             if cycle is None or cycle.response_started:
-                connection.transport.abort()  # type: ignore[union-attr]
+                connection.transport.abort()
         await asyncio.sleep(0)  # requests on these connections learn that nobody listens
         for task in list(state.tasks):
             task.cancel()
         await self._within(CUT_S, lambda: not state.tasks)
         for connection in list(state.connections):
-            connection.transport.abort()  # type: ignore[union-attr]
+            connection.transport.abort()
 
     async def _within(self, seconds: float, done: Callable[[], bool]) -> bool:
         """Wait for `done`, at most for so long. Returns whether it is. A second Ctrl-C ends the wait."""

@@ -1,6 +1,7 @@
 """`erase` on the operator's database, with or without a server beside it."""
 
 import asyncio
+import functools
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -32,9 +33,9 @@ async def filled(url: str) -> tuple[str, str]:
     await database.open()
     _, key = await create(database, b"p" * 32, name="anna", scopes=[Scope.BATCH])
     day = 24 * 60 * 60
-    for owner, age in ((key.id, 0), (key.id, 10 * day), ("", 10 * day)):
-        then = 1_700_000_000.0 if age == 0 else 1_700_000_000.0 - age
-        await Files(database, now=lambda then=then: then).add(owner, "batch", "a", content(), 10_000 * day)
+    for owner, then in ((key.id, 1_700_000_000.0), (key.id, 1_600_000_000.0), ("", 1_600_000_000.0)):
+        files = Files(database, now=functools.partial(float, then))
+        await files.add(owner, "batch", "a", content(), 10_000 * day)
     await database.close()
     return key.id, key.prefix
 

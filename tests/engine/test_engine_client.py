@@ -151,7 +151,7 @@ async def test_each_step_is_heard_also_one_that_brings_nothing(client):
     watching.cancel()
     steps = {moment for moment in moments if moment > before}
     print(f"{len(steps)} messages for {len(ids)} tokens in steps of {budget}")
-    assert len(steps) >= len(ids) // budget
+    assert len(steps) >= -(-len(ids) // budget) >= 2
 
 
 async def test_pictures_too(engine, client, pocket_backend):

@@ -2,8 +2,11 @@
 
 import os
 import signal
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -141,13 +144,31 @@ def test_sigterm_finishes_what_was_admitted():
         assert not [line for line in server.console if "leaked" in line], "libraries' last words are on the console"
 
 
-def test_no_engine_outlives_a_killed_server():
-    with running_server() as server:
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder for temporary files with a short name: a socket's may have 107 characters in all."""
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_nothing_outlives_a_killed_server_for_longer_than_until_the_next_one(temporary: Path):
+    with running_server(TMPDIR=str(temporary)) as server:
         pids = server.engine_pids()
         assert len(pids) >= 2
+        left = _own(temporary)
+        assert left
         os.kill(server.process.pid, signal.SIGKILL)
         server.process.wait()
         wait_until(lambda: not any(map(_runs, pids)), timeout=5)
+    with running_server(TMPDIR=str(temporary)) as server:
+        assert not left & _own(temporary)
+        assert server.stop() == 0
+    assert not _own(temporary)
+
+
+def _own(folder: Path) -> set[Path]:
+    """What is in the folder for temporary files, without what PyTorch compiles and keeps for its next start."""
+    return {path for path in folder.iterdir() if not path.name.startswith("torchinductor_")}
 
 
 def _runs(pid: int) -> bool:

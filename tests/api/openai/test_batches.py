@@ -19,7 +19,7 @@ from server.api.openai.batches import Batch
 from server.app import create_app
 from server.batches import runner as batch_runner
 from server.batches.endpoints import ENDPOINTS
-from server.batches.lines import MAX_FAULTS, MAX_LINES, Line, read_lines
+from server.batches.lines import MAX_FAULTS, MAX_LINES, Line, read_lines, request_of
 from server.checkpoints.profile import load_profile
 from server.domain.errors import DeadlineExceeded, EngineUnavailable
 from server.moderation.moderator import PROBE
@@ -541,7 +541,7 @@ async def test_a_line_that_cannot_be_read_is_its_own_error(
 
 def refuse(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     """Let lines with the word `poison` be read once, by the check of the file, and never again."""
-    read = batch_runner.request_of
+    read = request_of
 
     def reading(found: Line) -> Any:
         if b"poison" in (found.content or b""):
@@ -799,8 +799,8 @@ async def test_what_one_owner_may_have_is_limited(client: httpx.AsyncClient, bac
     response = await client.post("/v1/batches", json=body)
     error_of(response, 429, code="insufficient_quota")
     assert response.headers["x-should-retry"] == "false"
-    big = {"files": {"file": ("a", b"x" * 2**20)}, "data": {"purpose": "batch"}}
-    error_of(await client.post("/v1/files", **big), 429, code="insufficient_quota", param="file")
+    big = await client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("a", b"x" * 2**20)})
+    error_of(big, 429, code="insufficient_quota", param="file")
     be("key_bert")
     await create(client, line("a", {"input": "bread"}))
     gate.open()
