@@ -135,7 +135,7 @@ def test_a_tap_that_is_installed_again_takes_the_place_of_the_first_one():
 
 async def test_each_step_is_heard_also_one_that_brings_nothing(client):
     """A long prompt is computed in steps. A supervisor must not take the time between answers for a hang."""
-    moments = []
+    moments: list[float] = []
     before = client.heard_at
     form, budget = client.form(SAMPLING), client._engine.vllm_config.scheduler_config.max_num_batched_tokens
     ids = [1 + number % 200 for number in range(min(3 * budget, client._engine.model_config.max_model_len - 2))]
