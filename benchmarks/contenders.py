@@ -145,6 +145,7 @@ def start_guard(stage: Stage, name: str = "guard", settings: Mapping[str, str] |
         # It asks an idle engine for a verdict now and then, which would stand in the counters.
         "GUARD_PROBE_INTERVAL": "3600",
         "GUARD_READY_MAX_AGE": "7200",
+        "GUARD_HUNG_AFTER": "10800",
         # What pictures cost is measured on models, too, that do not see what is on them.
         "GUARD_UNSEEN_IMAGES": "judge_text",
         # The others score no categories of a safe text: the work that is compared is a verdict.

@@ -1,4 +1,4 @@
-"""The command line: `llama-guard-server serve | check | batch | doctor | keys`, or `python -m server ...`.
+"""The command line: `llama-guard-server serve | check | batch | doctor | keys | erase`, or `python -m server ...`.
 
 vLLM starts its processes by importing this module again, so nothing heavy is imported before a command is known.
 """
@@ -43,7 +43,9 @@ def _serve(options: argparse.Namespace) -> int:
     from server.commands.serve import serve
 
     # Needed until uvicorn takes over: the first process of a container ignores signals that it does not handle.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for stop in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(stop) is not signal.SIG_IGN:
+            signal.signal(stop, lambda number, _: sys.exit(128 + number))
     return serve(_settings(profile=options.profile, host=options.host, port=options.port))
 
 
@@ -70,6 +72,12 @@ def _keys(options: argparse.Namespace) -> int:
     from server.commands import keys
 
     return keys.run(_settings(), options)
+
+
+def _erase(options: argparse.Namespace) -> int:
+    from server.commands import erase
+
+    return erase.run(_settings(), options)
 
 
 def _settings(**flags: Any) -> Any:
@@ -161,6 +169,12 @@ def _parser() -> argparse.ArgumentParser:
     revoke.add_argument("id", metavar="ID_OR_PREFIX", help="key_... or lgs_..., as shown by `keys list`")
     for command in (create, listing, revoke):
         command.add_argument("--json", action="store_true", help="print JSON")
+
+    erase = commands.add_parser("erase", help="erase files and batches: those that have expired, or those you name")
+    erase.add_argument("--key", metavar="ID_OR_PREFIX", help="erase what belongs to this key, running batches too")
+    erase.add_argument("--older-than", type=float, metavar="DAYS", help="erase what is older, whoever it belongs to")
+    erase.add_argument("--json", action="store_true", help="print JSON")
+    erase.set_defaults(run=_erase)
     return parser
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import math
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import replace
@@ -44,9 +45,10 @@ from server.moderation.verdict_cache import VerdictCache
 from server.observation import logs, metrics  # noqa: F401 - both listen to events from their import on
 from server.settings import Settings
 from server.store.batches import Batches
-from server.store.database import Database
+from server.store.database import database_of
 from server.store.keys import Keyring
 from server.store.pepper import pepper_of
+from server.store.retention import Retention
 
 Said = TypeVar("Said")
 
@@ -89,9 +91,7 @@ def create_moderator(settings: Settings, profile: Profile, backend: Backend) -> 
 def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAPI:
     """The application. Its start-up starts `backend`, its shutdown closes it."""
     moderator = create_moderator(settings, profile, backend)
-    readiness = Readiness(moderator, probe_interval_s=settings.probe_interval, max_age_s=settings.ready_max_age)
-
-    served = _served(settings, profile, moderator, readiness)
+    served = _served(settings, profile, moderator)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -102,8 +102,10 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
             await served.access.open()
             await backend.start()
             await moderator.probe()
-            runner = BatchRunner(served.database, served.service, readiness, served.batches_changed)
-            background = [asyncio.create_task(readiness.watch()), asyncio.create_task(runner.run())]
+            runner = BatchRunner(served.database, served.service, served.readiness, served.batches_changed)
+            retention = Retention(served.database, settings.retention)
+            works = (served.readiness.watch(), runner.run(), retention.run())
+            background = [asyncio.create_task(work) for work in works]
             try:
                 yield
             finally:
@@ -139,8 +141,8 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
     return app
 
 
-def _served(settings: Settings, profile: Profile, moderator: Moderator, readiness: Readiness) -> Served:
-    backend, database = moderator.backend, Database(settings.database)
+def _served(settings: Settings, profile: Profile, moderator: Moderator) -> Served:
+    backend, database = moderator.backend, database_of(settings)
     keyring = Keyring(database, pepper_of(settings)) if settings.needs_keys else None
     priced = settings.price_per_hour and settings.backend == "vllm"
     return Served(
@@ -155,7 +157,7 @@ def _served(settings: Settings, profile: Profile, moderator: Moderator, readines
             settings=settings,
             fingerprint=_fingerprint(profile, moderator.policy, settings),
         ),
-        readiness=readiness,
+        readiness=_readiness(settings, moderator, keyring),
         judges=judges_of(settings, profile, backend),
         access=Access(keyring, _by_path(dialect.scopes for dialect in DIALECTS)),
         limits=Limits(moderator.admission, profile.context_tokens),
@@ -163,6 +165,17 @@ def _served(settings: Settings, profile: Profile, moderator: Moderator, readines
         errors=ErrorShapes(_by_path(dialect.errors for dialect in DIALECTS)),
         database=database,
         charge=metrics.LocalCost(parts(backend)[0].name, settings.price_per_hour).count if priced else _free_of_charge,
+    )
+
+
+def _readiness(settings: Settings, moderator: Moderator, keyring: Keyring | None) -> Readiness:
+    return Readiness(
+        moderator,
+        probe_interval_s=settings.probe_interval,
+        max_age_s=settings.ready_max_age,
+        # A restart would not bring a remote back.
+        hung_after_s=settings.hung_after if settings.backend == "vllm" else math.inf,
+        conditions=() if keyring is None else (keyring.reason_not_ready,),
     )
 
 

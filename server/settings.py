@@ -104,10 +104,10 @@ class Settings(BaseSettings):
     max_list: int = Field(2048, ge=1, description="Most items of one list.")
     deadline: float = Field(30.0, gt=0, description="Time that a verdict may take; after it the request gets 504.")
     drain_timeout: float = Field(
-        30.0,
+        25.0,
         gt=0,
-        description="Time that admitted requests get to finish after SIGTERM. If it is below the deadline, some may"
-        " be lost.",
+        description="Time that requests get to finish after SIGTERM or SIGHUP. After it they get 503. The process ends"
+        " at most 4 seconds later.",
     )
     verdict_cache: int = Field(
         0,
@@ -203,13 +203,33 @@ class Settings(BaseSettings):
         description="Price of this machine in dollars per hour, for the cost per million tokens in the metrics.",
     )
     max_file_bytes: int = Field(200 * 2**20, ge=1024, description="Largest file that can be uploaded.")
+    max_stored_bytes: int = Field(
+        10 * 2**30,
+        ge=2**20,
+        description="Most bytes of files of one key, uploads and results together. A file counts as at least 4 KiB."
+        " Uploads beyond that are refused.",
+    )
+    max_open_batches: int = Field(
+        100, ge=1, description="Most batches of one key that have not ended. New ones beyond that are refused."
+    )
     batch_concurrency: int = Field(
         16, ge=1, description="Lines of batches that are judged at the same time while live requests leave room."
+    )
+    retention: int = Field(
+        30 * 24 * 60 * 60,
+        ge=3600,
+        description="Longest time that uploads, results of batches and ended batches are kept.",
     )
 
     probe_interval: float = Field(5.0, gt=0, description="Interval at which an idle engine is asked for a verdict.")
     ready_max_age: float = Field(
         12.0, gt=0, description="The server is not ready when its last verdict is older than this."
+    )
+    hung_after: float = Field(
+        60.0,
+        gt=0,
+        description="`/health` answers 503 when the local engine has given no verdict for this time although it was"
+        " asked, so that a supervisor restarts the server.",
     )
 
     @model_validator(mode="before")
@@ -253,6 +273,8 @@ class Settings(BaseSettings):
     def _refuse_contradictions(self) -> "Settings":
         if self.ready_max_age <= self.probe_interval:
             raise ValueError("ready_max_age must exceed probe_interval, or an idle server would never be ready")
+        if self.hung_after <= self.ready_max_age:
+            raise ValueError("hung_after must exceed ready_max_age, or a server would be restarted that may recover")
         if self.list_concurrency > self.max_queue:
             raise ValueError("list_concurrency must not exceed max_queue, or no long list could ever be admitted")
         return self

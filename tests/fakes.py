@@ -34,6 +34,7 @@ class FakeBackend:
     def __init__(self, script: Script | None = None) -> None:
         self.script = script or by_word
         self.alive = True
+        self.heard_at = -math.inf
         self.started = False
         self.closed = False
         self.cases: list[Case] = []

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("domain",),
+    ("domain", "scratch"),
     ("families", "images", "observation"),
     ("checkpoints",),
     ("settings",),

@@ -193,9 +193,13 @@ BAD = [
     *(("openrouter_timeout", bad) for bad in (0, -1, "inf", "nan")),
     *(("price_per_hour", bad) for bad in (-1, "inf", "nan")),
     *(("max_file_bytes", bad) for bad in (0, 1023, "200M")),
+    *(("max_stored_bytes", bad) for bad in (0, 2**20 - 1, "10G")),
+    *(("max_open_batches", bad) for bad in (0, -1)),
     *(("batch_concurrency", bad) for bad in (0, -1)),
+    *(("retention", bad) for bad in (0, 3599, "never", "inf")),
     *(("probe_interval", bad) for bad in (0, -1, "nan")),
     *(("ready_max_age", bad) for bad in (0, -1, "inf", "nan")),
+    *(("hung_after", bad) for bad in (0, -1, "inf", "nan")),
     *(("auth", bad) for bad in ("", "on", "none", "Required", "false")),
     *(("key_pepper", bad) for bad in ("x", "x" * (MINIMUM_PEPPER - 1))),
 ]
@@ -221,6 +225,7 @@ def test_unknown_argument_is_refused(name):
 CONTRADICTIONS: dict[str, dict[str, Any]] = {
     "an idle server would never be ready": {"probe_interval": 5, "ready_max_age": 4},
     "or only by luck": {"probe_interval": 5, "ready_max_age": 5},
+    "a server would be restarted before it is not ready": {"ready_max_age": 60, "hung_after": 60},
     "no long list could ever be admitted": {"max_queue": 8, "list_concurrency": 9},
 }
 
@@ -309,6 +314,7 @@ def test_a_fallback_adds_its_places_to_the_queue():
 
 def test_nearest_values_do_not_contradict():
     assert Settings(probe_interval=5, ready_max_age=5.1).ready_max_age == 5.1
+    assert Settings(ready_max_age=60, hung_after=60.1).hung_after == 60.1
     assert Settings(max_queue=8, list_concurrency=8).list_concurrency == 8
 
 

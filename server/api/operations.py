@@ -65,6 +65,8 @@ async def prometheus(request: Request) -> Response:
     backends = parts(moderator.backend)
     for backend in backends:
         metrics.ALIVE.labels(backend.name).set(backend.alive)
+    if not here.readiness.alive:  # it may hang, which the backend itself does not know
+        metrics.ALIVE.labels(backends[0].name).set(False)
     metrics.MODEL.clear()  # an earlier application in this process may have served other models
     for judge in here.judges:
         stand_in = str(judge.stand_in).lower()

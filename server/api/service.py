@@ -46,6 +46,10 @@ class Service:
         verdicts = await self.moderator.moderate_all(admitted, chosen, handling)
         return [self.sight.tell(verdict, sent) for verdict, sent in zip(verdicts, conversations, strict=True)]
 
+    @property
+    def draining(self) -> bool:
+        return self.moderator.admission.draining
+
     def drain(self) -> None:
         """Admit nothing new from now on. Requests that are already admitted are still answered."""
         self.moderator.admission.draining = True

@@ -58,5 +58,9 @@ class Backend(Protocol):
     def alive(self) -> bool:
         """False if only a restart can help."""
 
+    @property
+    def heard_at(self) -> float:
+        """time.monotonic() of the last step of an engine on this machine, minus infinity without one."""
+
     async def close(self) -> None:
         """Free everything. No `complete` may be running."""

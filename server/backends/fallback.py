@@ -74,6 +74,10 @@ class FallbackBackend:
         """While the remote works, a restart would stop it too. A restart only helps if neither backend works."""
         return self.local.alive or self.remote.available
 
+    @property
+    def heard_at(self) -> float:
+        return self.local.heard_at
+
     async def probe(self, case: Case) -> Completion | None:
         try:
             async with asyncio.timeout(PROBE_S):

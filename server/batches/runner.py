@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Coroutine, Mapping, Sequence
 from typing import Any
 
 from server.api.endpoint import Endpoint
@@ -23,6 +23,8 @@ from server.api.http.errors import error_body
 from server.api.service import Service
 from server.batches.endpoints import ENDPOINTS
 from server.batches.lines import Line, LineCheck, answered_line, expired_line, read_lines, request_of
+from server.batches.places import Places
+from server.batches.turns import Turns, Work
 from server.domain.caller import Handling
 from server.domain.errors import (
     EngineUnavailable,
@@ -37,14 +39,11 @@ from server.domain.errors import (
 from server.domain.events import BatchChanged, LinesDone, publish
 from server.domain.verdict import Verdict
 from server.moderation.readiness import Readiness
-from server.store.batches import Batch, Batches, LeaseLost, LineResult, Status
-from server.store.database import Database
+from server.store.batches import Batch, Batches, LeaseLost, LineResult, Status, Waiting
+from server.store.database import Database, Unstorable
 from server.store.files import Files
 
 log = logging.getLogger(__name__)
-
-BATCHES_AT_ONCE = 4
-"""More only if the others merely need to be ended."""
 
 POLL_S = 5.0
 """The time after which this server sees batches that another server created or left."""
@@ -60,8 +59,27 @@ TRIES = 5
 """Tries for a line that fails for its own reasons, such as a deadline. If the server is unavailable the line waits."""
 
 LONGEST_WAIT_S = 10.0
-BYTES_A_PLACE = 4 * 2**20
-SWEEP_S = 600.0
+
+FALLS_OF_A_FILE = 3
+"""A file is given up after so many servers fell while they checked it."""
+
+TRIES_ALONE = 2
+"""A line is given up after so many servers fell while they judged it alone."""
+
+PAUSE_S = 2.0
+"""The time before a line that a server fell at is tried again: the server shows that it serves, whoever watches it."""
+
+
+def _fault(code: str, message: str, param: str | None = None) -> dict[str, Any]:
+    """An entry of a batch's `errors` that is about the whole file."""
+    return {"code": code, "message": message, "param": param, "line": None}
+
+
+FILE_GONE = _fault("file_not_found", "The input file was deleted. Upload it again.", "input_file_id")
+
+ENDS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
+"""What ends the work itself. Everything else is a failure of a line, a panic of a library in Rust too, which is no
+Exception."""
 
 SERVERS_CONDITION = (EngineUnavailable, Overloaded, ShuttingDown, StoreUnavailable)
 
@@ -86,9 +104,10 @@ class BatchRunner:
         self._changed = changed
         self._now = now
         self._worker = uuid.uuid4().hex
-        self._places = _Places(service.settings.batch_concurrency)
-        self._at_work: dict[str, asyncio.Task[None]] = {}
-        self._swept_at = -SWEEP_S
+        self._places = Places(service.settings.batch_concurrency)
+        self._turns = Turns()
+        self._alone = asyncio.Lock()
+        """Held by the one line of this server that is judged alone. A fall must point at one line."""
 
     async def run(self) -> None:
         try:
@@ -105,22 +124,28 @@ class BatchRunner:
                     async with asyncio.timeout(POLL_S):
                         await self._changed.wait()
         finally:
-            tasks = list(self._at_work.values())
+            tasks = [work.task for work in self._turns.at_work.values()]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _look_around(self) -> None:
-        if time.monotonic() - self._swept_at >= SWEEP_S:
-            await self._files.delete_expired()
-            self._swept_at = time.monotonic()
-        while len(self._at_work) < 2 * BATCHES_AT_ONCE and not self._service.moderator.admission.draining:
-            batch = await self._batches.claim(
-                self._worker, besides=self._at_work, urgent_only=len(self._at_work) >= BATCHES_AT_ONCE
-            )
-            if batch is None:
-                return
-            self._at_work[batch.id] = asyncio.create_task(self._work_on(batch))
+        while not self._service.draining and (chosen := await self._next()) is not None:
+            batch = await self._batches.claim(self._worker, chosen.id)
+            if batch is not None:
+                self._turns.begin(batch.id, Work(batch.owner, asyncio.create_task(self._work_on(batch))))
+
+    async def _next(self) -> Waiting | None:
+        """The batch to begin with now, if any."""
+        turns = self._turns
+        chosen = turns.next(await self._batches.waiting(besides=turns.at_work))
+        if chosen is not None:
+            if not turns.full:
+                return chosen
+            turns.give_way(chosen)
+        if turns.overfull:
+            return None
+        return next(iter(await self._batches.waiting(besides=turns.at_work, urgent_only=True)), None)
 
     # --- One batch ---------------------------------------------------------------------------------------
 
@@ -140,7 +165,7 @@ class BatchRunner:
                 case defect:
                     log.error("%s: defect %s at\n%s", batch.id, type(defect).__name__, _place(defect))
         finally:
-            del self._at_work[batch.id]
+            del self._turns.at_work[batch.id]
             self._changed.set()
 
     async def _bring_to_its_end(self, batch: Batch) -> None:
@@ -153,9 +178,11 @@ class BatchRunner:
             heart.cancel()  # the end of the batch gives the lease back
         if status is Status.FAILED:
             batch = await self._batches.fail(batch.id, self._worker, faults)
-            status = batch.status if batch.status.ended else Status.CANCELLED
+            if batch.status is Status.CANCELLING:
+                status, faults = Status.CANCELLED, ()
         if not batch.status.ended:
-            batch = await self._batches.end(batch.id, self._worker, status)
+            keep_s = self._service.settings.retention
+            batch = await self._batches.end(batch.id, self._worker, status, faults, keep_s=keep_s)
         log.info(
             "%s: %s, %d lines: %d completed, %d failed", batch.id, status, batch.total, batch.completed, batch.failed
         )
@@ -172,13 +199,26 @@ class BatchRunner:
     async def _advance(self, batch: Batch, stop: asyncio.Event) -> tuple[Status, Sequence[dict[str, Any]]]:
         """Do everything except the end. Returns the status to end with, and the faults of the file."""
         if batch.status is Status.VALIDATING:
+            if stop.is_set():
+                return Status.EXPIRED, ()
+            if batch.falls >= FALLS_OF_A_FILE:
+                return Status.FAILED, [_fault("server_error", "The server stopped each time it checked this file.")]
             check = await self._validate(batch)
             if check.faults:
                 return Status.FAILED, check.faults
             batch = await self._batches.start(batch.id, self._worker, model=self._service.names.id, total=check.total)
             publish(BatchChanged(batch.id, batch.status))
         if batch.status is Status.IN_PROGRESS:
-            judged = await _unless(stop, self._judge(batch))
+            work = self._turns.at_work[batch.id]
+            work.judging = True
+            try:
+                judged = await _unless(stop, self._judge(batch))
+            except Exception as error:
+                if isinstance(_cause(error), NotFound):
+                    return Status.FAILED, [FILE_GONE]
+                raise
+            finally:
+                work.judging = False
             if not judged and await self._batches.renew(batch.id, self._worker) is not Status.CANCELLING:
                 await self._expire(batch)
                 return Status.EXPIRED, ()
@@ -195,8 +235,12 @@ class BatchRunner:
                 if check.hopeless:
                     break
         except NotFound:
-            message = "The input file was deleted. Upload it again."
-            check.faults = [{"code": "file_not_found", "message": message, "param": "input_file_id", "line": None}]
+            check.faults = [FILE_GONE]
+        except (StoreUnavailable, *ENDS):
+            raise
+        except BaseException as error:
+            log.error("%s: defect %s at\n%s", batch.id, type(error).__name__, _place(error))
+            check.faults = [_fault("server_error", "The server failed while it checked this file.")]
         else:
             check.end()
         return check
@@ -208,33 +252,72 @@ class BatchRunner:
         return read_lines(self._files.content(batch.input_file_id), limit)
 
     async def _judge(self, batch: Batch) -> None:
-        """Judge every line that has no result yet."""
+        """Judge every line that has no result yet.
+
+        If a server fell at this batch, the lines that it may have fallen at are judged one by one, and those that
+        another one fell at even so come last of all.
+        """
         done = await self._batches.recorded(batch.id)
+        suspects = await self._batches.suspects(batch.id)
+        alone = 2 * self._service.settings.batch_concurrency if batch.falls else 0
         recorder = _Recorder(self._batches, batch.id, self._worker)
         async with asyncio.TaskGroup() as group:
             group.create_task(recorder.run())
             async with asyncio.TaskGroup() as answers:
-                async for lines in self._lines(batch):
-                    for line in lines:
-                        if line.number not in done:
-                            taken = await self._places.take(len(line.content or b""))
-                            answer = answers.create_task(self._answer(batch, line, recorder))
-                            # Not at the end of the task: a task that is cancelled at once never begins.
-                            answer.add_done_callback(functools.partial(self._give_back, taken))
+                async for line in self._rest(batch, done | suspects.keys()):
+                    if alone > 0:
+                        alone -= 1
+                        await self._answer_alone(batch, line, recorder)
+                        continue
+                    taken = await self._places.take(batch.owner, len(line.content or b""))
+                    answer = answers.create_task(self._answer(batch, line, recorder))
+                    # Not at the end of the task: a task that is cancelled at once never begins.
+                    answer.add_done_callback(functools.partial(self._give_back, taken))
+            if suspects:
+                async for line in self._rest(batch, done):
+                    if line.number in suspects:
+                        await self._answer_suspect(batch, line, suspects[line.number], recorder)
             await recorder.close()
         if len(await self._batches.recorded(batch.id)) != batch.total:
             # A task that something else cancelled ends without an error.
             raise RuntimeError("a line was left without a result")
 
+    async def _rest(self, batch: Batch, done: Container[int]) -> AsyncIterator[Line]:
+        """The lines that are not in `done`."""
+        async for lines in self._lines(batch):
+            for line in lines:
+                if line.number not in done:
+                    yield line
+
     def _give_back(self, places: int, _: object) -> None:
         self._places.give_back(places)
 
     async def _answer(self, batch: Batch, line: Line, recorder: "_Recorder") -> None:
-        custom_id, document = request_of(line)
-        status, body, verdicts = await self._ask(ENDPOINTS[batch.endpoint], document, _handling(batch))
-        completions = [verdict.completion for verdict in verdicts]
-        await recorder.put(
-            LineResult(
+        await recorder.put(await self._result(batch, line))
+
+    async def _answer_alone(self, batch: Batch, line: Line, recorder: "_Recorder") -> None:
+        """Judge the line so that whoever finds it without a result knows that the server fell at it."""
+        async with self._alone:
+            await self._batches.suspect(batch.id, self._worker, line.number)
+            await recorder.store([await self._result(batch, line)])
+
+    async def _answer_suspect(self, batch: Batch, line: Line, tries: int, recorder: "_Recorder") -> None:
+        if tries < TRIES_ALONE:
+            await asyncio.sleep(PAUSE_S)
+            await self._answer_alone(batch, line, recorder)
+            return
+        log.error("%s: line %d is given up, because the server fell at it %d times", batch.id, line.number, tries)
+        message = f"The server stopped {tries} times while it judged only this line, so it does not try it again."
+        custom_id = await asyncio.to_thread(_custom_id, line)  # it may be what froze the event loop
+        await recorder.store([_failed(line.number, custom_id, InternalError(message))])
+
+    async def _result(self, batch: Batch, line: Line) -> LineResult:
+        """The result of one line. Whatever is wrong with the line is its own result, and ends nothing else."""
+        try:
+            custom_id, document = request_of(line)
+            status, body, verdicts = await self._ask(ENDPOINTS[batch.endpoint], document, _handling(batch))
+            completions = [verdict.completion for verdict in verdicts]
+            return LineResult(
                 line=line.number,
                 failed=status != 200,
                 document=answered_line(custom_id, status, body),
@@ -242,7 +325,11 @@ class BatchRunner:
                 cached_tokens=sum(completion.cached_tokens for completion in completions),
                 output_tokens=sum(completion.completion_tokens for completion in completions),
             )
-        )
+        except ENDS:
+            raise
+        except BaseException as error:
+            log.error("%s: line %d: defect %s at\n%s", batch.id, line.number, type(error).__name__, _place(error))
+            return _failed(line.number, _custom_id(line), InternalError("The server failed on this line."))
 
     async def _ask(
         self, endpoint: Endpoint[Any, Any], document: dict[str, Any], handling: Handling
@@ -275,19 +362,17 @@ class BatchRunner:
     async def _expire(self, batch: Batch) -> None:
         """Give every line without a result the result that it was not judged in time."""
         done = await self._batches.recorded(batch.id)
-        async for lines in self._lines(batch):
-            rest = [line for line in lines if line.number not in done]
-            for start in range(0, len(rest), GROUP):
-                results = [
-                    LineResult(line.number, failed=True, document=expired_line(request_of(line)[0]))
-                    for line in rest[start : start + GROUP]
-                ]
-                await self._batches.record(batch.id, self._worker, results)
-                publish(LinesDone(batch.id, expired=len(results)))
+        recorder = _Recorder(self._batches, batch.id, self._worker)
+        with contextlib.suppress(NotFound):  # without its file there are no lines that could have a result
+            async for lines in self._lines(batch):
+                rest = [line for line in lines if line.number not in done]
+                for start in range(0, len(rest), GROUP):
+                    results = await asyncio.to_thread(_expired, rest[start : start + GROUP])
+                    await recorder.store(results, expired=True)
 
     async def _release(self, batch: Batch) -> None:
         with contextlib.suppress(StoreUnavailable):
-            await self._batches.release(batch.id, self._worker)
+            await self._batches.release(batch.id, self._worker, fell=not self._readiness.alive)
 
 
 class _Recorder:
@@ -337,37 +422,43 @@ class _Recorder:
 
     async def _write(self) -> None:
         if self._group:
-            await self._batches.record(self._batch_id, self._worker, self._group)
-            failed = sum(result.failed for result in self._group)
-            publish(LinesDone(self._batch_id, completed=len(self._group) - failed, failed=failed))
+            await self.store(self._group)
             self._group = []
 
-
-class _Places:
-    """Limits the lines in work over all batches. A long line takes several places, which bounds memory too."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._free = asyncio.Semaphore(count)
-        self._turn = asyncio.Lock()
-
-    async def take(self, size: int) -> int:
-        """Wait for the places that a line of `size` bytes takes, and return their number."""
-        wanted = min(self._count, 1 + size // BYTES_A_PLACE)
-        taken = 0
+    async def store(self, results: Sequence[LineResult], *, expired: bool = False) -> None:
+        """Write results at once, all or none. One that the database cannot hold becomes an error of its line."""
         try:
-            async with self._turn:  # otherwise two lines could each wait for places that the other holds
-                while taken < wanted:
-                    await self._free.acquire()
-                    taken += 1
-        except asyncio.CancelledError:
-            self.give_back(taken)
-            raise
-        return taken
+            await self._batches.record(self._batch_id, self._worker, results)
+        except Unstorable:
+            if len(results) == 1:
+                refused = InternalError("The server cannot store the result of this line.")
+                results = [_failed(results[0].line, "", refused)]
+                await self._batches.record(self._batch_id, self._worker, results)
+            else:
+                for result in results:
+                    await self.store([result], expired=expired)
+                return
+        failed = sum(result.failed for result in results)
+        counts = {"expired": failed} if expired else {"completed": len(results) - failed, "failed": failed}
+        publish(LinesDone(self._batch_id, **counts))
 
-    def give_back(self, places: int) -> None:
-        for _ in range(places):
-            self._free.release()
+
+def _failed(line: int, custom_id: str, error: GuardError) -> LineResult:
+    return LineResult(line, failed=True, document=answered_line(custom_id, error.status, error_body(error)))
+
+
+def _expired(lines: Sequence[Line]) -> list[LineResult]:
+    return [LineResult(line.number, failed=True, document=expired_line(_custom_id(line))) for line in lines]
+
+
+def _custom_id(line: Line) -> str:
+    """The line's custom_id, empty for a line that cannot be read any more."""
+    try:
+        return request_of(line)[0]
+    except ENDS:
+        raise
+    except BaseException:
+        return ""
 
 
 def _handling(batch: Batch) -> Handling:

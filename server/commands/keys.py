@@ -12,7 +12,7 @@ from typing import Any
 from server.domain.caller import Scope
 from server.domain.errors import OperatorError, StoreUnavailable
 from server.settings import Settings
-from server.store.database import Database, DatabaseError
+from server.store.database import Database, DatabaseError, database_of
 from server.store.keys import ApiKey, create, list_all, revoke
 from server.store.pepper import pepper_of
 
@@ -35,7 +35,7 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
 
 
 async def _with_database(command: Command, settings: Settings, options: argparse.Namespace) -> None:
-    database = Database(settings.database)
+    database = database_of(settings)
     if database.is_temporary:
         raise OperatorError(
             "Keys in a temporary database would be lost at once. Name another database in GUARD_DATABASE_URL."

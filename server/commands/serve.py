@@ -1,11 +1,15 @@
 """`python -m server serve`: the application in uvicorn, from the first line on the console to the drained end."""
 
+import asyncio
+import contextlib
 import gc
 import logging
-import math
+import os
 import signal
 import socket
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 import uvicorn
@@ -29,8 +33,18 @@ NEW_OBJECTS = 20_000
 it ran twice in each step of the engine: 42 us of the 565 that a request took in this process, with 32 at once."""
 
 
+CLOSING_S = 4.0
+"""Seconds after the drain in which everything must be closed. With the default drain that is 29 seconds from the signal
+to the end: Kubernetes kills after 30."""
+
+CUT_S = 0.5
+"""Seconds for requests that are cut at the end of the drain to answer 503."""
+
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 class Server(uvicorn.Server):
-    """Uvicorn that logs when it is ready, and is not ready from the moment of a stop signal."""
+    """Uvicorn that logs when it is ready, is not ready from the moment of a stop signal on, and always ends in time."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
@@ -40,9 +54,64 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # First the server admits nothing new, and /ready says so. Then uvicorn lets admitted requests finish. Its own
         # handler would raise the signal again at the end, and kill this process before the engine is closed.
-        self._served.service.drain()
+        if not self.should_exit:
+            self._served.service.drain()
+            self._end_in_any_case()
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
+
+    def _end_in_any_case(self) -> None:
+        """End the process if its closing hangs, in a library or at a database that does not answer."""
+        seconds = self._served.settings.drain_timeout + CLOSING_S
+        last = threading.Timer(seconds, _end, args=[seconds])
+        last.daemon = True
+        last.start()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Uvicorn's, with SIGHUP. Unlike uvicorn it ignores what comes while the server closes, except Ctrl-C."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        # nohup has SIGHUP ignored, and means it.
+        stops = [stop for stop in STOPS if signal.getsignal(stop) is not signal.SIG_IGN]
+        before = {stop: signal.signal(stop, self.handle_exit) for stop in stops}
+        try:
+            yield
+        finally:
+            for stop in stops:
+                signal.signal(stop, before[stop] if stop == signal.SIGINT else signal.SIG_IGN)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Uvicorn's, except that requests which do not end within the drain are answered 503, or cut in their reply."""
+        self._served.service.drain()  # for an end that no signal brought
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        state = self.server_state
+        if await self._within(self._served.settings.drain_timeout, lambda: not state.connections and not state.tasks):
+            return
+        log.warning(
+            "the drain is over: %d requests and %d connections are cut", len(state.tasks), len(state.connections)
+        )
+        for connection in list(state.connections):
+            cycle = getattr(connection, "cycle", None)
+            if cycle is None or cycle.response_started:
+                connection.transport.abort()
+        await asyncio.sleep(0)  # requests on these connections learn that nobody listens
+        for task in list(state.tasks):
+            task.cancel()
+        await self._within(CUT_S, lambda: not state.tasks)
+        for connection in list(state.connections):
+            connection.transport.abort()
+
+    async def _within(self, seconds: float, done: Callable[[], bool]) -> bool:
+        """Wait for `done`, at most for so long. Returns whether it is. A second Ctrl-C ends the wait."""
+        deadline = time.monotonic() + seconds
+        while not (found := done()) and not self.force_exit and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        return found
 
     @property
     def _served(self) -> Served:
@@ -59,6 +128,11 @@ class Server(uvicorn.Server):
         log.info("ready at %s (documentation at %s/docs); try%s:", url, url, condition)
         key = f"""-H "Authorization: Bearer ${API_KEY_VARIABLE}" """ if needs_key else ""
         print(TRY.format(url=url, key=key), flush=True)  # noqa: T201
+
+
+def _end(seconds: float) -> None:
+    log.error("the server did not close within %g s and ends now", seconds)
+    os._exit(1)
 
 
 def _say_who_judges(judges: Sequence[Judge]) -> None:
@@ -115,7 +189,6 @@ def serve(settings: Settings) -> int:
             server_header=False,
             # Longer than in the pools of clients and load balancers, or they would use a connection that just closed.
             timeout_keep_alive=75,
-            timeout_graceful_shutdown=math.ceil(settings.drain_timeout),
         )
     )
 

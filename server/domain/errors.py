@@ -199,6 +199,22 @@ class TokenLimitReached(Overloaded):
     type = "tokens"
 
 
+class QuotaExceeded(GuardError):
+    """The key has as much stored here as it may. Nothing was changed."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+
+
+class TooManyBatches(QuotaExceeded):
+    """So many batches of the key have not ended that no new one may begin."""
+
+
+class TooManyBytes(QuotaExceeded):
+    """The key's files hold so many bytes that no new one fits."""
+
+
 class KeysUnavailable(GuardError):
     """The database cannot be asked which keys are valid, so every key is refused."""
 

@@ -78,6 +78,10 @@ class InFlight(Generic[Result]):
             result = await work()
         except Exception as error:
             begun.fail(error)
+        except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as panic:  # of a library in Rust; nobody may wait for what has ended
+            begun.fail(RuntimeError(f"panic {type(panic).__name__}"))
         else:
             begun.succeed(result)
         finally:

@@ -7,17 +7,19 @@ import functools
 import logging
 import os
 import sqlite3
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from server.domain.errors import StoreUnavailable
+from server.scratch import Scratch
+from server.settings import Settings
+from server.store import private
 from server.store.tables import metadata
 
 log = logging.getLogger(__name__)
@@ -26,9 +28,24 @@ DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg", "po
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_S = 30
 
+INCREMENTAL = 2
+"""SQLite's number for an auto_vacuum that waits until it is asked."""
+
+PAGES_A_STEP = 1000
+"""Of 4 KiB each. Writers wait for a step, not for all of them."""
+
 
 class DatabaseError(Exception):
     """The database cannot be used. The message is for the operator and holds no password."""
+
+
+class Unstorable(StoreUnavailable):
+    """The database works, but cannot hold a value: it is too long, or has a character that the database cannot store.
+
+    Another try would fail too.
+    """
+
+    retryable = False
 
 
 class _SchemaError(Exception):
@@ -59,7 +76,7 @@ class Database:
         """
         self._url = _with_driver(url)
         self.is_temporary = self._url.get_backend_name() == "sqlite" and self._url.database in (None, "", ":memory:")
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch: Scratch | None = None
         self._engine: AsyncEngine | None = None
         self._presence: int | None = None
         self.opened_alone = False
@@ -77,11 +94,11 @@ class Database:
         url = self._url
         if self.is_temporary:
             # Still a file: a database in memory is lost when a cancellation closes its connection.
-            self._folder = tempfile.TemporaryDirectory(prefix="guard-", ignore_cleanup_errors=True)
-            url = url.set(database=f"{self._folder.name}/guard.db")
+            self._scratch = Scratch()
+            url = url.set(database=f"{self._scratch.folder}/guard.db")
         options: dict[str, Any] = {}
         if self.dialect == "sqlite":
-            _make_folder(Path(str(url.database)).parent)
+            _make_private(Path(str(url.database)))
             self._presence, self.opened_alone = await asyncio.to_thread(_be_present, f"{url.database}.lock")
             options["connect_args"] = {"timeout": BUSY_TIMEOUT_S, "factory": _SqliteConnection}
         try:
@@ -110,11 +127,50 @@ class Database:
         try:
             async with self._engine.begin() as connection:
                 yield connection
+        except (DataError, OverflowError) as error:
+            log.error("the database refused a value: %s", type(getattr(error, "orig", None) or error).__name__)
+            raise Unstorable("The server's database cannot hold this, and nothing was changed.") from None
         except SQLAlchemyError as error:
+            if self.dialect == "sqlite" and not isinstance(error, OperationalError | IntegrityError):
+                # A file that was damaged may have been restored: the connections still hold what they read of it.
+                await self._engine.dispose()
             # Nothing about the statement is logged, since it may repeat content.
             detail = f": {_reason(error)}" if isinstance(error, OperationalError) else ""
             log.error("the database failed with %s%s", type(getattr(error, "orig", None) or error).__name__, detail)
             raise StoreUnavailable("The server's database failed, and nothing was changed. Try again later.") from None
+
+    async def give_space_back(self) -> None:
+        """Give the space of what was erased back to the disk. Raises StoreUnavailable.
+
+        PostgreSQL does so by itself. An SQLite file that an earlier release made is written anew, once, which takes as
+        much space again for a while.
+        """
+        if self.dialect != "sqlite" or self._engine is None:
+            return
+        async with self._plain() as connection:
+            if (await connection.exec_driver_sql("PRAGMA auto_vacuum")).scalar() != INCREMENTAL:
+                await connection.exec_driver_sql("VACUUM")
+            await _vacuum(connection)
+
+    async def tidy(self) -> None:
+        """The same in small steps, for a database that a server works with. Raises StoreUnavailable.
+
+        A file that an earlier release made keeps its size.
+        """
+        if self.dialect == "sqlite" and self._engine is not None:
+            async with self._plain() as connection:
+                await _vacuum(connection)
+
+    @contextlib.asynccontextmanager
+    async def _plain(self) -> AsyncIterator[AsyncConnection]:
+        """A connection without a transaction around its statements. Raises StoreUnavailable."""
+        assert self._engine is not None
+        try:
+            async with self._engine.connect() as connection:
+                yield await connection.execution_options(isolation_level="AUTOCOMMIT")
+        except SQLAlchemyError as error:
+            log.error("the database did not give space back: %s", type(getattr(error, "orig", None) or error).__name__)
+            raise StoreUnavailable("The server's database failed. Try again later.") from None
 
     async def close(self) -> None:
         if self._engine is not None:
@@ -123,9 +179,15 @@ class Database:
         if self._presence is not None:
             os.close(self._presence)
             self._presence = None
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        if self._scratch is not None:
+            self._scratch.close()
+            self._scratch = None
+
+
+def database_of(settings: Settings) -> Database:
+    """The database of this deployment, closed. Raises DatabaseError for a URL of another kind."""
+    private.narrow(settings.data_folder)
+    return Database(settings.database)
 
 
 def _with_driver(url: str) -> URL:
@@ -139,13 +201,23 @@ def _with_driver(url: str) -> URL:
     return parsed.set(drivername=driver)
 
 
-def _make_folder(folder: Path) -> None:
+def _make_private(file: Path) -> None:
+    """Make the database's file before SQLite does, and narrow what is there. SQLite gives its other files its mode."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private.make_folder(file.parent)
     except OSError as error:
         raise DatabaseError(
-            f"The folder {folder} cannot be created: {error.strerror}. Check GUARD_DATA_DIR."
+            f"The folder {file.parent} cannot be created: {error.strerror}. Check GUARD_DATA_DIR."
         ) from error
+    try:
+        if not file.is_dir():
+            private.make_file(file)
+    except OSError as error:
+        raise DatabaseError(
+            f"The file {file} cannot be created: {error.strerror}. Check GUARD_DATABASE_URL."
+        ) from error
+    for ending in ("-wal", "-shm", "-journal"):
+        private.narrow(file.with_name(file.name + ending))
 
 
 def _be_present(path: str) -> tuple[int, bool]:
@@ -154,7 +226,8 @@ def _be_present(path: str) -> tuple[int, bool]:
     Also returns whether no other process had it open. Raises DatabaseError.
     """
     try:
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        private.make_file(Path(path))
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             alone = True
@@ -168,10 +241,32 @@ def _be_present(path: str) -> tuple[int, bool]:
 
 def _prepare_sqlite(durability: str, connection: Any, _: Any) -> None:
     cursor = connection.cursor()
-    # With WAL, readers and the writer do not wait for each other. With FULL, commits survive a power failure.
-    for pragma in ("journal_mode=WAL", f"synchronous={durability}", "foreign_keys=ON"):
+    # With INCREMENTAL, a new database can give the space of what was erased back to the disk. With secure_delete, what
+    # was erased is overwritten. With WAL, readers and the writer do not wait for each other. With FULL, commits survive
+    # a power failure.
+    pragmas = (
+        "auto_vacuum=INCREMENTAL",
+        "secure_delete=ON",
+        "journal_mode=WAL",
+        f"synchronous={durability}",
+        "foreign_keys=ON",
+    )
+    for pragma in pragmas:
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+async def _vacuum(connection: AsyncConnection) -> None:
+    """Move free pages to the end of the file and cut them off, and empty the log, which may hold erased content."""
+    while (await connection.exec_driver_sql("PRAGMA freelist_count")).scalar_one():
+        before = (await connection.exec_driver_sql("PRAGMA page_count")).scalar_one()
+        # It gives back one page for each row that is read, and its rows have no columns: only a script reads them all.
+        raw = await connection.get_raw_connection()
+        assert raw.driver_connection is not None
+        await raw.driver_connection.executescript(f"PRAGMA incremental_vacuum({PAGES_A_STEP})")
+        if (await connection.exec_driver_sql("PRAGMA page_count")).scalar_one() >= before:
+            break
+    await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _upgrade(connection: Connection) -> None:

@@ -1,18 +1,22 @@
 """Files and their content, in the same database as everything that refers to them."""
 
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
-from sqlalchemy import ColumnElement, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, case, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from server.domain.errors import Conflict, NotFound
+from server.domain.errors import Conflict, NotFound, TooManyBytes
 from server.store.database import Database
 from server.store.ids import Kind, is_id, new_id
 from server.store.tables import batches, file_chunks, files
 
 CHUNK_BYTES = 2**20
+
+SMALLEST = 4096
+"""Bytes that a file counts for at least."""
 
 INPUT, OUTPUT = "batch", "batch_output"
 """Purposes: a file that a batch reads, and one that it writes."""
@@ -42,12 +46,27 @@ class Files:
         self._now = now
 
     async def add(
-        self, owner: str, purpose: str, filename: str, content: AsyncIterator[bytes], expires_after: int | None
+        self,
+        owner: str,
+        purpose: str,
+        filename: str,
+        content: AsyncIterator[bytes],
+        expires_after: int | None,
+        most_bytes: int = sys.maxsize,
     ) -> StoredFile:
-        """Store all of `content` or nothing. `expires_after` is in seconds from now."""
+        """Store all of `content` or nothing. `expires_after` is in seconds from now.
+
+        Raises TooManyBytes if all files of the owner would then hold more than `most_bytes`.
+        """
         async with self._database.begin() as connection:
+            room = most_bytes - await _stored(connection, owner)
+            if room < SMALLEST:
+                raise _too_many(most_bytes)
             writer = await FileWriter.begin(connection, owner, purpose, filename, int(self._now()), expires_after)
             async for piece in content:
+                room -= len(piece)
+                if room < 0:
+                    raise _too_many(most_bytes)
                 await writer.write(piece)
             return await writer.end()
 
@@ -78,13 +97,6 @@ class Files:
             if (await connection.execute(select(batches.c.id).where(_reads(file_id)).limit(1))).first() is not None:
                 raise Conflict("A batch that has not ended reads this file. Cancel the batch first.", param="id")
             await connection.execute(delete(files).where(files.c.id == file_id))
-
-    async def delete_expired(self) -> int:
-        """The number of deleted files. A file that a batch still reads stays until the batch has ended."""
-        read = select(batches.c.id).where(batches.c.input_file_id == files.c.id, batches.c.status.not_in(ENDED))
-        async with self._database.begin() as connection:
-            gone = await connection.execute(delete(files).where(files.c.expires_at <= self._now(), ~read.exists()))
-            return gone.rowcount
 
     async def content(self, file_id: str) -> AsyncIterator[bytes]:
         """The content in pieces. Raises NotFound if the file is deleted before the end."""
@@ -169,6 +181,21 @@ async def visible(connection: AsyncConnection, owner: str, file_id: str, now: fl
         if row is not None:
             return StoredFile(*row)
     raise NotFound("There is no such file.", param="id")
+
+
+def _too_many(most_bytes: int) -> TooManyBytes:
+    return TooManyBytes(
+        f"Your files would hold more than {most_bytes} bytes. Delete files that you no longer need. The operator sets"
+        " the limit with GUARD_MAX_STORED_BYTES.",
+        param="file",
+    )
+
+
+async def _stored(connection: AsyncConnection, owner: str) -> int:
+    """The bytes of an owner's files. Each counts as at least SMALLEST: it has a row however short it is."""
+    counted = case((files.c.bytes < SMALLEST, SMALLEST), else_=files.c.bytes)
+    query = select(func.coalesce(func.sum(counted), 0)).where(files.c.owner == owner)
+    return int((await connection.execute(query)).scalar_one())
 
 
 def _unexpired(now: float) -> ColumnElement[bool]:

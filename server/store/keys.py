@@ -14,11 +14,11 @@ import secrets
 import string
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import RowMapping, or_, select, update
+from sqlalchemy import ColumnElement, Row, RowMapping, or_, select, update
 
 from server.domain.caller import Caller, Scope
 from server.domain.errors import KeysUnavailable
@@ -104,7 +104,7 @@ async def list_all(database: Database) -> list[ApiKey]:
     """Every key ever created, oldest first. Raises StoreUnavailable."""
     async with database.begin() as connection:
         rows = await connection.execute(select(api_keys).order_by(api_keys.c.created_at, api_keys.c.id))
-        return [_api_key(row._mapping) for row in rows]
+        return list(_readable(rows, set()))
 
 
 async def revoke(database: Database, id_or_prefix: str) -> ApiKey | None:
@@ -112,8 +112,7 @@ async def revoke(database: Database, id_or_prefix: str) -> ApiKey | None:
 
     The prefix may include the `lgs_` of the key.
     """
-    prefix = id_or_prefix.removeprefix("lgs_")
-    this = or_(api_keys.c.id == id_or_prefix, api_keys.c.prefix == prefix)
+    this = _named(id_or_prefix)
     async with database.begin() as connection:
         # A second revocation does not change the time of the first.
         await connection.execute(
@@ -121,6 +120,17 @@ async def revoke(database: Database, id_or_prefix: str) -> ApiKey | None:
         )
         row = (await connection.execute(select(api_keys).where(this))).first()
     return None if row is None else _api_key(row._mapping)
+
+
+async def find_owner(database: Database, id_or_prefix: str) -> str | None:
+    """The id of the key with this id or prefix, which owns what the key stored. Raises StoreUnavailable."""
+    async with database.begin() as connection:
+        found: str | None = (await connection.execute(select(api_keys.c.id).where(_named(id_or_prefix)))).scalar()
+    return found
+
+
+def _named(id_or_prefix: str) -> ColumnElement[bool]:
+    return or_(api_keys.c.id == id_or_prefix, api_keys.c.prefix == id_or_prefix.removeprefix("lgs_"))
 
 
 def digest_of(key: str, pepper: bytes) -> bytes:
@@ -147,6 +157,7 @@ class Keyring:
         self._clock = clock
         self._now = now
         self._keys: dict[str, ApiKey] = {}
+        self._unreadable: set[str] = set()
         self._read_at = self._tried_at = -float("inf")
         self._reading = asyncio.Lock()
         self._under_way: asyncio.Task[None] | None = None
@@ -165,6 +176,14 @@ class Keyring:
             await asyncio.sleep(READ_EVERY_S)
             await self._read_again(self._clock())
 
+    def reason_not_ready(self) -> str | None:
+        """Why no key can be checked any more, None while keys can be."""
+        return "API keys cannot be read from the database" if self._too_old else None
+
+    @property
+    def _too_old(self) -> bool:
+        return self._clock() - self._read_at > TRUSTED_S
+
     async def find(self, presented: str) -> Caller | None:
         """The holder of this key, or None. Raises KeysUnavailable if the key cannot be checked."""
         if FORM.fullmatch(presented) is None:
@@ -175,7 +194,7 @@ class Keyring:
             await self._read_again(self._clock())
             key = self._match(presented)
         failing = self._tried_at > self._read_at
-        if self._clock() - self._read_at > TRUSTED_S or (key is None and failing):
+        if self._too_old or (key is None and failing):
             raise KeysUnavailable(
                 "The server cannot check API keys at the moment. Try again in a few seconds.",
                 retry_after=math.ceil(READ_EVERY_S),
@@ -222,12 +241,26 @@ class Keyring:
         valid = (api_keys.c.revoked_at.is_(None), or_(expires.is_(None), expires > int(self._now())))
         async with self._database.begin() as connection:
             rows = await connection.execute(select(api_keys).where(*valid))
-            self._keys = {row.prefix: _api_key(row._mapping) for row in rows}
+            self._keys = {key.prefix: key for key in _readable(rows, self._unreadable)}
         self._read_at = began
 
 
 def _random(alphabet: str, length: int) -> str:
     return "".join(secrets.choice(alphabet) for _ in range(length))
+
+
+def _readable(rows: Iterable[Row[Any]], known: set[str]) -> Iterator[ApiKey]:
+    """The keys of all rows that can be read. A damaged row is no key, and takes no other key along.
+
+    It is logged, and its id added to `known`, unless it is there already.
+    """
+    for row in rows:
+        try:
+            yield _api_key(row._mapping)
+        except Exception as error:
+            if row.id not in known:
+                known.add(row.id)
+                log.error("the row of API key %r cannot be read (%s): it is refused", row.id, type(error).__name__)
 
 
 def _api_key(row: RowMapping | dict[str, Any]) -> ApiKey:

@@ -9,6 +9,7 @@ import secrets
 from pathlib import Path
 
 from server.settings import Settings
+from server.store import private
 from server.store.database import DatabaseError
 
 BYTES = 32
@@ -26,8 +27,11 @@ def read_or_make_pepper(folder: Path) -> bytes:
     """
     file = folder / "pepper"
     try:
-        if not file.exists():
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private.make_folder(folder)
+        private.narrow(folder)
+        if file.exists():
+            private.narrow(file)
+        else:
             _make(file)
         pepper = bytes.fromhex(file.read_text(encoding="ascii"))
     except OSError as error:
@@ -42,8 +46,9 @@ def read_or_make_pepper(folder: Path) -> bytes:
 def _make(file: Path) -> None:
     """Write it under another name and then rename it, so that nobody reads half of it. The first one wins."""
     draft = file.with_name(f"pepper.{secrets.token_hex(8)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, private.FILE)
     try:
+        os.fchmod(descriptor, private.FILE)  # the umask may have taken rights from its owner
         with os.fdopen(descriptor, "w", encoding="ascii") as sink:
             sink.write(secrets.token_hex(BYTES))
             sink.flush()

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     false,
+    text,
 )
 
 metadata = MetaData(
@@ -109,6 +110,8 @@ batches = Table(
     # The server that works on it, and the time until which that server counts as alive.
     Column("worker", String(40)),
     Column("worker_until", Float),
+    # How many servers died, or lost their engine, while they worked on it.
+    Column("falls", Integer, nullable=False, server_default=text("0")),
 )
 
 batch_results = Table(
@@ -120,4 +123,15 @@ batch_results = Table(
     Column("failed", Boolean, nullable=False),
     # The line of the output or error file.
     Column("document", Text, nullable=False),
+)
+
+# Lines that are judged alone, because a server fell while it worked on their batch. A row is written before its line is
+# judged, and deleted with the line's result. So a row that a server finds names a line that another one fell at.
+batch_suspects = Table(
+    "batch_suspects",
+    metadata,
+    Column("batch_id", ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    Column("line", Integer, primary_key=True),
+    # How often it was judged alone.
+    Column("tries", Integer, nullable=False),
 )

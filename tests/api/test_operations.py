@@ -49,6 +49,20 @@ async def test_a_hung_engine_is_alive_but_not_ready_until_it_answers_again(
     await answers(client, "/ready", 200)
 
 
+@pytest.mark.parametrize("settings", [{**FAST, "hung_after": 0.9}], indirect=True)
+async def test_an_engine_that_hangs_for_long_is_for_a_supervisor(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    backend.script = hanging
+    assert (await answers(client, "/health", 503)).json() == {"status": "dead"}
+    assert (await answers(client, "/ready", 503)).json()["reason"] == "the engine hangs"
+    assert 'guard_backend_alive{backend="fake"} 0.0' in (await client.get("/metrics")).text
+    backend.script = always("safe")
+    await answers(client, "/health", 200)
+    await answers(client, "/ready", 200)
+    assert 'guard_backend_alive{backend="fake"} 1.0' in (await client.get("/metrics")).text
+
+
 @pytest.mark.parametrize("settings", [FAST], indirect=True)
 async def test_an_engine_that_only_talks_nonsense_is_not_ready(client: httpx.AsyncClient, backend: FakeBackend) -> None:
     backend.script = always("Sure!")

@@ -202,7 +202,8 @@ async def test_an_idle_server_pays_nothing_and_stays_ready(remote: ScriptedOpenR
 
 
 async def test_a_remote_that_fails_again_and_again_is_not_ready_but_alive(remote: ScriptedOpenRouter) -> None:
-    settings = remote.settings(probe_interval=0.05, ready_max_age=0.2, openrouter_retries=0)
+    """A restart would not end the provider's outage, however long it is."""
+    settings = remote.settings(probe_interval=0.05, ready_max_age=0.2, hung_after=0.3, openrouter_retries=0)
     backend = OpenRouterBackend(settings, TAXONOMY, FAMILY, Breaker(failures=2, rest_s=0.5))
     remote.script = answer(503, failure(503))
     async with serving(settings, backend) as (client, app):
@@ -210,6 +211,7 @@ async def test_a_remote_that_fails_again_and_again_is_not_ready_but_alive(remote
             await judged(client, "x")
         readiness = app.state.served.readiness
         await until(lambda: readiness.reason_not_ready() is not None)
+        await asyncio.sleep(0.5)
         assert (await client.get("/health")).status_code == 200
         remote.script = says("safe")
         await until(lambda: readiness.reason_not_ready() is None)

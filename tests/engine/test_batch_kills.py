@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tests.conftest import PostgreSQL, RunningServer, running, wait_until
+from tests.fake_server import CRASH, FREEZE
 
 pytestmark = [pytest.mark.kills, pytest.mark.timeout(900)]
 
@@ -28,25 +29,21 @@ def fake_server(url: str, seconds: float = 0.004):
         yield server
 
 
+def line(number: int, text: str) -> bytes:
+    body = {"custom_id": f"row-{number}", "method": "POST", "url": "/v1/moderations", "body": {"input": text}}
+    return json.dumps(body).encode() + b"\n"
+
+
 def rows() -> bytes:
+    words = ("a bomb", "bread", "bread")
     return b"".join(
-        json.dumps(
-            {
-                "custom_id": f"row-{number}",
-                "method": "POST",
-                "url": "/v1/moderations",
-                "body": {
-                    "input": "" if number % WRONG == 0 else f"{'a bomb' if number % 3 == 0 else 'bread'} {number}"
-                },
-            }
-        ).encode()
-        + b"\n"
-        for number in range(ROWS)
+        line(number, "" if number % WRONG == 0 else f"{words[number % 3]} {number}") for number in range(ROWS)
     )
 
 
-def submit(client: httpx.Client) -> str:
-    file = client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("rows.jsonl", rows())}).json()
+def submit(client: httpx.Client, content: bytes | None = None) -> str:
+    sent = {"file": ("rows.jsonl", content or rows())}
+    file = client.post("/v1/files", data={"purpose": "batch"}, files=sent).json()
     body = {"input_file_id": file["id"], "endpoint": "/v1/moderations", "completion_window": "24h"}
     batch_id: str = client.post("/v1/batches", json=body).json()["id"]
     return batch_id
@@ -116,6 +113,43 @@ def test_a_batch_on_postgresql_survives_its_servers_being_killed(postgresql: Pos
         with second.client() as client:
             wait_until(lambda: client.get(f"/v1/batches/{batch_id}").json()["status"] == "completed", timeout=120)
             check(client, client.get(f"/v1/batches/{batch_id}").json())
+
+
+@pytest.mark.parametrize("poison", [FREEZE, CRASH])
+def test_a_line_that_fells_every_server_is_given_up_and_the_rest_is_answered(tmp_path: Path, poison: str) -> None:
+    """A supervisor restarts the server whenever it is dead or does not answer."""
+    url, batch_id, starts, silent = f"sqlite:///{tmp_path}/guard.db", "", 0, 0
+    lines = [line(number, poison if number == 20 else f"bread {number}") for number in range(60)]
+    while starts < 8:
+        starts += 1
+        with fake_server(url, seconds=0.01) as server, server.client(timeout=1) as client:
+            batch_id = batch_id or submit(client, b"".join(lines))
+            answered, status = supervised(client, batch_id)
+            silent += not answered
+            if status == "completed":
+                batch = client.get(f"/v1/batches/{batch_id}").json()
+                (failed,) = client.get(f"/v1/files/{batch['error_file_id']}/content").text.splitlines()
+                break
+            kill(server)
+    else:
+        pytest.fail("the batch felled server after server")
+    assert starts <= 4, "three falls: in work with others, alone, and alone once more"
+    assert silent <= 1, "a restarted server serves, also before it tries the line again"
+    assert batch["request_counts"] == {"total": 60, "completed": 59, "failed": 1}
+    assert json.loads(failed)["custom_id"] == "row-20"
+
+
+def supervised(client: httpx.Client, batch_id: str) -> tuple[bool, str]:
+    """Ask until the batch has ended, or the server has not answered for a second: (whether it ever did, the status)."""
+    answered, status = False, ""
+    while status != "completed":
+        try:
+            answered = client.get("/health").status_code == 200
+            status = client.get(f"/v1/batches/{batch_id}").json()["status"]
+        except httpx.TransportError:
+            break
+        time.sleep(0.05)
+    return answered, status
 
 
 @pytest.mark.slow

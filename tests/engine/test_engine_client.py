@@ -108,6 +108,9 @@ def test_a_tap_that_is_installed_again_takes_the_place_of_the_first_one():
         def propagate_error(self, error):
             done.append(("vLLM", error))
 
+        def update_scheduler_stats(self, stats):
+            done.append(("vLLM", stats))
+
     engine = SimpleNamespace(output_processor=Outputs(), _run_output_handler=lambda: None)
     for name in ("first", "second"):
 
@@ -118,10 +121,37 @@ def test_a_tap_that_is_installed_again_takes_the_place_of_the_first_one():
         def died(name=name):
             done.append((name, "died"))
 
-        tapped_outputs.install(engine, take, died)
+        def heard(name=name):
+            done.append((name, "heard"))
+
+        tapped_outputs.install(engine, take, died, heard)
     engine.output_processor.process_outputs([1, 2], 0.0, None, weight_version=None)
     engine.output_processor.propagate_error("error")
-    assert done == [("second", [1, 2]), ("vLLM", [2]), ("second", "died"), ("vLLM", "error")]
+    engine.output_processor.update_scheduler_stats("stats")
+    assert done[:2] == [("second", [1, 2]), ("vLLM", [2])]
+    assert done[2:4] == [("second", "died"), ("vLLM", "error")]
+    assert done[4:] == [("second", "heard"), ("vLLM", "stats")]
+
+
+async def test_each_step_is_heard_also_one_that_brings_nothing(client):
+    """A long prompt is computed in steps. A supervisor must not take the time between answers for a hang."""
+    moments: list[float] = []
+    before = client.heard_at
+    form, budget = client.form(SAMPLING), client._engine.vllm_config.scheduler_config.max_num_batched_tokens
+    ids = [1 + number % 200 for number in range(min(3 * budget, client._engine.model_config.max_model_len - 2))]
+
+    async def watch():
+        while True:
+            if not moments or client.heard_at != moments[-1]:
+                moments.append(client.heard_at)
+            await asyncio.sleep(0)
+
+    watching = asyncio.create_task(watch())
+    await client.ask(form, ids)
+    watching.cancel()
+    steps = {moment for moment in moments if moment > before}
+    print(f"{len(steps)} messages for {len(ids)} tokens in steps of {budget}")
+    assert len(steps) >= -(-len(ids) // budget) >= 2
 
 
 async def test_pictures_too(engine, client, pocket_backend):

@@ -2,8 +2,11 @@
 
 import os
 import signal
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -84,6 +87,39 @@ def test_hung_engine_is_not_ready_and_recovers_then_a_dead_one_fails_fast():
         assert all(body["error"]["code"] == "engine_unavailable" for _, body in after)
 
 
+def test_an_engine_that_hangs_for_long_is_for_a_supervisor_and_one_under_load_is_not():
+    settings = {
+        "GUARD_DEADLINE": "8",
+        "GUARD_PROBE_INTERVAL": "1",
+        "GUARD_READY_MAX_AGE": "5",
+        "GUARD_HUNG_AFTER": "10",
+    }
+    with running_server(**settings) as server, server.client() as client:
+        with Load(server, clients=16):
+            until = time.monotonic() + 15
+            while time.monotonic() < until:
+                assert client.get("/health").status_code == 200
+                time.sleep(0.2)
+        engine = psutil.Process(server.engine_core_pid())
+        processes = [engine, *engine.children(recursive=True)]
+        for process in processes:
+            process.suspend()
+        stopped = time.monotonic()
+        wait_until(lambda: client.get("/health").status_code == 503, timeout=20)
+        assert time.monotonic() - stopped > 8
+        assert client.get("/ready").json()["reason"] == "the engine hangs"
+        # It may come back before the supervisor has noticed.
+        for process in processes:
+            process.resume()
+        wait_until(lambda: client.get("/health").status_code == 200, timeout=20)
+        # The supervisor's restart: an engine that is stopped does not hold the end up.
+        for process in processes:
+            process.suspend()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=29) == 0
+        wait_until(lambda: not any(_runs(process.pid) for process in processes), timeout=5)
+
+
 def test_sigterm_finishes_what_was_admitted():
     with running_server() as server, server.client() as client:
         engine_pids = server.engine_pids()
@@ -108,13 +144,31 @@ def test_sigterm_finishes_what_was_admitted():
         assert not [line for line in server.console if "leaked" in line], "libraries' last words are on the console"
 
 
-def test_no_engine_outlives_a_killed_server():
-    with running_server() as server:
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder for temporary files with a short name: a socket's may have 107 characters in all."""
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_nothing_outlives_a_killed_server_for_longer_than_until_the_next_one(temporary: Path):
+    with running_server(TMPDIR=str(temporary)) as server:
         pids = server.engine_pids()
         assert len(pids) >= 2
+        left = _own(temporary)
+        assert left
         os.kill(server.process.pid, signal.SIGKILL)
         server.process.wait()
         wait_until(lambda: not any(map(_runs, pids)), timeout=5)
+    with running_server(TMPDIR=str(temporary)) as server:
+        assert not left & _own(temporary)
+        assert server.stop() == 0
+    assert not _own(temporary)
+
+
+def _own(folder: Path) -> set[Path]:
+    """What is in the folder for temporary files, without what PyTorch compiles and keeps for its next start."""
+    return {path for path in folder.iterdir() if not path.name.startswith("torchinductor_")}
 
 
 def _runs(pid: int) -> bool:

@@ -173,6 +173,20 @@ print(Path(get_open_zmq_ipc_path().removeprefix("ipc://")).parent == Path(tempfi
     assert said(judge) == "True", "this mend is no longer needed"
 
 
+def test_vllm_still_leaves_its_rendezvous_among_everybodys_files():
+    judge = """
+import os
+import tempfile
+os.environ["VLLM_RPC_BASE_PATH"] = "/private"
+from vllm.utils import network_utils
+among_all = network_utils.get_file_store_init_method().startswith(f"file://{tempfile.gettempdir()}/")
+from server.backends.vllm.mends import private_rendezvous
+private_rendezvous.install()
+print(among_all, network_utils.get_file_store_init_method().startswith("file:///private/"))
+"""
+    assert said(judge) == "True True", "this mend is no longer needed"
+
+
 @ON_CPUS
 def test_vllm_still_gives_a_model_on_cpus_a_process_of_its_own():
     judge = f"""
@@ -265,7 +279,7 @@ import json
 print(json.dumps([len(installed), states[0] == states[1], states[0][2:]]))
 """
     number, same, (providers, shared, forward, grouped) = json.loads(said(judge))
-    assert (number, same) == (len(list(process.of_an_engine_on_cpus())) + 6, True)
+    assert (number, same) == (len(list(process.of_an_engine_on_cpus())) + 7, True)
     assert "guard_cpu" in providers
     assert shared
     assert forward.startswith("install.")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -89,6 +90,87 @@ async def test_death_is_seen_without_waiting() -> None:
         backend.alive = False
         assert not readiness.alive
         assert readiness.reason_not_ready() == "the engine is dead"
+
+
+# --- A hang ------------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def listened(backend: FakeBackend, hung_after_s: float) -> AsyncIterator[tuple[Moderator, Readiness]]:
+    moderator = Moderator(backend, ImageDecoder(ImageLimits(), SIZES), Policy(PROFILE.taxonomy))
+    readiness = Readiness(moderator, probe_interval_s=0.05, max_age_s=0.1, hung_after_s=hung_after_s)
+    watch = asyncio.create_task(readiness.watch())
+    try:
+        yield moderator, readiness
+    finally:
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
+        moderator.close()
+
+
+@pytest.mark.parametrize("fault", [hanging, always("Sure!")], ids=["hangs", "nonsense"])
+async def test_an_engine_that_gives_no_verdict_for_too_long_is_for_a_supervisor(fault: Script) -> None:
+    backend = FakeBackend()
+    async with listened(backend, 0.5) as (_, readiness):
+        await until(lambda: readiness.reason_not_ready() is None)
+        backend.script = fault
+        await until(lambda: not readiness.alive)
+        assert readiness.reason_not_ready() == "the engine hangs"
+        backend.script = by_word
+        await until(lambda: readiness.alive)
+        assert readiness.reason_not_ready() is None
+
+
+async def test_before_that_it_is_alive() -> None:
+    backend = FakeBackend(hanging)
+    async with listened(backend, 1000) as (_, readiness):
+        await until(lambda: backend.probes >= 2)
+        assert readiness.alive
+
+
+async def test_an_engine_that_works_on_what_callers_sent_does_not_hang() -> None:
+    """Long prompts may all pass their deadline. Whoever sends them cannot have the server restarted."""
+    backend = FakeBackend(hanging)
+    async with listened(backend, 0.3) as (moderator, readiness):
+
+        async def steps() -> None:
+            while True:
+                backend.heard_at = time.monotonic()
+                await asyncio.sleep(0.01)
+
+        stepping = asyncio.create_task(steps())
+        with moderator.admission.admit(1):
+            await asyncio.sleep(0.8)
+            assert readiness.alive
+        # Without callers' work the same steps only show that it is busy with itself.
+        await until(lambda: not readiness.alive)
+        stepping.cancel()
+
+
+async def test_a_server_that_was_stopped_itself_blames_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its container slept for an hour: the engine had no chance to answer."""
+    backend, slept = FakeBackend(), 0.0
+    real = time.monotonic
+    monkeypatch.setattr("server.moderation.readiness.time.monotonic", lambda: real() + slept)
+    async with listened(backend, 0.5) as (_, readiness):
+        await until(lambda: readiness.reason_not_ready() is None)
+        backend.script = hanging
+        slept = 3600.0
+        await asyncio.sleep(0.2)
+        assert readiness.alive
+        await until(lambda: not readiness.alive)
+
+
+async def test_what_else_is_missing_is_told() -> None:
+    moderator = Moderator(FakeBackend(), ImageDecoder(ImageLimits(), SIZES), Policy(PROFILE.taxonomy))
+    missing: list[str | None] = [None]
+    readiness = Readiness(moderator, probe_interval_s=5, max_age_s=12, conditions=[lambda: None, lambda: missing[0]])
+    await moderator.probe()
+    assert readiness.reason_not_ready() is None
+    missing[0] = "the moon is down"
+    assert readiness.reason_not_ready() == "the moon is down"
+    assert readiness.alive
+    moderator.close()
 
 
 # --- The application's life ------------------------------------------------------------------------------

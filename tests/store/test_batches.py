@@ -2,13 +2,15 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from sqlalchemy import func, select, update
 
-from server.domain.errors import Conflict, InvalidRequest, NotFound, StoreUnavailable
+from server.domain.errors import Conflict, InvalidRequest, NotFound, StoreUnavailable, TooManyBatches
+from server.store import batches as store_module
 from server.store.batches import LEASE_S, WINDOW_S, Batch, Batches, LeaseLost, LineResult, Status
 from server.store.database import Database
 from server.store.files import Files
@@ -46,7 +48,9 @@ class Store:
         return await self.batches.start(batch.id, "one", model="guard", total=total)
 
     async def claim(self, worker: str, besides: Sequence[str] = (), urgent_only: bool = False) -> Batch | None:
-        return await self.batches.claim(worker, besides=besides, urgent_only=urgent_only)
+        """The oldest of all that wait."""
+        waiting = await self.batches.waiting(besides=besides, urgent_only=urgent_only)
+        return await self.batches.claim(worker, waiting[0].id) if waiting else None
 
     async def results(self) -> int:
         async with self.database.begin() as connection:
@@ -166,7 +170,7 @@ async def test_a_server_that_is_silent_for_too_long_has_lost_its_batch(store: St
             await writing
     await store.batches.release(batch.id, "one")
     assert await store.claim("three") is None
-    assert (await store.batches.get("anna", batch.id)) == batch
+    assert (await store.batches.get("anna", batch.id)) == replace(batch, falls=1)
     assert await store.results() == 0
 
 
@@ -206,6 +210,129 @@ async def test_a_batch_that_has_ended_is_nobodys(store: Store) -> None:
     store.time += LEASE_S * 2
     assert await store.claim("two") is None
     assert (await store.batches.get("anna", failed.id)).errors == [{"code": "empty_file"}]
+
+
+# --- Servers that fall -------------------------------------------------------------------------------------
+
+
+async def test_a_lease_that_ran_out_is_a_fall_and_one_that_was_given_back_is_none(store: Store) -> None:
+    batch = await store.started()
+    assert batch.falls == 0
+    await store.batches.release(batch.id, "one")
+    again = await store.claim("two")
+    assert again is not None
+    assert again.falls == 0
+    store.time += LEASE_S + 1
+    fallen = await store.claim("three")
+    assert fallen is not None
+    assert fallen.falls == 1
+    # A server that was only slow, and is still there, did not fall.
+    store.time += LEASE_S + 1
+    late = await store.claim("three")
+    assert late is not None
+    assert late.falls == 1
+
+
+async def test_who_starts_alone_and_who_lost_its_engine_report_a_fall(store: Store) -> None:
+    batch = await store.started()
+    await store.batches.release_all()
+    taken = await store.claim("two")
+    assert taken is not None
+    assert taken.falls == 1
+    await store.batches.release(batch.id, "two", fell=True)
+    again = await store.claim("three")
+    assert again is not None
+    assert again.falls == 2
+
+
+async def test_a_line_is_suspect_until_its_result_is_there(store: Store) -> None:
+    batch = await store.started()
+    assert await store.batches.suspects(batch.id) == {}
+    await store.batches.suspect(batch.id, "one", 2)
+    await store.batches.suspect(batch.id, "one", 2)
+    await store.batches.suspect(batch.id, "one", 3)
+    assert await store.batches.suspects(batch.id) == {2: 2, 3: 1}
+    await store.batches.record(batch.id, "one", [result(1), result(2)])
+    assert await store.batches.suspects(batch.id) == {3: 1}
+    with pytest.raises(LeaseLost):
+        await store.batches.suspect(batch.id, "two", 1)
+    await store.batches.end(batch.id, "one", Status.EXPIRED)
+    assert await store.batches.suspects(batch.id) == {}
+
+
+async def test_each_owners_oldest_batch_is_told(store: Store) -> None:
+    made = [await store.make(owner) for owner in ("bert", "anna", "bert", "carl")]
+    waiting = await store.batches.waiting(besides=[made[3].id])
+    assert [(each.id, each.owner) for each in waiting] == [(made[0].id, "bert"), (made[1].id, "anna")]
+    waiting = await store.batches.waiting(besides=[made[0].id])
+    assert [each.id for each in waiting] == [made[1].id, made[2].id, made[3].id]
+
+
+# --- What is damaged ---------------------------------------------------------------------------------------
+
+
+async def test_a_row_that_cannot_be_read_fails_and_keeps_nobody_up(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged, other = await store.make(), await store.make()
+    monkeypatch.setattr("server.store.batches._batch", refuse(damaged.id))
+    assert await store.batches.claim("one", damaged.id) is None
+    taken = await store.claim("one")
+    assert taken is not None
+    assert taken.id == other.id
+    monkeypatch.undo()
+    failed = await store.batches.get("anna", damaged.id)
+    assert (failed.status, failed.failed_at) == (Status.FAILED, store.time)
+    assert failed.errors is not None
+    assert [fault["code"] for fault in failed.errors] == ["unreadable_batch"]
+    assert "cannot be read (ZeroDivisionError)" in caplog.text
+
+
+def refuse(batch_id: str) -> Callable[[Any], Batch]:
+    """A reader of rows that fails at one of them."""
+    read = store_module._batch
+
+    def reading(row: Any) -> Batch:
+        if row.id == batch_id:
+            raise ZeroDivisionError
+        return read(row)
+
+    return reading
+
+
+async def test_damaged_documents_do_not_hide_their_batch(store: Store) -> None:
+    made = await store.make(metadata={"a": "b"})
+    async with store.database.begin() as connection:
+        await connection.execute(update(batches).values(metadata='{"a":', errors="\x01"))
+    (listed,), _ = await store.batches.page("anna", after=None, limit=10)
+    assert (listed.id, listed.metadata, listed.errors) == (made.id, None, None)
+
+
+# --- Limits ------------------------------------------------------------------------------------------------
+
+
+async def test_an_owner_has_only_so_many_open_batches(store: Store) -> None:
+    first = await store.make(most_open=2)
+    await store.make(most_open=2)
+    with pytest.raises(TooManyBatches, match="GUARD_MAX_OPEN_BATCHES"):
+        await store.make(most_open=2)
+    await store.make("bert", most_open=2)
+    await store.batches.claim("one", first.id)
+    await store.batches.end(first.id, "one", Status.CANCELLED)
+    await store.make(most_open=2)
+
+
+async def test_results_are_kept_no_longer_than_the_operator_says(store: Store) -> None:
+    expiries = []
+    for wish in (None, 3600, 9000):
+        batch = await store.make(output_expires_after=wish)
+        await store.claim("one")
+        await store.batches.start(batch.id, "one", model="m", total=1)
+        await store.batches.record(batch.id, "one", [result(1)])
+        ended = await store.batches.end(batch.id, "one", Status.COMPLETED, keep_s=7200)
+        assert ended.output_file_id is not None
+        expiries.append((await store.files.get("anna", ended.output_file_id)).expires_at)
+    assert expiries == [store.time + 7200, store.time + 3600, store.time + 7200]
 
 
 # --- Results -----------------------------------------------------------------------------------------------

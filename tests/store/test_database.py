@@ -41,6 +41,8 @@ async def test_a_database_of_the_first_release_is_brought_up_to_date(database_ur
     async with database._engine.begin() as connection:
         for table in ("api_keys", "batches"):
             await connection.execute(text(f"ALTER TABLE {table} DROP COLUMN finished_prompts"))
+        await connection.execute(text("ALTER TABLE batches DROP COLUMN falls"))
+        await connection.execute(text("DROP TABLE batch_suspects"))
         await connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
         await connection.execute(
             text(

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import func, select
 
-from server.domain.errors import Conflict, NotFound, StoreUnavailable
+from server.domain.errors import Conflict, NotFound, StoreUnavailable, TooManyBytes
 from server.store.batches import Batches, Status
 from server.store.database import Database
 from server.store.files import CHUNK_BYTES, Files, StoredFile
+from server.store.retention import Retention
 from server.store.tables import file_chunks, files
 from tests.store.conftest import make_read_only
 
@@ -36,6 +37,11 @@ async def add(store: Files, *contents: bytes, owner: str = "anna", purpose: str 
 
 async def content(store: Files, file: StoredFile) -> bytes:
     return b"".join([piece async for piece in store.content(file.id)])
+
+
+async def expire(store: Files) -> int:
+    """Erase what has expired. The number of files."""
+    return (await Retention(store._database, 10**9, now=store._now).erase())["files"]
 
 
 async def chunks(database: Database) -> int:
@@ -157,14 +163,30 @@ async def test_an_expired_file_is_gone(database: Database) -> None:
     stays = await add(store, b"x")
     time[0] += 3599
     assert await store.get("anna", file.id) == file
-    assert await store.delete_expired() == 0
+    assert await expire(store) == 0
     time[0] += 1
     with pytest.raises(NotFound):
         await store.get("anna", file.id)
     page, _ = await store.page("anna", purpose=None, after=None, limit=10, newest_first=True)
     assert [listed.id for listed in page] == [stays.id]
-    assert await store.delete_expired() == 1
+    assert await expire(store) == 1
     assert await chunks(database) == 1
+
+
+async def test_an_owner_has_room_for_only_so_much(database: Database) -> None:
+    store, most = Files(database), 20_000
+    for content_ in (b"x" * 8000, b"", b""):
+        await store.add("anna", "batch", "rows.jsonl", pieces(content_), None, most_bytes=most)
+    for too_long in ((b"x" * 4000,), (b"x" * 2000, b"x" * 2000)):
+        with pytest.raises(TooManyBytes, match="GUARD_MAX_STORED_BYTES"):
+            await store.add("anna", "batch", "rows.jsonl", pieces(*too_long), None, most_bytes=most)
+    listed, _ = await store.page("anna", purpose=None, after=None, limit=10, newest_first=True)
+    assert [file.bytes for file in listed] == [0, 0, 8000]
+    with pytest.raises(TooManyBytes):  # an empty file takes room too
+        await store.add("anna", "batch", "rows.jsonl", pieces(), None, most_bytes=most)
+    await store.add("bert", "batch", "rows.jsonl", pieces(b"x" * most), None, most_bytes=most)
+    await store.delete("anna", listed[0].id)
+    await store.add("anna", "batch", "rows.jsonl", pieces(b"x" * 4000), None, most_bytes=most)
 
 
 async def test_a_file_that_a_batch_reads_stays(database: Database) -> None:
@@ -184,11 +206,11 @@ async def test_a_file_that_a_batch_reads_stays(database: Database) -> None:
     with pytest.raises(Conflict):
         await store.delete("anna", file.id)
     time[0] += 4000
-    assert await store.delete_expired() == 0
+    assert await expire(store) == 0
     assert await content(store, file) == b"x"
-    await batches.claim("worker", besides=(), urgent_only=False)
+    await batches.claim("worker", batch.id)
     await batches.end(batch.id, "worker", Status.COMPLETED)
-    assert await store.delete_expired() == 1
+    assert await expire(store) == 1
 
 
 async def test_a_file_is_deleted_or_its_batch_is_made_but_never_both(database: Database) -> None:

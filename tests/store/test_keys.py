@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from server.domain.caller import Caller, Scope
 from server.domain.errors import KeysUnavailable, StoreUnavailable
@@ -340,15 +340,70 @@ async def test_known_keys_are_believed_for_a_while_and_unknown_ones_never(
     assert await keyring.find("no key at all") is None
     clock.now = read_at + TRUSTED_S
     assert await keyring.find(key) == made.caller
+    assert keyring.reason_not_ready() is None
     clock.now = read_at + TRUSTED_S + 0.1
     with pytest.raises(KeysUnavailable):
         await keyring.find(key)
+    assert keyring.reason_not_ready() == "API keys cannot be read from the database"
     broken.fault = None
     clock.now += 1
     assert await keyring.find(unknown) is None
+    assert keyring.reason_not_ready() is None
     assert await keyring.find(key) == made.caller
     assert [record.levelname for record in caplog.records] == ["ERROR", "INFO"], "each change once"
     assert "canary" not in caplog.text
+
+
+async def test_a_damaged_database_file_is_read_again_once_it_is_restored(tmp_path: Path) -> None:
+    file = tmp_path / "guard.db"
+    database = Database(f"sqlite:///{file}")
+    await database.open()
+    key, made = await make(database)
+    await database.tidy()  # all of it is in the file
+    clock = Clock()
+    keyring = await ring(database, clock=clock)
+    # Connections that have read nothing yet, as after a time of many requests.
+    assert database._engine is not None
+    await database._engine.dispose()
+    whole = file.read_bytes()
+    overwrite(file, b"zebra" * (len(whole) // 5))
+    clock.now += TRUSTED_S + 1
+    for _ in range(3):
+        clock.now += 1
+        with pytest.raises(KeysUnavailable):
+            await keyring.find(key)
+    assert keyring.reason_not_ready() is not None
+    overwrite(file, whole)
+    clock.now += 1
+    assert await keyring.find(f"lgs_{'0' * 12}_{'A' * 43}") is None
+    assert await keyring.find(key) == made.caller
+    assert keyring.reason_not_ready() is None
+    await database.close()
+
+
+def overwrite(file: Path, content: bytes) -> None:
+    """In place, as a disk that fails does."""
+    with file.open("r+b") as sink:
+        sink.write(content)
+
+
+@pytest.mark.parametrize("damage", [{"scopes": "moderate,zebra"}, {"scopes": ""}], ids=str)
+async def test_a_damaged_row_is_no_key_and_takes_no_other_along(
+    database: Database, caplog: pytest.LogCaptureFixture, damage: dict[str, Any]
+) -> None:
+    (key, made), (other, others) = await make(database), await make(database)
+    async with database.begin() as connection:
+        await connection.execute(update(api_keys).where(api_keys.c.id == made.id).values(**damage))
+    clock = Clock()
+    keyring = await ring(database, clock=clock)
+    assert await keyring.find(other) == others.caller
+    for _ in range(3):
+        clock.now += 1
+        assert await keyring.find(key) is None
+    assert [record.getMessage() for record in caplog.records if made.id in record.getMessage()] == [
+        f"the row of API key {made.id!r} cannot be read (ValueError): it is refused"
+    ]
+    assert [listed.id for listed in await list_all(database)] == [others.id]
 
 
 async def test_a_database_that_hangs_holds_nobody_for_long(broken: Broken, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Around every request: its id, its time, its caller and limits, its events, and a last net for defects."""
 
+import asyncio
 import logging
 import traceback
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.http.state import UNANSWERED, RequestState, Served
-from server.domain.errors import GuardError, InternalError
+from server.domain.errors import GuardError, InternalError, ShuttingDown
 from server.domain.events import Answered, publish
 from server.domain.verdict import Verdict
 
@@ -61,12 +62,25 @@ class RequestContext:
             pass  # nobody is left to answer, and the work has been cancelled
         except GuardError as refusal:  # by `_admit` or a direct route; the router answers those of its own routes
             await self._served.errors.response(refusal, scope["path"])(scope, receive, send_with_headers)
+        except asyncio.CancelledError:
+            if not self._served.service.draining:
+                raise
+            await self._cut(scope, state, receive, send_with_headers)
         except Exception as error:
             self._report(error, state)
             response = self._served.errors.response(InternalError("The server failed on this request."), scope["path"])
             await response(scope, receive, send_with_headers)
         finally:
             self._account(scope, state)
+
+    async def _cut(self, scope: Scope, state: RequestState, receive: Receive, send: Send) -> None:
+        """End a request that did not end while the server drained (commands/serve.py)."""
+        task = asyncio.current_task()
+        assert task is not None
+        task.uncancel()
+        if state.status == UNANSWERED:
+            refusal = ShuttingDown("The server was stopped before this request ended. Send it again.", retry_after=1)
+            await self._served.errors.response(refusal, scope["path"])(scope, receive, send)
 
     async def _admit(self, scope: Scope, state: RequestState) -> None:
         """Check the key and its limits before any of the body is read. Raises GuardError."""

@@ -130,6 +130,7 @@ async def create_batch(request: Request) -> JSONResponse:
         input_file_id=body.input_file_id,
         output_expires_after=body.output_expires_after.seconds if body.output_expires_after else None,
         metadata=body.metadata,
+        most_open=served(request).settings.max_open_batches,
     )
     publish(BatchChanged(batch.id, batch.status))
     _tell_the_runner(request)

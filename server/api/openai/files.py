@@ -93,7 +93,12 @@ async def upload(request: Request) -> JSONResponse:
             raise too_large(settings)
         expires_after = options.expires_after.seconds if options.expires_after else INPUT_EXPIRES_AFTER_S
         stored = await _files(request).add(
-            owner(request), files.INPUT, name_of(file.filename), pieces_of(file), expires_after
+            owner(request),
+            files.INPUT,
+            name_of(file.filename),
+            pieces_of(file),
+            min(expires_after, settings.retention),
+            most_bytes=settings.max_stored_bytes,
         )
     return JSONResponse(_document(stored))
 

@@ -121,6 +121,11 @@ class OpenRouterBackend:
         return True
 
     @property
+    def heard_at(self) -> float:
+        """Never: a remote has no engine on this machine."""
+        return -math.inf
+
+    @property
     def available(self) -> bool:
         """Whether a request would be sent now. False while the circuit breaker is open."""
         return self._client is not None and self._breaker.available

@@ -5,8 +5,7 @@ and log-probabilities come out. What vLLM must be told or spared is in the modul
 """
 
 import asyncio
-import shutil
-import tempfile
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -30,6 +29,7 @@ from server.domain.taxonomy import Taxonomy
 from server.domain.verdict import Completion, Reading, check_finished
 from server.families.base import Ask, Asker, Prompt, Steps
 from server.families.tokenizer import PromptTokenizer
+from server.scratch import Scratch
 
 if TYPE_CHECKING:
     from vllm.inputs import MultiModalInput
@@ -78,15 +78,15 @@ class VllmBackend:
         self._tokenizer = tokenizer
         self._forms: dict[tuple[int, tuple[int, ...], tuple[int, ...]], EngineCoreRequest] = {}
         self._encoders = ThreadPoolExecutor(2, thread_name_prefix="encoder")
-        self._sockets: Path | None = None
+        self._scratch: Scratch | None = None
         self.engine: AsyncLLM | None = None
         self._client: EngineClient | None = None
         self._images: EngineImages | None = None
 
     async def start(self) -> None:
         """Load the model, and run every kind of request once so that no caller pays for a first time."""
-        self._sockets = Path(tempfile.mkdtemp(prefix="guard-"))  # 0700
-        prepare_environment(self._profile, self._sockets)
+        self._scratch = Scratch()
+        prepare_environment(self._profile, self._scratch.folder)
         from vllm import envs
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -108,6 +108,10 @@ class VllmBackend:
     def alive(self) -> bool:
         return self.engine is not None and not self.engine.errored
 
+    @property
+    def heard_at(self) -> float:
+        return -math.inf if self._client is None else self._client.heard_at
+
     async def close(self) -> None:
         self._encoders.shutdown(wait=False, cancel_futures=True)
         if self._images is not None:
@@ -119,8 +123,8 @@ class VllmBackend:
             from vllm import envs
 
             envs.disable_envs_cache()  # for whoever starts a backend after this one
-        if self._sockets is not None:
-            shutil.rmtree(self._sockets, ignore_errors=True)
+        if self._scratch is not None:
+            self._scratch.close()
 
     # --- One case ----------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ that sends back (mends/tapped_outputs.py says why). `AsyncLLM` goes on working b
 import asyncio
 import copy
 import itertools
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,7 +56,9 @@ class EngineClient:
         self._engine = engine
         self._numbers = itertools.count()
         self._waiting: dict[str, _Request] = {}
-        tapped_outputs.install(engine, self._take, self._died)
+        self.heard_at = -math.inf
+        """time.monotonic() of the last message of the engine core, which sends one for each of its steps."""
+        tapped_outputs.install(engine, self._take, self._died, self._heard)
 
     def form(self, sampling: "SamplingParams") -> EngineCoreRequest:
         """A request as vLLM prepares it for `sampling`, to be filled in. Raises ValueError for what vLLM refuses."""
@@ -122,6 +125,9 @@ class EngineClient:
             else:
                 request.add(output, timestamp, step, self._engine.output_processor.lora_states)
         return others
+
+    def _heard(self) -> None:
+        self.heard_at = time.monotonic()
 
     def _died(self) -> None:
         for request in self._waiting.values():

@@ -71,9 +71,9 @@ def of_this_process() -> Iterator[Mend]:
 
 def of_the_engine() -> Iterator[Mend]:
     """In this server's engine, which dies with it."""
-    from server.backends.vllm.mends import death_with_server, own_process_group
+    from server.backends.vllm.mends import death_with_server, own_process_group, private_rendezvous
 
-    yield from (death_with_server, own_process_group)
+    yield from (death_with_server, own_process_group, private_rendezvous)
 
 
 def of_an_engine_on_cpus() -> Iterator[Mend]:

@@ -396,6 +396,20 @@ async def test_without_the_database_unknown_keys_are_no_keys(
 
 
 @locked
+async def test_a_server_that_cannot_read_its_keys_is_not_ready(
+    client: httpx.AsyncClient, app: FastAPI, make_key: MakeKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make_key()
+    assert (await client.get("/ready")).status_code == 200
+    monkeypatch.setattr("server.store.keys.TRUSTED_S", -1.0)  # nothing that was read is believed any more
+    response = await client.get("/ready")
+    assert (response.status_code, response.json()["reason"]) == (503, "API keys cannot be read from the database")
+    assert (await client.get("/health")).status_code == 200
+    monkeypatch.undo()
+    assert (await client.get("/ready")).status_code == 200
+
+
+@locked
 async def test_a_defect_at_the_door_lets_nobody_in(
     client: httpx.AsyncClient, app: FastAPI, make_key: MakeKey, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,9 +1,12 @@
 """Behind a real socket: clients that hang up, bodies that are too large, and a server that is told to stop."""
 
+import contextlib
 import json
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -195,6 +198,91 @@ def test_a_request_that_never_ends_does_not_hold_the_end_up(start_server: StartS
         live.thread.join(5)
         assert not live.thread.is_alive()
     assert (backend.running, backend.closed) == (0, True)
+
+
+def test_requests_in_work_at_the_end_of_the_drain_are_answered(start_server: StartServer, backend: FakeBackend) -> None:
+    live = start_server(drain_timeout=0.5)
+    backend.script = hanging
+    with ThreadPoolExecutor() as pool, live.client() as client:
+        asked = [pool.submit(client.post, "/v1/moderations", json={"input": str(number)}) for number in range(5)]
+        wait_until(lambda: backend.running == 5)
+        live.terminate()
+        for request in asked:
+            error_of(request.result(timeout=5), 503, code="shutting_down")
+    live.thread.join(5)
+    assert not live.thread.is_alive()
+
+
+DRIPS = {
+    "nothing": b"",
+    "half of a header": b"POST /v1/moderations HTTP/1.1\r\nHost: gu",
+    "a body": b"POST /v1/moderations HTTP/1.1\r\nHost: guard\r\nContent-Length: 100000\r\n\r\n{",
+    "a body in chunks": b"POST /v1/responses HTTP/1.1\r\nHost: guard\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
+    "an upload": b"POST /v1/files HTTP/1.1\r\nHost: guard\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    b"Content-Length: 100000\r\n\r\n--x\r\n",
+}
+
+
+def test_what_drips_does_not_hold_the_end_up(
+    start_server: StartServer, caplog: pytest.LogCaptureFixture, backend: FakeBackend
+) -> None:
+    live = start_server(drain_timeout=1)
+    with contextlib.ExitStack() as stack:
+        dripping = []
+        for head in DRIPS.values():
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", live.port), timeout=10))
+            connection.sendall(head)
+            dripping.append(connection)
+        stop = threading.Event()
+        stack.callback(stop.set)
+        threading.Thread(target=drip, args=[dripping, stop], daemon=True).start()
+        with live.client() as idle:
+            assert idle.get("/health").status_code == 200
+            live.terminate()
+            told = time.monotonic()
+            live.thread.join(5)
+            assert not live.thread.is_alive()
+        assert time.monotonic() - told < 3
+        # Whoever sent enough to get an answer has got one.
+        for connection, told_why in zip(dripping, (False, False, True, True, True), strict=True):
+            assert (b"shutting_down" in all_of(connection)) == told_why
+    assert "Traceback" not in caplog.text
+    assert backend.closed
+
+
+def drip(connections: list[socket.socket], stop: threading.Event) -> None:
+    while not stop.wait(0.05):
+        for connection in connections[:3]:
+            with contextlib.suppress(OSError):
+                connection.sendall(b"a")
+
+
+def all_of(connection: socket.socket) -> bytes:
+    received = b""
+    with contextlib.suppress(OSError):
+        while part := connection.recv(65536):
+            received += part
+    return received
+
+
+def test_a_slow_reader_does_not_hold_the_end_up(
+    start_server: StartServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    live = start_server(drain_timeout=1, database_url=f"sqlite:///{tmp_path}/guard.db")
+    with live.client() as client:
+        content = b"x" * (20 * 2**20)
+        file = client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("a", content)}).json()
+    with socket.create_connection(("127.0.0.1", live.port), timeout=10) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.sendall(f"GET /v1/files/{file['id']}/content HTTP/1.1\r\nHost: guard\r\n\r\n".encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        live.terminate()
+        told = time.monotonic()
+        live.thread.join(5)
+        assert not live.thread.is_alive()
+        assert time.monotonic() - told < 3
+    assert "Traceback" not in caplog.text
+    assert "without completing" not in caplog.text
 
 
 def refuses_connections(live: LiveServer) -> bool:

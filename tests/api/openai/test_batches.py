@@ -13,23 +13,24 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from pydantic import TypeAdapter
-from sqlalchemy import text, update
+from sqlalchemy import delete, insert, select, text, update
 
 from server.api.openai.batches import Batch
 from server.app import create_app
 from server.batches import runner as batch_runner
 from server.batches.endpoints import ENDPOINTS
-from server.batches.lines import MAX_FAULTS, MAX_LINES, read_lines
+from server.batches.lines import MAX_FAULTS, MAX_LINES, Line, read_lines, request_of
 from server.checkpoints.profile import load_profile
 from server.domain.errors import DeadlineExceeded, EngineUnavailable
 from server.moderation.moderator import PROBE
 from server.settings import Settings
 from server.store.batches import Batches
-from server.store.tables import batches
+from server.store.database import Unstorable
+from server.store.tables import batch_suspects, batches, files
 from tests.api.conftest import PROFILE, As, LiveServer, wait_until
 from tests.api.openai.test_files import upload
 from tests.api.shapes import error_of, obeys_openai
-from tests.fakes import FakeBackend, Gate, always, by_word, failing, hanging, held_at, until, words_of
+from tests.fakes import FakeBackend, Gate, always, by_word, failing, hanging, held_at, lasting, until, words_of
 
 CANARY = "zebra crossing"
 
@@ -84,8 +85,12 @@ async def answers(client: httpx.AsyncClient, batch: dict[str, Any], kind: str = 
 
 
 async def five_are_done(client: httpx.AsyncClient, batch: dict[str, Any]) -> None:
+    await so_many_are_done(client, batch, 5)
+
+
+async def so_many_are_done(client: httpx.AsyncClient, batch: dict[str, Any], lines: int) -> None:
     async with asyncio.timeout(10):
-        while (await get(client, batch))["request_counts"]["completed"] < 5:  # noqa: ASYNC110
+        while (await get(client, batch))["request_counts"]["completed"] < lines:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -513,6 +518,295 @@ async def test_a_batch_outlives_a_database_that_fails_for_a_while(
     done = await ended(client, batch)
     assert (done["status"], done["request_counts"]) == ("completed", {"total": 3, "completed": 3, "failed": 0})
     assert [answer["custom_id"] for answer in await answers(client, done)] == list("abc")
+
+
+# --- Lines that poison, and servers that fall -------------------------------------------------------------
+
+
+class Panic(BaseException):
+    """What a library in Rust raises when it fails: no Exception."""
+
+
+@pytest.mark.parametrize("error", [RecursionError(), MemoryError(), Panic(CANARY)], ids=repr)
+async def test_a_line_that_cannot_be_read_is_its_own_error(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    refuse(monkeypatch, error)
+    done = await ended(client, await create(client, *(line(str(number)) for number in range(20)), line("poison")))
+    assert (done["status"], done["request_counts"]) == ("completed", {"total": 21, "completed": 20, "failed": 1})
+    (failed,) = await answers(client, done, "error")
+    assert (failed["response"]["status_code"], failed["custom_id"]) == (500, "")
+    assert failed["response"]["body"]["error"]["code"] == "internal_error"
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Let lines with the word `poison` be read once, by the check of the file, and never again."""
+    read = request_of
+
+    def reading(found: Line) -> Any:
+        if b"poison" in (found.content or b""):
+            raise error
+        return read(found)
+
+    monkeypatch.setattr(batch_runner, "request_of", reading)
+
+
+async def test_a_line_that_panics_in_the_engine_is_its_own_error(
+    client: httpx.AsyncClient, backend: FakeBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    def script(case: Any) -> Any:
+        if "poison" in words_of(case):
+            raise Panic(CANARY)
+        return by_word(case)
+
+    backend.script = script
+    done = await ended(client, await create(client, line("a"), line("poison", {"input": "poison"}), line("b")))
+    assert (done["status"], done["request_counts"]) == ("completed", {"total": 3, "completed": 2, "failed": 1})
+    assert CANARY not in caplog.text
+
+
+async def test_a_result_that_the_database_cannot_hold_is_its_own_error(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = Batches.record
+
+    async def refusing(self: Batches, batch_id: str, worker: str, results: Any) -> None:
+        if any("poison" in result.document for result in results):
+            raise Unstorable("It is too long.")
+        await record(self, batch_id, worker, results)
+
+    monkeypatch.setattr(Batches, "record", refusing)
+    done = await ended(client, await create(client, *(line(str(number)) for number in range(20)), line("poison")))
+    assert (done["status"], done["request_counts"]) == ("completed", {"total": 21, "completed": 20, "failed": 1})
+
+
+async def test_a_file_whose_check_fails_ends_its_batch(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("server.batches.lines.LineCheck.read", fail)
+    failed = await ended(client, await create(client, line("a")))
+    assert (failed["status"], [entry["code"] for entry in failed["errors"]["data"]]) == ("failed", ["server_error"])
+
+
+async def test_a_batch_ends_at_its_deadline_whatever_its_lines_are(
+    client: httpx.AsyncClient, app: FastAPI, backend: FakeBackend, patient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend.script = lambda case: by_word(case) if case.conversation == PROBE else hanging(case)
+    batch = await create(client, *(line(str(number)) for number in range(3)), line("poison"))
+    await backend.busy_with(4)
+    refuse(monkeypatch, RecursionError())
+    await change(app, batch, expires_at=1)
+    await falls(app, batch)
+    expired = await ended(client, batch)
+    assert (expired["status"], expired["request_counts"]) == ("expired", {"total": 4, "completed": 0, "failed": 4})
+    assert [answer["custom_id"] for answer in await answers(client, expired, "error")] == ["0", "1", "2", ""]
+
+
+async def test_a_batch_that_is_not_even_checked_in_time_expires(client: httpx.AsyncClient, app: FastAPI) -> None:
+    app.state.served.service.drain()  # so that nobody begins with it
+    batch = await create(client, line("a"))
+    await change(app, batch, expires_at=1)
+    app.state.served.service.moderator.admission.draining = False
+    app.state.served.batches_changed.set()
+    expired = await ended(client, batch)
+    assert (expired["status"], expired["request_counts"]["total"]) == ("expired", 0)
+
+
+async def test_a_batch_without_its_file_fails_and_keeps_what_is_done(
+    client: httpx.AsyncClient, app: FastAPI, backend: FakeBackend, patient: None
+) -> None:
+    backend.script = lambda case: hanging(case) if "late" in words_of(case) else by_word(case)
+    lines = [line(str(number), {"input": "bread" if number < 5 else f"late {number}"}) for number in range(10)]
+    batch = await create(client, *lines)
+    await five_are_done(client, batch)
+    async with app.state.served.database.begin() as connection:
+        await connection.execute(delete(files).where(files.c.id == batch["input_file_id"]))
+    await falls(app, batch)
+    failed = await ended(client, batch)
+    assert (failed["status"], [entry["code"] for entry in failed["errors"]["data"]]) == ("failed", ["file_not_found"])
+    assert [answer["custom_id"] for answer in await answers(client, failed)] == list("01234")
+
+
+async def change(app: FastAPI, batch: dict[str, Any], **values: Any) -> None:
+    async with app.state.served.database.begin() as connection:
+        await connection.execute(update(batches).where(batches.c.id == batch["id"]).values(**values))
+
+
+async def falls(app: FastAPI, batch: dict[str, Any], suspects: dict[int, int] | None = None) -> None:
+    """The server that worked on the batch is dead, and so were earlier ones that judged `suspects` alone."""
+    async with app.state.served.database.begin() as connection:
+        for number, tries in (suspects or {}).items():
+            await connection.execute(insert(batch_suspects).values(batch_id=batch["id"], line=number, tries=tries))
+    await change(app, batch, worker="dead", worker_until=1)
+
+
+def held(gate: Gate, *words: str) -> Any:
+    """Hangs at cases with one of these words until `gate` is open."""
+    return lambda case: held_at(gate)(case) if any(word in words_of(case) for word in words) else by_word(case)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_runner, "PAUSE_S", 0.01)
+
+
+async def test_after_a_fall_the_lines_that_may_be_the_cause_are_judged_alone(
+    client: httpx.AsyncClient, app: FastAPI, backend: FakeBackend, patient: None
+) -> None:
+    gate = Gate()
+    backend.script = held_at(gate)
+    batch = await create(client, *(line(str(number)) for number in range(60)))
+    await backend.busy_with(16)
+    await falls(app, batch)
+    await until(lambda: backend.running == 1)  # of all that were in work, one is
+    async with app.state.served.database.begin() as connection:
+        suspects = (await connection.execute(select(batch_suspects.c.line, batch_suspects.c.tries))).all()
+    assert [tuple(each) for each in suspects] == [(1, 1)]
+    gate.open()
+    done = await ended(client, batch)
+    assert (done["status"], done["request_counts"]["completed"]) == ("completed", 60)
+    assert [answer["custom_id"] for answer in await answers(client, done)] == [str(number) for number in range(60)]
+
+
+async def test_a_line_that_servers_fell_at_comes_last_and_alone(
+    client: httpx.AsyncClient, app: FastAPI, backend: FakeBackend, patient: None, quick: None
+) -> None:
+    gate = Gate()
+    backend.script = held_at(gate)
+    batch = await create(client, *(line(str(number)) for number in range(40)))
+    await backend.busy_with(16)
+    await falls(app, batch, suspects={3: 1})
+    await until(lambda: backend.running == 1)
+    seen = len(backend.texts)
+    gate.open()
+    done = await ended(client, batch)
+    assert done["request_counts"] == {"total": 40, "completed": 40, "failed": 0}
+    assert backend.texts[-1] == "User: bread-2"
+    assert backend.texts[seen:].count("User: bread-2") == 1
+
+
+async def test_a_line_that_servers_fell_at_repeatedly_is_not_tried_again(
+    client: httpx.AsyncClient, app: FastAPI, backend: FakeBackend, patient: None, quick: None
+) -> None:
+    backend.script = held(gate := Gate(), "bread-2")
+    batch = await create(client, *(line(str(number)) for number in range(4)))
+    await so_many_are_done(client, batch, 3)
+    await falls(app, batch, suspects={3: batch_runner.TRIES_ALONE})
+    done = await ended(client, batch)
+    assert done["request_counts"] == {"total": 4, "completed": 3, "failed": 1}
+    (failed,) = await answers(client, done, "error")
+    assert (failed["custom_id"], failed["response"]["status_code"]) == ("2", 500)
+    assert "stopped 2 times" in failed["response"]["body"]["error"]["message"]
+    assert len(backend.cases) == 4
+    gate.open()
+
+
+async def test_a_file_that_servers_fell_at_repeatedly_is_given_up(client: httpx.AsyncClient, app: FastAPI) -> None:
+    app.state.served.service.drain()
+    batch = await create(client, line("a"))
+    await change(app, batch, falls=batch_runner.FALLS_OF_A_FILE)
+    app.state.served.service.moderator.admission.draining = False
+    app.state.served.batches_changed.set()
+    failed = await ended(client, batch)
+    assert (failed["status"], [entry["code"] for entry in failed["errors"]["data"]]) == ("failed", ["server_error"])
+
+
+async def test_a_server_that_stops_orderly_did_not_fall_unless_its_engine_is_dead(
+    app: FastAPI, client: httpx.AsyncClient, backend: FakeBackend, patient: None
+) -> None:
+    backend.script = held(gate := Gate(), "bread")
+    batch = await create(client, line("a"))
+    await until(lambda: backend.running == 1)
+    for alive, expected in ((True, 0), (False, 1)):
+        backend.alive = alive
+        (work,) = [task for task in asyncio.all_tasks() if "_work_on" in repr(task.get_coro())]
+        work.cancel()
+        await asyncio.wait({work})
+        async with app.state.served.database.begin() as connection:
+            assert (await connection.execute(select(batches.c.falls))).scalar_one() == expected
+        await until(lambda: backend.running == 1)
+    backend.alive = True
+    gate.open()
+    assert (await ended(client, batch))["status"] == "completed"
+
+
+# --- Many owners -----------------------------------------------------------------------------------------
+
+
+async def test_a_short_batch_of_one_owner_is_done_soon_behind_long_ones_of_another(
+    client: httpx.AsyncClient, app: FastAPI, backend: FakeBackend, be: As
+) -> None:
+    backend.script = lasting(lambda words: 0.0 if "hello" in words else 0.05)
+    be("key_anna")
+    long = [await create(client, *(line(f"{batch} {number}") for number in range(400))) for batch in range(5)]
+    await backend.busy_with(16)
+    be("key_bert")
+    short = await create(client, line("a"))
+    asked = len(backend.cases)
+    assert (await ended(client, short))["status"] == "completed"
+    assert len(backend.cases) - asked < 200  # of 2,000
+    be("key_anna")
+    statuses = [(await get(client, batch))["status"] for batch in long]
+    assert "completed" not in statuses
+    for batch in long:
+        await client.post(f"/v1/batches/{batch['id']}/cancel")
+
+
+async def test_a_batch_that_only_has_to_end_does_not_wait_for_others(
+    client: httpx.AsyncClient, backend: FakeBackend, patient: None
+) -> None:
+    backend.script = held(gate := Gate(), "late")
+    for number in range(4):
+        await create(client, line(f"late {number}"))
+    await backend.busy_with(4)
+    fifth = await create(client, line("late"))
+    await client.post(f"/v1/batches/{fifth['id']}/cancel")
+    assert (await ended(client, fifth))["status"] == "cancelled"
+    gate.open()
+
+
+async def test_owners_of_many_batches_give_way_to_those_without(
+    client: httpx.AsyncClient, backend: FakeBackend, be: As, patient: None
+) -> None:
+    """Eight batches of two owners are at work, as many as there may be. A third owner's is done long before them."""
+    backend.script = lasting(lambda words: 0.05 if "bread" in words else 0.0)
+    long: list[tuple[str, dict[str, Any]]] = []
+    for owner in ("key_anna", "key_bert"):
+        be(owner)
+        for number in range(4):
+            lines = (line(f"{owner} {number} {each}") for each in range(400))
+            long.append((owner, await create(client, *lines)))
+    await backend.busy_with(16)
+    be("key_carl")
+    short = await create(client, line("a", {"input": "hello"}))
+    asked = len(backend.cases)
+    assert (await ended(client, short))["status"] == "completed"
+    assert len(backend.cases) - asked < 400  # of 3,200
+    for owner, batch in long:
+        be(owner)
+        assert (await client.post(f"/v1/batches/{batch['id']}/cancel")).json()["status"] == "cancelling"
+
+
+@pytest.mark.parametrize("settings", [{"max_open_batches": 2, "max_stored_bytes": 2**20}], indirect=True)
+async def test_what_one_owner_may_have_is_limited(client: httpx.AsyncClient, backend: FakeBackend, be: As) -> None:
+    backend.script = held(gate := Gate(), "bread")
+    be("key_anna")
+    made = [await create(client, line("a", {"input": "bread"})) for _ in range(2)]
+    body = {"input_file_id": made[0]["input_file_id"], "endpoint": "/v1/moderations", "completion_window": "24h"}
+    response = await client.post("/v1/batches", json=body)
+    error_of(response, 429, code="insufficient_quota")
+    assert response.headers["x-should-retry"] == "false"
+    big = await client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("a", b"x" * 2**20)})
+    error_of(big, 429, code="insufficient_quota", param="file")
+    be("key_bert")
+    await create(client, line("a", {"input": "bread"}))
+    gate.open()
+    be("key_anna")
+    await ended(client, made[0])
+    await create(client, line("a"))
 
 
 # --- What a reader of the runner found ------------------------------------------------------------------

@@ -20,14 +20,17 @@ Take = Callable[["Sequence[EngineCoreOutput]", float, "IterationStats"], "Sequen
 """Takes what a step brought at a time, counts it, and returns those that are not its own."""
 
 
-def install(engine: "AsyncLLM", take: Take, died: Callable[[], None]) -> None:
+def install(engine: "AsyncLLM", take: Take, died: Callable[[], None], heard: Callable[[], None]) -> None:
     """Have `take` see every step's outputs first, and `died` called when the engine died; in place of earlier ones.
+
+    `heard` is called for each step, also for one that brings no outputs, such as a part of a long prompt.
 
     In the event loop that the engine runs in.
     """
     outputs = engine.output_processor
     vllms = type(outputs)
     process_others, fail_others = vllms.process_outputs.__get__(outputs), vllms.propagate_error.__get__(outputs)
+    count_as_vllm = vllms.update_scheduler_stats.__get__(outputs)
 
     def process(
         brought: "Sequence[EngineCoreOutput]",
@@ -41,5 +44,9 @@ def install(engine: "AsyncLLM", take: Take, died: Callable[[], None]) -> None:
         died()
         fail_others(error)
 
-    outputs.process_outputs, outputs.propagate_error = process, fail
+    def count(stats: Any) -> None:  # vLLM calls it for each message of the engine core
+        heard()
+        count_as_vllm(stats)
+
+    outputs.process_outputs, outputs.propagate_error, outputs.update_scheduler_stats = process, fail, count
     engine._run_output_handler()  # which `generate` would start
