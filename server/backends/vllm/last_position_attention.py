@@ -1,18 +1,21 @@
 """Attention of each request's last position alone, for any network. mends/last_positions.py has the reason."""
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from vllm import _custom_ops, envs
 from vllm.forward_context import get_forward_context
-from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadata
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl, CPUAttentionMetadata
+
+if TYPE_CHECKING:
+    from vllm.model_executor.layers.attention import Attention
 
 
 class LastPositionAttention(torch.nn.Module):
     """Attention of each request's last position to all of its keys and values; of all, where that cannot be told."""
 
-    def __init__(self, attention: Any) -> None:
+    def __init__(self, attention: "Attention") -> None:
         super().__init__()
         self.attention = attention
 
@@ -27,7 +30,7 @@ class LastPositionAttention(torch.nn.Module):
         if metadata is None:
             whole: torch.Tensor = self.attention(query, key, value)
             return whole
-        of_layer = get_forward_context().attn_metadata
+        of_layer = _metadata_of_layers()
         of_layer[self.attention.layer_name] = self._one_query_each(metadata, query.dtype)
         try:
             attended: torch.Tensor = self.attention(query[_last(metadata)], key, value)
@@ -39,7 +42,7 @@ class LastPositionAttention(torch.nn.Module):
         """What vLLM says about this step; None where the layer must stay whole, or has nothing to spare."""
         if torch.compiler.is_compiling():
             return None
-        of_layer = get_forward_context().attn_metadata
+        of_layer = _metadata_of_layers()
         if not isinstance(of_layer, dict):
             return None  # a step to try out how much memory one takes
         metadata = of_layer[self.attention.layer_name]
@@ -50,7 +53,7 @@ class LastPositionAttention(torch.nn.Module):
         """The same requests, as if all but their last position had been computed in earlier steps."""
         requests = len(metadata.query_start_loc) - 1
         start = torch.arange(requests + 1, dtype=metadata.query_start_loc.dtype)
-        implementation = self.attention.impl
+        implementation = cast("CPUAttentionBackendImpl", self.attention.impl)
         plan = _custom_ops.cpu_attn_get_scheduler_metadata(
             num_reqs=requests,
             num_heads=implementation.num_heads,
@@ -61,13 +64,18 @@ class LastPositionAttention(torch.nn.Module):
             query_start_loc=start,
             causal=True,
             sliding_window_size=implementation.sliding_window,
-            isa=self.attention.isa,
+            isa=str(self.attention.isa),
             enable_kv_split=envs.VLLM_CPU_ATTN_SPLIT_KV,
             kv_cache_dtype=implementation.kv_cache_dtype,
         )
         return replace(
             metadata, num_actual_tokens=requests, max_query_len=1, query_start_loc=start, scheduler_metadata=plan
         )
+
+
+def _metadata_of_layers() -> dict[str, CPUAttentionMetadata]:
+    """By the names of layers; something else while vLLM tries out how much memory a step takes."""
+    return cast("dict[str, CPUAttentionMetadata]", get_forward_context().attn_metadata)
 
 
 def _last(metadata: CPUAttentionMetadata) -> torch.Tensor:
