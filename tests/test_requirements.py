@@ -168,11 +168,8 @@ def test_what_is_installed_here_is_what_is_locked():
     locked = versions(f"requirements/{engine}.txt", f"requirements/{engine}-dev.txt")
     if not (Path(sys.prefix) / f".installed-{engine}-dev").exists():
         pytest.skip("this environment was not made by make")
-    different = {
-        name: found
-        for name in locked
-        if (found := _installed(name).get(name)) is not None and found not in locked[name]
-    }
+    installed = _installed(*locked)
+    different = {name: found for name, found in installed.items() if found not in locked[name]}
     assert different == {}
 
 

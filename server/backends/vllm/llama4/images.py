@@ -27,7 +27,6 @@ from server.families.llama_guard.pictures import Fit, fit
 from server.families.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
-    from transformers import BatchFeature
     from vllm.inputs import MultiModalInput
     from vllm.model_executor.models.mllama4 import Mllama4ProcessingInfo
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -117,7 +116,7 @@ class EngineImages:
             "aspect_ratios": torch.tensor([[place.rows, place.columns]]),
         }
         (item,) = MultiModalKwargsItems.from_hf_inputs(
-            cast("BatchFeature", processed),
+            cast("Any", processed),
             {
                 "pixel_values": MultiModalFieldConfig.flat_from_sizes("image", torch.tensor([place.tiles])),
                 "patches_per_image": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
