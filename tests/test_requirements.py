@@ -29,7 +29,7 @@ LOCKS = [
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 OF_THEIR_OWN = {
-    canonicalize_name(Requirement(line).name): Requirement(line)
+    str(canonicalize_name(Requirement(line).name)): Requirement(line)
     for line in (FOLDER / "cpu-torch.txt").read_text().splitlines()
     if line and not line.startswith("#")
 }

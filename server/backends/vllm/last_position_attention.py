@@ -26,11 +26,10 @@ class LastPositionAttention(torch.nn.Module):
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """All of shape (tokens, heads x head size); as many tokens come back as there are last positions."""
-        metadata = self._metadata()
-        if metadata is None:
+        of_layer, metadata = _metadata_of_layers(), self._metadata()
+        if of_layer is None or metadata is None:
             whole: torch.Tensor = self.attention(query, key, value)
             return whole
-        of_layer = _metadata_of_layers()
         of_layer[self.attention.layer_name] = self._one_query_each(metadata, query.dtype)
         try:
             attended: torch.Tensor = self.attention(query[_last(metadata)], key, value)
@@ -43,8 +42,8 @@ class LastPositionAttention(torch.nn.Module):
         if torch.compiler.is_compiling():
             return None
         of_layer = _metadata_of_layers()
-        if not isinstance(of_layer, dict):
-            return None  # a step to try out how much memory one takes
+        if of_layer is None:
+            return None
         metadata = of_layer[self.attention.layer_name]
         requests = len(metadata.query_start_loc) - 1
         return metadata if metadata.causal and requests < metadata.num_actual_tokens else None
@@ -73,9 +72,10 @@ class LastPositionAttention(torch.nn.Module):
         )
 
 
-def _metadata_of_layers() -> dict[str, CPUAttentionMetadata]:
-    """By the names of layers; something else while vLLM tries out how much memory a step takes."""
-    return cast("dict[str, CPUAttentionMetadata]", get_forward_context().attn_metadata)
+def _metadata_of_layers() -> dict[str, CPUAttentionMetadata] | None:
+    """By the names of layers; None while vLLM tries out how much memory a step takes."""
+    of_layer = get_forward_context().attn_metadata
+    return cast("dict[str, CPUAttentionMetadata]", of_layer) if isinstance(of_layer, dict) else None
 
 
 def _last(metadata: CPUAttentionMetadata) -> torch.Tensor:

@@ -24,5 +24,6 @@ def install() -> None:
 
 def of_numbers(self: "Llama4UnfoldConvolution", hidden_states: "torch.Tensor") -> "torch.Tensor":
     """The layer's result for tiles that are numbers already."""
+    embedded: torch.Tensor
     embedded, _ = self.linear(self.unfold(hidden_states).permute(0, 2, 1).contiguous())
     return embedded

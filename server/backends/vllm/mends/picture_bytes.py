@@ -33,6 +33,7 @@ def install() -> None:
         # Bytes are cut before they are numbers: a quarter as much to move, at twice the speed.
         side, *_ = cast("tuple[int, int]", self.unfold.kernel_size)
         patches = numbers_of(patches_of(hidden_states, side), cast("torch.dtype", self.linear.weight.dtype))
+        embedded: torch.Tensor
         embedded, _ = self.linear(patches)
         return embedded
 
