@@ -188,5 +188,5 @@ define install_cpu_torch
 { $(pip) install -qq --no-deps --requirement requirements/cpu-torch.txt 2>/dev/null || { \
 	echo "guard: taking the CPU build of torch from PyTorch's own index"; \
 	$(pip) install $(LOCKED) --requirement requirements/uv.txt && \
-	$(BIN)/uv pip install -qq --no-deps --python $(BIN)/python --torch-backend cpu --requirement requirements/cpu-torch.txt; }; }
+	$(BIN)/uv pip install -q --no-deps --python $(BIN)/python --torch-backend cpu --requirement requirements/cpu-torch.txt; }; }
 endef
