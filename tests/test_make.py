@@ -1,6 +1,7 @@
 """What `make serve` would do on other machines, and that it installs once."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,8 @@ ROOT = Path(__file__).parents[1]
 
 CHOICES = ("HOST", "PORT", "PROFILE", "EXTRA", "GUARD_PROFILE", "GUARD_BACKEND")
 """What of the environment decides what make does."""
+
+CPU = "requirements/cpu.txt"
 
 BROKEN = "mute the PCI device 0000:01:00.0 is here, but nvidia-smi is not on the PATH"
 
@@ -45,16 +48,21 @@ def install(tmp_path: Path, *stamps: str) -> None:
         (tmp_path / "venv" / file).touch()
 
 
+def locks(recipe: str) -> list[str]:
+    """The files that pip and uv are told to install."""
+    return re.findall(r"--requirement (\S+\.txt)", recipe)
+
+
 def test_a_fresh_machine_without_a_gpu_gets_the_pocket_model(make):
     recipe = make("serve")
-    assert "'.[cpu]'" in recipe
+    assert locks(recipe) == ["requirements/cpu-torch.txt", "requirements/uv.txt", "requirements/cpu-torch.txt", CPU]
     assert "serve --profile pocket" in recipe
     assert "--host" not in recipe  # 127.0.0.1:8000 is the server's own default
 
 
 def test_a_gpu_gets_the_real_model_and_is_named(make):
     recipe = make("serve", gpu="NVIDIA L4")
-    assert "'.[cuda]'" in recipe
+    assert locks(recipe) == ["requirements/cuda.txt"]
     assert "found NVIDIA L4" in recipe
     assert "--profile llama-guard-4-12b " in recipe
 
@@ -66,7 +74,7 @@ def test_overrides(make):
 
 def test_a_remote_backend_needs_no_gpu_for_the_real_model(make):
     recipe = make("serve", "GUARD_BACKEND=openrouter")
-    assert "'.[cpu]'" in recipe
+    assert locks(recipe)[-1:] == [CPU]
     assert "serve --profile llama-guard-4-12b " in recipe
 
 
@@ -76,13 +84,13 @@ def test_second_start_installs_nothing(make, tmp_path):
 
 
 def test_tests_install_their_own_extra_and_then_nothing(make, tmp_path):
-    assert "'.[cpu,dev]'" in make("test")
+    assert locks(make("test"))[-2:] == [CPU, "requirements/cpu-dev.txt"]
     install(tmp_path, ".installed-cpu-dev", ".installed-cpu")
     assert "pip" not in make("test")
 
 
 def test_benchmarks_install_what_they_need_and_what_the_tests_have_does_for_them(make, tmp_path):
-    assert "'.[cpu,bench]'" in make("bench")
+    assert locks(make("bench"))[-2:] == [CPU, "requirements/cpu-bench.txt"]
     install(tmp_path, ".installed-cpu-dev", ".installed-cpu-bench", ".installed-cpu")
     assert "pip" not in make("bench")
 
@@ -92,6 +100,49 @@ def test_benchmarks_take_their_options_from_makes_own(make, tmp_path):
     recipe = make("bench", "MODEL=small", "MIX=short=70,image1=30", "PREFIX_CACHE=off", "RECORD=1")
     flags = " ".join(recipe.partition("-m benchmarks")[2].split())
     assert flags == "--model 'small' --prefix-cache 'off' --mix 'short=70,image1=30' --record"
+
+
+@pytest.mark.parametrize(
+    ("goals", "gpu"), [(("serve",), None), (("test",), None), (("bench",), None), (("serve",), "NVIDIA L4")]
+)
+def test_whatever_is_installed_is_hashed_but_the_cpu_build_of_torch(make, goals, gpu):
+    installs = re.findall(
+        r"(?:pip \S+|uv pip|pip) install (.*?)(?:&&|\|\||;|2>|$)", make(*goals, gpu=gpu), re.MULTILINE
+    )
+    assert installs
+    for install in installs:
+        assert "--no-deps" in install, install
+        hashed = "--require-hashes --only-binary :all:" in install
+        assert hashed is not ("cpu-torch.txt" in install or install.strip().endswith("--editable .")), install
+    assert sum("--no-build-isolation --editable ." in install for install in installs) == 1
+
+
+def test_the_clients_and_the_tools_are_hashed_too(make, tmp_path):
+    install(tmp_path, ".installed-cpu-dev", ".installed-cpu")
+    for goal in ("test-clients", "bench-gateways", "sbom", "audit", "lock", "check-cuda"):
+        folders = [f"{name}={tmp_path / name}" for name in ("CLIENTS", "TOOLS", "CUDA_CHECK")]
+        recipe = make(goal, *folders)
+        installs = [line for line in recipe.splitlines() if "pip" in line and " install " in line and ".txt" in line]
+        assert installs, goal
+        assert all("--no-deps --require-hashes --only-binary :all:" in line for line in installs), goal
+
+
+def test_the_engine_of_production_is_checked_on_the_pythons_that_one_names(make, tmp_path):
+    recipe = make("check-cuda", f"CUDA_CHECK={tmp_path / 'cuda'}", "CUDA_PYTHON=python3.12", "PYTHON=python3.11")
+    assert "python3.12 -m venv --clear" in recipe
+    assert "python3.11" not in recipe
+    assert locks(recipe) == ["requirements/cuda.txt", "requirements/cuda-dev.txt"]
+    assert "tests/engine/test_fits_vllm.py" in recipe
+
+
+def test_a_python_without_locks_is_refused(make):
+    (line,) = [line for line in make("serve").splitlines() if "version_info" in line]
+    assert "3.11, 3.12 or 3.13" in line
+    check = re.search(r"-c '(.*)'$", line)
+    assert check is not None
+    for minor, status in ((10, 1), (11, 0), (13, 0), (14, 1)):
+        code = check[1].replace("import sys;", f"import sys; sys.version_info = (3, {minor});")
+        assert subprocess.run(["python3", "-c", code], capture_output=True).returncode == status, minor
 
 
 # --- A card whose driver does not answer -----------------------------------------------------------------

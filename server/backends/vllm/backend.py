@@ -46,7 +46,7 @@ LIVE, BACKGROUND = 0, 1
 LONG_TEXT = 16_384
 """Characters of a prompt that are encoded without leaving the event loop: a few milliseconds."""
 
-EngineInput: TypeAlias = "Sequence[int] | MultiModalInput"
+EngineInput: TypeAlias = "list[int] | MultiModalInput"
 
 
 class VllmBackend:
@@ -296,7 +296,7 @@ class _Work:
         """`image_tokens` is how many tokens the pictures of a case add to each of its prompts."""
         self.case = case
         self.image_tokens = image_tokens
-        self.input: Callable[[Sequence[int]], EngineInput] = lambda ids: ids
+        self.input: Callable[[list[int]], EngineInput] = lambda ids: ids
         """Makes the engine's input of token ids."""
         self.answers: list[EngineAnswer] = []
         self.prompt_tokens = self.cached_tokens = 0

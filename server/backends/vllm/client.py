@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from vllm.inputs import MultiModalInput
     from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.core_client import AsyncMPClient
+    from vllm.v1.engine.output_processor import LoRARequestStates
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,6 +56,7 @@ class EngineClient:
 
     def __init__(self, engine: "AsyncLLM") -> None:
         self._engine = engine
+        self._core = cast("AsyncMPClient", engine.engine_core)
         self._numbers = itertools.count()
         self._waiting: dict[str, _Request] = {}
         self.heard_at = -math.inf
@@ -67,7 +70,7 @@ class EngineClient:
     async def ask(
         self,
         form: EngineCoreRequest,
-        prompt: "Sequence[int] | MultiModalInput",
+        prompt: "list[int] | MultiModalInput",
         *,
         priority: int = 0,
         cache_salt: str | None = None,
@@ -87,10 +90,10 @@ class EngineClient:
         waiting = _Request(request)
         self._waiting[request.request_id] = waiting
         try:
-            await self._engine.engine_core.add_request_async(request)
+            await self._core.add_request_async(request)
             await waiting.ended
         except asyncio.CancelledError:
-            await self._engine.engine_core.abort_requests_async([request.request_id])
+            await self._core.abort_requests_async([request.request_id])
             raise
         finally:
             del self._waiting[request.request_id]
@@ -98,9 +101,9 @@ class EngineClient:
             raise EngineDeadError()
         return waiting.answer
 
-    def _filled_in(self, form: EngineCoreRequest, prompt: "Sequence[int] | MultiModalInput") -> EngineCoreRequest:
-        if isinstance(prompt, dict):
-            return self._prepared(prompt, form.sampling_params)
+    def _filled_in(self, form: EngineCoreRequest, prompt: "list[int] | MultiModalInput") -> EngineCoreRequest:
+        if not isinstance(prompt, list):
+            return self._prepared(prompt, _sampling_of(form))
         longest = self._engine.model_config.max_model_len - 1
         if len(prompt) > longest:  # the engine core believes what it is sent
             raise VLLMValidationError(
@@ -115,7 +118,7 @@ class EngineClient:
 
     def _take(
         self, outputs: Sequence[EngineCoreOutput], timestamp: float, step: IterationStats
-    ) -> Sequence[EngineCoreOutput]:
+    ) -> list[EngineCoreOutput]:
         """What one step of the engine brought for each of some requests. Returns what others asked for."""
         others = []
         for output in outputs:
@@ -137,18 +140,21 @@ class EngineClient:
 class _Request:
     """A request that the engine works on. Whoever waits for `ended` finds it in `answer`, unless the engine died."""
 
-    __slots__ = ("_request", "answer", "ended")
+    __slots__ = ("_request", "_sampling", "answer", "ended")
 
     def __init__(self, request: EngineCoreRequest) -> None:
         self._request = request
+        self._sampling = _sampling_of(request)
         self.answer = EngineAnswer(
-            prompt_ids=request.prompt_token_ids, times=RequestStateStats(arrival_time=request.arrival_time)
+            prompt_ids=request.prompt_token_ids or (), times=RequestStateStats(arrival_time=request.arrival_time)
         )
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def add(self, output: EngineCoreOutput, timestamp: float, step: IterationStats, adapters: Any) -> None:
+    def add(
+        self, output: EngineCoreOutput, timestamp: float, step: IterationStats, adapters: "LoRARequestStates"
+    ) -> None:
         """What a step brought. `step` counts it for vLLM's metrics, whose functions ask for `adapters` even of none."""
-        answer, sampling = self.answer, self._request.sampling_params
+        answer, sampling = self.answer, self._sampling
         first = not answer.ids
         step.update_from_output(output, timestamp, first, answer.times, adapters, None)
         if first and output.prefill_stats is not None:
@@ -156,7 +162,7 @@ class _Request:
         answer.ids += output.new_token_ids
         if output.new_logprobs is not None:
             # The sampled token's own comes first. In a mixed batch vLLM pads short lists.
-            columns = 1 + sampling.num_logprobs
+            columns = 1 + (sampling.num_logprobs or 0)
             for ids, logprobs in zip(output.new_logprobs.logprob_token_ids, output.new_logprobs.logprobs, strict=True):
                 answer.logprobs.append(dict(zip(ids[:columns].tolist(), logprobs[:columns].tolist(), strict=True)))
         if output.finish_reason is not None:
@@ -174,3 +180,8 @@ class _Request:
     def end(self) -> None:
         if not self.ended.done():
             self.ended.set_result(None)
+
+
+def _sampling_of(request: EngineCoreRequest) -> "SamplingParams":
+    """What `EngineClient.form` gave it. Requests to pooling models, which have none, are not made here."""
+    return cast("SamplingParams", request.sampling_params)

@@ -11,7 +11,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from server.families.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
     from vllm.inputs import MultiModalInput
+    from vllm.model_executor.models.mllama4 import Mllama4ProcessingInfo
     from vllm.v1.engine.async_llm import AsyncLLM
 
 TILES_AT_ONCE = 1000
@@ -46,10 +47,11 @@ class EngineImages:
             raise RuntimeError("the checkpoint's tokenizer has no tokens for images")
         self._control = {name: id_ for name, id_ in found.items() if id_ is not None}
         self._tokens_per_tile = tokens_per_tile
-        self._dtype = None if takes_bytes() else engine.model_config.dtype
+        self._dtype = None if takes_bytes() else cast("torch.dtype", engine.model_config.dtype)
         self._placeholder = cache(self._placeholder_of)
-        self._most_tiles = engine.renderer.get_mm_processor().info.get_max_num_tiles()
-        self._hash_algorithm = engine.model_config.multimodal_config.mm_hasher_algorithm
+        processing = cast("Mllama4ProcessingInfo", engine.renderer.get_mm_processor().info)
+        self._most_tiles = processing.get_max_num_tiles()
+        self._hash_algorithm = engine.model_config.get_multimodal_config().mm_hasher_algorithm
         # One thread a picture: torch would spread each over all cores, and fight the engine for them.
         self._pool = ThreadPoolExecutor(
             min(4, os.cpu_count() or 1), "tiles", initializer=torch.set_num_threads, initargs=(1,)
@@ -75,9 +77,7 @@ class EngineImages:
         return prompt_ids.count(self._control["patch"]) // self._tokens_per_tile
 
     @contextlib.asynccontextmanager
-    async def shown(
-        self, pictures: Sequence[Image.Image]
-    ) -> AsyncIterator[Callable[[Sequence[int]], "MultiModalInput"]]:
+    async def shown(self, pictures: Sequence[Image.Image]) -> AsyncIterator[Callable[[list[int]], "MultiModalInput"]]:
         """Makes the engine's input of any prompt with one `<|image|>` for each of the pictures, which are RGB.
 
         They are tiled once, however many prompts show them. Waits until the engine has room for them; they count as
@@ -110,26 +110,27 @@ class EngineImages:
         if self._dtype is not None:
             tiles = numbers_of(tiles, self._dtype)
         place = self._fit(picture)
+        processed = {
+            "pixel_values": tiles,
+            "patches_per_image": torch.tensor([place.tiles]),
+            "aspect_ratios": torch.tensor([[place.rows, place.columns]]),
+        }
         (item,) = MultiModalKwargsItems.from_hf_inputs(
-            {
-                "pixel_values": tiles,
-                "patches_per_image": torch.tensor([place.tiles]),
-                "aspect_ratios": torch.tensor([[place.rows, place.columns]]),
-            },
+            cast("Any", processed),
             {
                 "pixel_values": MultiModalFieldConfig.flat_from_sizes("image", torch.tensor([place.tiles])),
                 "patches_per_image": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
                 "aspect_ratios": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
             },
         )["image"]
-        return item, name
+        return cast("MultiModalKwargsItem", item), name
 
     def _input(self, ids: Sequence[int], seen: Sequence[tuple[MultiModalKwargsItem, str]]) -> "MultiModalInput":
         expanded: list[int] = []
         places = []
         start = 0
         for item, _ in seen:
-            rows, columns = item["aspect_ratios"].data.tolist()
+            rows, columns = cast("torch.Tensor", item["aspect_ratios"].data).tolist()
             tokens, is_patch = self._placeholder(columns, rows)
             slot = ids.index(self._control["image"], start)
             expanded += ids[start:slot]
@@ -153,16 +154,19 @@ class EngineImages:
 def _same(expected: "MultiModalInput", made: "MultiModalInput") -> bool:
     """Whether two inputs tell the engine the same; what they call their pictures may differ."""
 
+    def items(given: "MultiModalInput") -> Sequence[MultiModalKwargsItem]:
+        return cast("Sequence[MultiModalKwargsItem]", given["mm_kwargs"]["image"])
+
     def facts(given: "MultiModalInput") -> list[object]:
         places = [(place.offset, place.length) for place in given["mm_placeholders"]["image"]]
-        return [given["prompt_token_ids"], places, [sorted(item) for item in given["mm_kwargs"]["image"]]]
+        return [given["prompt_token_ids"], places, [sorted(item) for item in items(given)]]
 
     def numbers(data: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return numbers_of(data, like.dtype) if data.dtype == torch.uint8 else data
 
-    def tensors(given: "MultiModalInput") -> list[torch.Tensor]:
-        masks = [place.is_embed for place in given["mm_placeholders"]["image"]]
-        return masks + [item[key].data for item in given["mm_kwargs"]["image"] for key in sorted(item)]
+    def tensors(given: "MultiModalInput") -> list[Any]:
+        masks: list[Any] = [place.is_embed for place in given["mm_placeholders"]["image"]]
+        return masks + [item[key].data for item in items(given) for key in sorted(item)]
 
     return facts(expected) == facts(made) and all(
         torch.equal(one, numbers(other, one)) for one, other in zip(tensors(expected), tensors(made), strict=True)

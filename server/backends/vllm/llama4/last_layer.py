@@ -1,21 +1,24 @@
 """A layer of Llama 4's decoder whose last one drops what is not read. mends/last_positions.py has the reason."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.model_executor.models.llama4 import Llama4DecoderLayer
 
 from server.backends.vllm.last_position_attention import LastPositionAttention
 
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
 
 class Layer(Llama4DecoderLayer):  # type: ignore[misc]
     """A layer of the decoder; the last of them drops what is not read."""
 
-    def __init__(self, vllm_config: Any, prefix: str = "", config: Any = None) -> None:
+    def __init__(self, vllm_config: "VllmConfig", prefix: str = "", config: Any = None) -> None:
         super().__init__(vllm_config, prefix, config)
         last = (config or vllm_config.model_config.hf_config).num_hidden_layers - 1
         if self.layer_idx == last:
-            self.self_attn.attn = LastPositionAttention(self.self_attn.attn)
+            self.self_attn.attn = LastPositionAttention(self.self_attn.attn)  # ty: ignore[invalid-assignment]
 
     def forward(
         self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor | None

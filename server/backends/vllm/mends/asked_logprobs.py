@@ -29,7 +29,7 @@ def install() -> None:
 
 
 def _gather(
-    sampler: Sampler, logprobs: torch.Tensor, logprob_token_ids: Mapping[int, Sequence[int]], sampled: torch.Tensor
+    self: Sampler, logprobs: torch.Tensor, logprob_token_ids: Mapping[int, Sequence[int]], sampled: torch.Tensor
 ) -> LogprobsTensors:
     """Of each row of `logprobs` (requests, vocabulary) the sampled token and those that its request asks for.
 

@@ -8,7 +8,11 @@ Needed: tests/engine/test_mends.py::test_the_vision_tower_still_multiplies_permu
 Until: Llama4UnfoldConvolution makes its patches contiguous, or the linear layer for CPUs takes them as they are.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from vllm.model_executor.models.mllama4 import Llama4UnfoldConvolution
 
 
 def install() -> None:
@@ -18,7 +22,8 @@ def install() -> None:
     Llama4UnfoldConvolution.forward = of_numbers
 
 
-def of_numbers(layer: Any, tiles: Any) -> Any:
+def of_numbers(self: "Llama4UnfoldConvolution", hidden_states: "torch.Tensor") -> "torch.Tensor":
     """The layer's result for tiles that are numbers already."""
-    embedded, _ = layer.linear(layer.unfold(tiles).permute(0, 2, 1).contiguous())
+    embedded: torch.Tensor
+    embedded, _ = self.linear(self.unfold(hidden_states).permute(0, 2, 1).contiguous())
     return embedded

@@ -17,4 +17,4 @@ def install() -> None:
 
     from server.backends.vllm.llama4.last_layer import Layer
 
-    llama4.Llama4DecoderLayer = Layer
+    llama4.Llama4DecoderLayer = Layer  # ty: ignore[invalid-assignment]

@@ -22,4 +22,4 @@ def install() -> None:
         return tokenizer
 
     # The class is not Python's and takes no __deepcopy__; pickling it must go on as before, so copyreg is no way.
-    copy._deepcopy_dispatch[Tokenizer] = shared  # type: ignore[attr-defined]
+    copy._deepcopy_dispatch[Tokenizer] = shared  # type: ignore[attr-defined]  # ty: ignore[missing-attribute]

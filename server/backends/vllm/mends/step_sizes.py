@@ -26,9 +26,9 @@ def install() -> None:
 
     determine = GPUModelRunner._determine_batch_execution_and_padding
 
-    def filled(runner: Any, num_tokens: int, *arguments: Any, **options: Any) -> Any:
+    def filled(self: GPUModelRunner, num_tokens: int, *arguments: Any, **options: Any) -> Any:
         # The runner's buffers hold no more than its largest step.
-        return determine(runner, min(filled_up(num_tokens), runner.max_num_tokens), *arguments, **options)
+        return determine(self, min(filled_up(num_tokens), self.max_num_tokens), *arguments, **options)
 
     CPUModelRunner._determine_batch_execution_and_padding = filled
 

@@ -9,14 +9,15 @@ Until: a request of one token costs vLLM's front end no more than this.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreOutput
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.output_processor import OutputProcessorOutput
     from vllm.v1.metrics.stats import IterationStats
 
-Take = Callable[["Sequence[EngineCoreOutput]", float, "IterationStats"], "Sequence[EngineCoreOutput]"]
+Take = Callable[["Sequence[EngineCoreOutput]", float, "IterationStats"], "list[EngineCoreOutput]"]
 """Takes what a step brought at a time, counts it, and returns those that are not its own."""
 
 
@@ -33,16 +34,20 @@ def install(engine: "AsyncLLM", take: Take, died: Callable[[], None], heard: Cal
     count_as_vllm = vllms.update_scheduler_stats.__get__(outputs)
 
     def process(
-        brought: "Sequence[EngineCoreOutput]",
-        timestamp: float,
-        step: "IterationStats",
+        engine_core_outputs: "list[EngineCoreOutput]",
+        engine_core_timestamp: float | None = None,
+        iteration_stats: "IterationStats | None" = None,
         weight_version: str | None = None,
-    ) -> Any:
-        return process_others(take(brought, timestamp, step), timestamp, step, weight_version)
+    ) -> "OutputProcessorOutput":
+        # Both are there: this server's engine counts (`disable_log_stats` in setup.py).
+        others = take(
+            engine_core_outputs, cast("float", engine_core_timestamp), cast("IterationStats", iteration_stats)
+        )
+        return process_others(others, engine_core_timestamp, iteration_stats, weight_version)
 
-    def fail(error: Exception) -> None:
+    def fail(e: Exception) -> None:
         died()
-        fail_others(error)
+        fail_others(e)
 
     def count(stats: Any) -> None:  # vLLM calls it for each message of the engine core
         heard()

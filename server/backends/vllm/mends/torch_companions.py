@@ -32,7 +32,7 @@ def install() -> None:
         _KEPT.append(library)
     if is_broken("torchaudio", "lib/_torchaudio.abi3.so", "lib/_torchaudio.so"):
         # transformers and vLLM both do without torchaudio, but only where it is not installed: this says so.
-        sys.modules["torchaudio"] = None  # type: ignore[assignment]
+        sys.modules["torchaudio"] = None  # type: ignore[assignment]  # ty: ignore[invalid-assignment]
 
 
 mend = install
