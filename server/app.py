@@ -21,7 +21,9 @@ from server.api.http.budget import BodyBudget
 from server.api.http.dialect import Dialect
 from server.api.http.direct import direct_apps
 from server.api.http.errors import ErrorShapes
+from server.api.http.hosts import Hosts
 from server.api.http.limits import Limits
+from server.api.http.methods import HeadAsGet, Replies
 from server.api.http.middleware import RequestContext
 from server.api.http.paths import ClientPaths
 from server.api.http.state import Served
@@ -136,8 +138,10 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
     app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     errors.install(app, served.errors)
     openapi.describe(app, served.service.names)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(RequestContext, served=served, direct=direct_apps(app.routes))
     app.add_middleware(ClientPaths)
+    app.add_middleware(Replies)
     return app
 
 
@@ -159,7 +163,11 @@ def _served(settings: Settings, profile: Profile, moderator: Moderator) -> Serve
         ),
         readiness=_readiness(settings, moderator, keyring),
         judges=judges_of(settings, profile, backend),
-        access=Access(keyring, _by_path(dialect.scopes for dialect in DIALECTS)),
+        access=Access(
+            keyring,
+            Hosts(settings.allowed_hosts, needs_keys=settings.needs_keys),
+            _by_path(dialect.scopes for dialect in DIALECTS),
+        ),
         limits=Limits(moderator.admission, profile.context_tokens),
         body_budget=BodyBudget(4 * settings.max_body_bytes),
         errors=ErrorShapes(_by_path(dialect.errors for dialect in DIALECTS)),

@@ -37,7 +37,14 @@ Codes = Annotated[tuple[Code, ...], NoDecode]
 Names = Annotated[tuple[str, ...], NoDecode]
 Providers = Annotated[tuple[Annotated[str, StringConstraints(pattern=r"^[\w./-]+$")], ...], NoDecode]
 HeaderText = Annotated[str, StringConstraints(pattern=r"^[ -~]*$", strip_whitespace=True)]
-LISTS = ("excluded_categories", "model_aliases", "openrouter_only", "openrouter_order", "openrouter_ignore")
+LISTS = (
+    "allowed_hosts",
+    "excluded_categories",
+    "model_aliases",
+    "openrouter_only",
+    "openrouter_order",
+    "openrouter_ignore",
+)
 """Settings that are written with commas."""
 
 
@@ -143,6 +150,11 @@ class Settings(BaseSettings):
         "auto",
         description="Whether requests need an API key. `auto`: they do unless the server listens on a loopback"
         " address.",
+    )
+    allowed_hosts: Names = Field(
+        (),
+        description="Comma-separated host names under which the server is served, beside those of loopback; `*` allows"
+        " every name. Empty, with keys: every name. `GUARD_AUTH=off` on another address needs this setting.",
     )
     key_pepper: SecretStr = Field(
         SecretStr(""),
@@ -277,6 +289,11 @@ class Settings(BaseSettings):
             raise ValueError("hung_after must exceed ready_max_age, or a server would be restarted that may recover")
         if self.list_concurrency > self.max_queue:
             raise ValueError("list_concurrency must not exceed max_queue, or no long list could ever be admitted")
+        if not self.needs_keys and not self.listens_on_loopback and not self.allowed_hosts:
+            raise ValueError(
+                "auth=off on an address that others can reach needs allowed_hosts, the names under which the server is"
+                " served: without them any web page could ask it through a visitor's browser"
+            )
         return self
 
     @model_validator(mode="after")
@@ -341,12 +358,15 @@ class Settings(BaseSettings):
     @property
     def needs_keys(self) -> bool:
         """Whether requests need an API key. They do unless the address is certainly a loopback one."""
-        if self.auth != "auto":
-            return self.auth == "required"
+        return self.auth == "required" or (self.auth == "auto" and not self.listens_on_loopback)
+
+    @property
+    def listens_on_loopback(self) -> bool:
+        """Whether only this machine can certainly reach the server."""
         try:
-            return not ipaddress.ip_address(self.host).is_loopback
+            return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
-            return self.host != "localhost"
+            return self.host == "localhost"
 
     @property
     def image_limits(self) -> ImageLimits:

@@ -50,6 +50,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "fastapi": ("api", "app", "commands.serve"),
     "fastapi_offline": ("app",),
     "starlette": ("api", "app", "commands.serve"),
+    "httptools": ("api.http.connection",),
     "uvicorn": ("commands.serve", "api.http.connection"),
     "uvloop": ("commands.serve",),
     "cachetools": ("moderation.verdict_cache",),

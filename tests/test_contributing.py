@@ -147,7 +147,7 @@ async def test_the_dialect_is_served_and_described(module: Module, monkeypatch: 
     app = wiring.create_app(Settings(profile=PROFILE), load_profile(PROFILE), FakeBackend())
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://guard") as client,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client,
     ):
         told = [(await client.post("/plain/judge", json={"text": text})).json() for text in ("bread", "a bomb")]
         assert told == [{"unsafe": False, "categories": []}, {"unsafe": True, "categories": ["S1", "S9"]}]

@@ -346,7 +346,9 @@ def test_nobody_needs_a_key_on_the_loopback_unless_it_is_said(host):
 )
 def test_elsewhere_everybody_needs_a_key_unless_it_is_waived(host):
     assert Settings(host=host).needs_keys is True
-    assert Settings(host=host, auth="off").needs_keys is False
+    assert Settings(host=host, auth="off", allowed_hosts="*").needs_keys is False
+    with pytest.raises(ValidationError, match="needs allowed_hosts"):
+        Settings(host=host, auth="off")
 
 
 def test_a_pepper_is_not_shown():

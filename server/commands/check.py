@@ -203,6 +203,6 @@ async def _client(settings: Settings, options: argparse.Namespace) -> AsyncItera
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://engine/v1/", timeout=None) as client,  # noqa: S113
+        httpx.AsyncClient(transport=transport, base_url="http://localhost/v1/", timeout=None) as client,  # noqa: S113
     ):
         yield client

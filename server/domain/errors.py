@@ -134,6 +134,33 @@ class Conflict(InvalidRequest):
     code = "conflict"
 
 
+class InvalidHttp(InvalidRequest):
+    """The request is not HTTP/1.1 as this server reads it."""
+
+    code = "invalid_http"
+
+
+class HeadTooLarge(InvalidRequest):
+    """The request line and the headers are larger than the limit, or there are too many headers."""
+
+    status = 431
+    code = "request_header_fields_too_large"
+
+
+class ForeignHost(InvalidRequest):
+    """The request names a host that this server does not serve, or comes from a page of another origin."""
+
+    status = 403
+    code = "foreign_host"
+
+
+class UnsupportedEncoding(InvalidRequest):
+    """The body is compressed or encoded in a way that this server does not read."""
+
+    status = 415
+    code = "unsupported_encoding"
+
+
 class RequestTooLarge(InvalidRequest):
     """The body is larger than the limit."""
 
@@ -213,6 +240,14 @@ class TooManyBatches(QuotaExceeded):
 
 class TooManyBytes(QuotaExceeded):
     """The key's files hold so many bytes that no new one fits."""
+
+
+class TooManyConnections(GuardError):
+    """There are as many connections as the limit on open files allows, and none of them is idle."""
+
+    status = 503
+    code = "too_many_connections"
+    retryable = True
 
 
 class KeysUnavailable(GuardError):

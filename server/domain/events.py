@@ -43,6 +43,13 @@ class ErrorAnswered:
     status: int
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectionRefused:
+    """A connection ended before its request was read. `reason` is an error's code, or `idle` if it made room."""
+
+    reason: str
+
+
 # --- Verdicts --------------------------------------------------------------------------------------------
 
 

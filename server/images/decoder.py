@@ -121,8 +121,8 @@ class ImageDecoder:
         # It also warns, once for each odd tag: 64 kB of EXIF write a megabyte of warnings.
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
-    async def decode(self, images: Sequence[ImagePart]) -> list[DecodedImage]:
-        """The images in the same order.
+    async def decode(self, images: Sequence[ImagePart], holder: str = "") -> list[DecodedImage]:
+        """The images in the same order. Callers (`holder`) share the decoding threads.
 
         Raises TooManyImages, ImageTooLarge (bytes, pixels, memory), InvalidImage, RemoteImagesDisabled, and
         DeadlineExceeded if they are not decoded in time.
@@ -141,9 +141,9 @@ class ImageDecoder:
                 self._room_for(sum(scheme_of(image.url) != "data" for image in images)),
             ):
                 sources = await together(self._source(image) for image in images)
-                read = await together(map(self._read, images, sources))
+                read = await together(map(partial(self._read, holder=holder), images, sources))
                 self._check_number(images, [one.pictures for one in read])
-                return await together(map(partial(self._decode, deadline=deadline), images, read))
+                return await together(map(partial(self._decode, holder=holder, deadline=deadline), images, read))
         except TimeoutError:
             raise too_slow() from None
 
@@ -187,18 +187,18 @@ class ImageDecoder:
         data = await self._fetcher.fetch(image.url, image.param)
         return _Source(lambda: data, len(data))
 
-    async def _read(self, image: ImagePart, source: "_Source") -> "_Read":
+    async def _read(self, image: ImagePart, source: "_Source", holder: str) -> "_Read":
         with _naming(image):
             job = partial(self._read_file, source.load)
             return await asyncio.wrap_future(
-                self._turns.submit(job, quick=True, patience=source.size * PATIENCE_PER_BYTE)
+                self._turns.submit(job, quick=True, patience=source.size * PATIENCE_PER_BYTE, holder=holder)
             )
 
-    async def _decode(self, image: ImagePart, read: "_Read", deadline: float) -> DecodedImage:
+    async def _decode(self, image: ImagePart, read: "_Read", holder: str, deadline: float) -> DecodedImage:
         with _naming(image):
             job = partial(self._decode_read, read, deadline)
             return await asyncio.wrap_future(
-                self._turns.submit(job, quick=read.quick, patience=read.work * PATIENCE_PER_PIXEL)
+                self._turns.submit(job, quick=read.quick, patience=read.work * PATIENCE_PER_PIXEL, holder=holder)
             )
 
     def _check_number(self, images: Sequence[ImagePart], pictures: Sequence[int]) -> None:

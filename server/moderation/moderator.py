@@ -140,7 +140,11 @@ class Moderator:
     async def _judge(self, question: Question, deadline: float, at_once: int) -> Verdict:
         """The strictest verdict of all passes. They run together if `at_once` allows as many."""
         images, passes = question.conversation.images, question.passes.passes
-        pictures = dict(zip(images, await self._decoder.decode(images), strict=True)) if images else {}
+        pictures = (
+            dict(zip(images, await self._decoder.decode(images, question.handling.tenant or ""), strict=True))
+            if images
+            else {}
+        )
 
         async def judged(asked: Pass) -> Verdict:
             completion = await self.backend.complete(question.case(asked, pictures, deadline))

@@ -14,6 +14,7 @@ from server.domain.events import (
     Answered,
     BatchChanged,
     BreakerChanged,
+    ConnectionRefused,
     ErrorAnswered,
     FinishedPromptJudged,
     Judged,
@@ -34,6 +35,12 @@ REQUEST_SECONDS = Histogram(
 )
 ERRORS = Counter("guard_errors", "Error responses, by the error's code, or its type if it has no code.", ["kind"])
 
+CONNECTIONS_REFUSED = Counter(
+    "guard_connections_refused",
+    "Connections that ended before a request was read, by reason: an error's code, or idle if room was needed.",
+    ["reason"],
+)
+
 # Looking a series up costs more than counting in it.
 _requests = lru_cache(REQUESTS.labels)
 _request_seconds = lru_cache(REQUEST_SECONDS.labels)
@@ -48,6 +55,11 @@ def count_request(event: Answered) -> None:
 @on(ErrorAnswered)
 def count_error(event: ErrorAnswered) -> None:
     ERRORS.labels(event.kind).inc()
+
+
+@on(ConnectionRefused)
+def count_refused_connection(event: ConnectionRefused) -> None:
+    CONNECTIONS_REFUSED.labels(event.reason).inc()
 
 
 # --- Verdicts --------------------------------------------------------------------------------------------

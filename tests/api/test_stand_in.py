@@ -43,7 +43,7 @@ async def client(settings: Settings, backend: FakeBackend) -> AsyncIterator[http
     app = create_app(settings, load_profile(settings.profile), backend)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://guard") as client,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client,
     ):
         yield client
 
@@ -225,7 +225,7 @@ async def test_a_variant_without_pictures_has_the_same_choice(backend: FakeBacke
     app = create_app(Settings(profile=TEXT_ONLY, unseen_images=unseen), load_profile(TEXT_ONLY), backend)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://guard") as client,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client,
     ):
         response = await client.post("/v1/moderations", json={"input": SEEN})
         if unseen == "refuse":

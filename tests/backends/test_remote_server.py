@@ -67,7 +67,7 @@ async def serving(settings: Settings, backend: Backend) -> AsyncIterator[tuple[h
     app = create_app(settings, PROFILE, backend)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://guard") as client,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client,
     ):
         yield client, app
 

@@ -105,7 +105,7 @@ async def test_its_verdicts_go_out_through_every_door(folder: Path):
     app = create_app(Settings(database_url="sqlite:///:memory:"), profile, FakeBackend(script))
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://guard") as client,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client,
     ):
         moderation = (await client.post("/v1/moderations", json={"input": "Is it hot?"})).json()
         assert moderation["results"][0]["guard"]["categories"] == ["Fire", "Flood"]

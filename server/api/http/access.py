@@ -7,11 +7,12 @@ includes paths that do not exist, and paths that somebody adds tomorrow.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+from server.api.http.hosts import Hosts
 from server.api.http.paths import most_specific
 from server.domain.caller import ANYONE, Caller, Scope
-from server.domain.errors import CrossSite, InvalidApiKey, MissingScope
+from server.domain.errors import InvalidApiKey, MissingScope
 from server.store.keys import Keyring
 
 log = logging.getLogger(__name__)
@@ -23,9 +24,10 @@ OPEN = frozenset({"/health", "/ready"})
 class Access:
     """The door. Without a keyring it is open to anyone."""
 
-    def __init__(self, keyring: Keyring | None, scopes: Mapping[str, Scope]) -> None:
+    def __init__(self, keyring: Keyring | None, hosts: Hosts, scopes: Mapping[str, Scope]) -> None:
         """`scopes` maps a path to the scope that it and all paths below it need. Every other path needs ADMIN."""
         self._scopes = dict(scopes)
+        self._hosts = hosts
         self._keyring = keyring
         self._watch: asyncio.Task[None] | None = None
 
@@ -61,18 +63,12 @@ class Access:
         """Whether `path` gives verdicts. Its replies then carry the rate-limit headers."""
         return self.scope_of(path) is Scope.MODERATE
 
-    async def caller_of(self, path: str, headers: Iterable[tuple[bytes, bytes]]) -> Caller:
-        """Who asks for `path`. Raises InvalidApiKey, MissingScope, KeysUnavailable or CrossSite."""
+    async def caller_of(self, path: str, headers: Sequence[tuple[bytes, bytes]]) -> Caller:
+        """Who asks for `path`. Raises ForeignHost, CrossSite, InvalidApiKey, MissingScope or KeysUnavailable."""
         if path in OPEN:
             return ANYONE
+        self._hosts.check(headers)
         if self._keyring is None:
-            # Any page in the operator's browser could send requests to a server on this machine. Only browsers send
-            # this header.
-            if any(name == b"sec-fetch-site" and value == b"cross-site" for name, value in headers):
-                raise CrossSite(
-                    "This request came from a page of another site. A server without API keys refuses such requests."
-                    " To allow them, the operator turns keys on with GUARD_AUTH=required."
-                )
             return ANYONE
         caller = await self._keyring.find(_presented(headers))
         if caller is None:

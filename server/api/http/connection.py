@@ -1,4 +1,8 @@
-"""Uvicorn's connections, made cheaper in two ways.
+"""Uvicorn's connections, bounded before anybody has shown a key, and made cheaper in two ways.
+
+Uvicorn's parser takes heads and chunk extensions of any size, keeps silent connections for ever, and loses the body of
+a request that offers an upgrade. So it gets a head only once the head is whole and within bounds (head.py), and every
+wait for the client has an end.
 
 A reply is sent in one piece. Uvicorn and uvloop would send the headers and then the body: two system calls, two
 segments, and a client that wakes up twice. A request also learns from a future that its client is gone: ASGI only has a
@@ -6,11 +10,47 @@ message to wait for, which takes one more task per request.
 """
 
 import asyncio
+import resource
+import time
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from server.api.http.chunks import Chunks
+from server.api.http.errors import error_body
+from server.api.http.head import BadHead, body_of, checked, end_of
 from server.api.http.state import CONNECTION_LOST
+from server.domain.errors import GuardError, InvalidHttp, RequestTimeout, TooManyConnections
+from server.domain.events import ConnectionRefused, publish
+
+HEAD_S = 20.0
+"""From the first wait for a request to the end of its head. Also for the rest of a body that nobody reads any more."""
+
+STALLED_S = 60.0
+"""For a client that does not read its reply."""
+
+LINGER_S = 2.0
+"""After a refusal, what still comes is thrown away for this time. A reset could overtake the refusal otherwise."""
+
+PROBES_S = (0.3, 0.1, 5.0)
+"""Waits before the probes of a client that ended its half of the connection. The last one repeats."""
+
+MOST_CONNECTIONS = 10_000
+RESERVED_FILES = 96
+"""Descriptors that are left for the engine, the database and uploads."""
+
+MAKING_ROOM = 0.1
+"""The share of all connections that is closed when there are too many: the idle ones that have waited longest."""
+
+PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def most_connections() -> int:
+    """As many as the limit on open files leaves room for."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(16, min(MOST_CONNECTIONS, files - RESERVED_FILES))
 
 
 class Connection(HttpToolsProtocol):
@@ -23,10 +63,182 @@ class Connection(HttpToolsProtocol):
         super().connection_made(cast(asyncio.Transport, JoiningTransport(transport, self.loop)))
         self._lost = self.loop.create_future()
         self.app_state = {**self.app_state, CONNECTION_LOST: self._lost}
+        self._idle_since = time.monotonic()
+        self._held = b""
+        """A head that is not complete yet."""
+        self._body_left = 0
+        """Bytes of the body that are still to come, if it has a length."""
+        self._chunks: Chunks | None = None
+        self._complete = True
+        """Whether the last request has come in full, so that the next byte begins a head."""
+        self._refused = False
+        self._stalled: asyncio.TimerHandle | None = None
+        self._waiting: asyncio.TimerHandle | None = self.loop.call_later(HEAD_S, self._waited)
+        if len(self.connections) > most_connections():
+            self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        self._resumed()
         super().connection_lost(exc)
-        self._lost.set_result(None)
+        if not self._lost.done():
+            self._lost.set_result(None)
+
+    # --- What comes in -----------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        while data and not self._refused and not self.transport.is_closing():
+            data = self._take_head(data) if self._complete else self._take_body(data)
+
+    def _take_head(self, data: bytes) -> bytes:
+        """Feed a head to the parser once it is complete. Returns what follows it."""
+        if self.cycle is not None and not self.cycle.keep_alive:
+            return b""  # the connection ends with the reply to the last request
+        held = (self._held + data).lstrip(b"\r\n")
+        try:
+            end = end_of(held, len(self._held))
+            if end is None:
+                self._held = held
+                if self._waiting is None and held:
+                    self._waiting = self.loop.call_later(HEAD_S, self._waited)
+                return b""
+            head = checked(held[:end])
+        except BadHead as bad:
+            self._refuse(bad.error)
+            return b""
+        self._held, self._complete = b"", False
+        self._stop_waiting()
+        self._feed(head)
+        return held[end:]
+
+    def _take_body(self, data: bytes) -> bytes:
+        """Feed what belongs to the body to the parser. Returns what follows it."""
+        try:
+            size = self._body_left if self._chunks is None else self._chunks.take(data)
+        except BadHead as bad:
+            self._refuse(bad.error)
+            return b""
+        piece, rest = data[:size], data[size:]
+        self._body_left -= len(piece)
+        self._feed(piece)
+        return rest
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            bad = error.__context__
+            self._refuse(bad.error if isinstance(bad, BadHead) else InvalidHttp("The request is not valid HTTP/1.1."))
+
+    def on_message_begin(self) -> None:
+        if self._complete:  # the parser sees another end of the body than this class
+            raise BadHead(InvalidHttp("The request is not valid HTTP/1.1."))
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        length = body_of(self.headers, self.parser.get_http_version())
+        self._chunks, self._body_left = (Chunks(), 0) if length is None else (None, length)
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._complete = True
+        super().on_message_complete()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.cycle is None or self.cycle.scope is not self.scope:  # otherwise a trailer, which nobody reads
+            super().on_header(name, value)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep the connection of a client that only ended its own half, if a complete request still waits."""
+        if not self._in_flight or not self._complete or self._refused:
+            return False  # uvicorn's transport then closes
+        self.cycle.keep_alive = False
+        self.loop.call_later(PROBES_S[0], self._probe, 1)
+        return True
+
+    def _probe(self, number: int) -> None:
+        """Write something that every client skips: a client that is gone answers with a reset, which ends the work.
+
+        A client that closes its socket looks like one that ends its half, until something is sent to it.
+        """
+        if not self._in_flight or self.transport.is_closing() or self.cycle.scope["http_version"] != "1.1":
+            return
+        if not self.cycle.response_started:
+            self.transport.write(PROBE)
+        self.loop.call_later(PROBES_S[min(number, len(PROBES_S) - 1)], self._probe, number + 1)
+
+    # --- Waits and refusals ------------------------------------------------------------------------------
+
+    @property
+    def _in_flight(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._idle_since = time.monotonic()
+        if not self._complete and not self.transport.is_closing():
+            # The rest of a body that was refused. It may take its time, but not for ever.
+            self._stop_waiting()
+            self._waiting = self.loop.call_later(HEAD_S, self.transport.close)
+
+    def _waited(self) -> None:
+        self._waiting = None
+        if self._held:
+            self._refuse(RequestTimeout(f"The head of the request did not arrive within {HEAD_S:g} seconds."))
+        elif not self._in_flight:
+            self.transport.close()
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self.loop.call_later(STALLED_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._resumed()
+
+    def _resumed(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def _make_room(self) -> None:
+        idle = [each for each in self.connections if isinstance(each, Connection) and not each._in_flight]
+        idle.remove(self)
+        idle.sort(key=lambda connection: connection._idle_since)
+        for connection in idle[: max(1, int(len(self.connections) * MAKING_ROOM))]:
+            connection.transport.close()
+            publish(ConnectionRefused("idle"))
+        if not idle:
+            self._refuse(
+                TooManyConnections("The server has too many connections. Try again in a second.", retry_after=1)
+            )
+
+    def _refuse(self, error: GuardError) -> None:
+        """Answer and end the connection. What still comes is thrown away."""
+        self._refused = True
+        self._stop_waiting()
+        publish(ConnectionRefused(error.code or error.type))
+        if self._in_flight:
+            self.cycle.keep_alive = False
+            if not self.cycle.more_body:
+                return  # what came before is answered first, and this never
+            if self.cycle.response_started:
+                self.transport.close()
+                return
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        content = orjson.dumps(error_body(error))
+        retry = b"" if error.retry_after is None else b"retry-after: %d\r\n" % error.retry_after
+        length = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(content)
+        self.transport.write(STATUS_LINE[error.status] + length + retry + b"connection: close\r\n\r\n" + content)
+        self.flow.resume_reading()
+        self.loop.call_later(LINGER_S, self.transport.close)
 
 
 class JoiningTransport:

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from server.api.http.methods import allowed_methods
 from server.api.http.paths import most_specific
 from server.api.http.shapes import Closed
 from server.domain.errors import GuardError, InvalidRequest, MethodNotAllowed, UnknownUrl
@@ -96,7 +97,7 @@ def install(app: FastAPI, shapes: ErrorShapes) -> None:
             response = shapes.response(
                 MethodNotAllowed("This URL does not accept that method. The header Allow lists those it does."), path
             )
-            response.headers.update(error.headers or {})
+            response.headers["allow"] = allowed_methods(request.app.routes, request.scope)
             return response
         return shapes.response(
             InvalidRequest("The server cannot process this request. See /docs for what it accepts."), path

@@ -91,7 +91,8 @@ class RequestState:
     """The state of one request so far.
 
     `connection_lost` is done once the client is gone. It is None behind a server that does not report this. `route` is
-    the path of a direct route, None for all others. The reply is made from `verdicts`.
+    the path of a direct route, None for all others. The reply is made from `verdicts`. `body_counted` are the bytes of
+    the body that count in the budget. `client` is the address of the client.
     """
 
     connection_lost: asyncio.Future[None] | None = None
@@ -101,17 +102,24 @@ class RequestState:
     caller: Caller | None = None
     verdicts: Sequence[Verdict] = ()
     body_bytes: int = 0
+    body_counted: int = 0
     status: int = UNANSWERED
+    client: str = ""
 
     @property
     def seconds(self) -> float:
         """Seconds since the request arrived."""
         return time.perf_counter() - self.started
 
+    @property
+    def holder(self) -> str:
+        """Who holds what this request takes of shared room: the key, or the client's address without keys."""
+        return self.caller.id if self.caller is not None and self.caller.id is not None else self.client
+
     @classmethod
     def begin(cls, scope: Scope) -> "RequestState":
         """Make the state of a request and put it into its scope."""
-        state = scope[_KEY] = cls(scope.get("state", {}).get(CONNECTION_LOST))
+        state = scope[_KEY] = cls(scope.get("state", {}).get(CONNECTION_LOST), client=(scope.get("client") or [""])[0])
         return state
 
 

@@ -1,16 +1,17 @@
 """/v1/files in OpenAI's dialect: the files that batches read and write."""
 
-import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal, NotRequired
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from server.api.http.body import validate
+from server.api.http.budget import FairShare
 from server.api.http.description import TOO_LARGE, Responses, reply
 from server.api.http.shapes import Closed, Count, Moment
-from server.api.http.state import caller_of, served
+from server.api.http.state import caller_of, served, state_of
 from server.api.openai import examples
 from server.api.openai.upload import (
     FORM_BODY,
@@ -29,11 +30,11 @@ from server.store.ids import Kind, is_id
 
 router = APIRouter(prefix="/v1", tags=["files"])
 
-UPLOADS_AT_ONCE = 4
-"""Each may need as much room in the folder of temporary files as the largest file."""
+UPLOADS_AT_ONCE = 8
+"""Each may need as much room in the folder of temporary files as the largest file. One caller gets half of them."""
 
 
-class Uploads(asyncio.Semaphore):
+class Uploads(FairShare):
     """Limits the uploads at one time."""
 
     def __init__(self) -> None:
@@ -81,25 +82,23 @@ FILE_RESPONSES: Responses = {200: reply(File, "The file", examples.FILE), **exam
 )
 async def upload(request: Request) -> JSONResponse:
     settings = served(request).settings
-    turns = served(request).kept(Uploads)
-    if turns.locked():
-        raise Overloaded("Too many files are being uploaded at the moment. Try again in a second.", retry_after=1)
-    async with turns, form_of(request, settings) as form:
-        document, file = fields_of(form)
-        options = validate(document, FileForm)
-        if file is None:
-            raise InvalidRequest("Missing required parameter: 'file'.", param="file")
-        if (file.size or 0) > settings.max_file_bytes:
-            raise too_large(settings)
-        expires_after = options.expires_after.seconds if options.expires_after else INPUT_EXPIRES_AFTER_S
-        stored = await _files(request).add(
-            owner(request),
-            files.INPUT,
-            name_of(file.filename),
-            pieces_of(file),
-            min(expires_after, settings.retention),
-            most_bytes=settings.max_stored_bytes,
-        )
+    with _turn(request):
+        async with form_of(request, settings) as form:
+            document, file = fields_of(form)
+            options = validate(document, FileForm)
+            if file is None:
+                raise InvalidRequest("Missing required parameter: 'file'.", param="file")
+            if (file.size or 0) > settings.max_file_bytes:
+                raise too_large(settings)
+            expires_after = options.expires_after.seconds if options.expires_after else INPUT_EXPIRES_AFTER_S
+            stored = await _files(request).add(
+                owner(request),
+                files.INPUT,
+                name_of(file.filename),
+                pieces_of(file),
+                min(expires_after, settings.retention),
+                most_bytes=settings.max_stored_bytes,
+            )
     return JSONResponse(_document(stored))
 
 
@@ -162,6 +161,18 @@ async def get_content(request: Request, file_id: str) -> StreamingResponse:
     headers = {"content-length": str(stored.bytes), "x-content-type-options": "nosniff"}
     content = _files(request).content(stored.id)
     return StreamingResponse(content, headers=headers, media_type="application/octet-stream")
+
+
+@contextlib.contextmanager
+def _turn(request: Request) -> Iterator[None]:
+    """One of the uploads at one time. Raises Overloaded."""
+    uploads, holder = served(request).kept(Uploads), state_of(request).holder
+    if not uploads.take(holder, 1):
+        raise Overloaded("Too many files are being uploaded at the moment. Try again in a second.", retry_after=1)
+    try:
+        yield
+    finally:
+        uploads.give_back(holder, 1)
 
 
 # --- Lists and owners, for files and batches --------------------------------------------------------------

@@ -11,13 +11,17 @@ from pydantic import Field
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from server.api.http.encoding import encoding_of
 from server.api.messages import WireModel
-from server.domain.errors import InvalidRequest, RequestTimeout, RequestTooLarge, StoreUnavailable
+from server.domain.errors import InvalidRequest, RequestTimeout, RequestTooLarge, StoreUnavailable, UnsupportedEncoding
 from server.settings import Settings
 from server.store.files import CHUNK_BYTES
 
 INPUT_EXPIRES_AFTER_S = 30 * 24 * 60 * 60
 """As at OpenAI, files that callers uploaded are deleted after 30 days. Files that batches wrote stay."""
+
+LEAST_PACE = 64 * 1024
+"""Bytes that must arrive in each second, after one deadline: whoever sends slower holds the place of another."""
 
 _FORM_BYTES = 64 * 1024
 """Room for everything in the form except the file."""
@@ -84,20 +88,24 @@ async def form_of(request: Request, settings: Settings) -> AsyncIterator[FormDat
 
 
 async def _bounded(request: Request, settings: Settings) -> AsyncGenerator[bytes, None]:
-    """The body. Raises RequestTooLarge, and RequestTimeout if nothing arrives for the length of the deadline."""
+    """The body. Raises RequestTooLarge, RequestTimeout if it comes too slowly, and UnsupportedEncoding."""
+    if encoding_of(request.scope["headers"]) is not None:
+        raise UnsupportedEncoding("Send the file without compression: leave out the header Content-Encoding.")
     limit = settings.max_file_bytes + _FORM_BYTES
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
         raise too_large(settings)
-    received = 0
+    received, patience = 0, asyncio.get_running_loop().time() + settings.deadline
     stream = aiter(request.stream())
     while True:
         try:
-            async with asyncio.timeout(settings.deadline):
+            async with asyncio.timeout_at(patience + received / LEAST_PACE):
                 piece = await anext(stream, None)
         except TimeoutError:
-            message = f"No part of the upload arrived for {settings.deadline:g} seconds. Send the file again."
-            raise RequestTimeout(message) from None
+            raise RequestTimeout(
+                f"The upload came at less than {LEAST_PACE} bytes a second for {settings.deadline:g} seconds. Send the"
+                " file again, or in smaller files."
+            ) from None
         if piece is None:
             return
         received += len(piece)

@@ -19,6 +19,7 @@ from starlette.routing import Mount, Route
 from server.__main__ import main
 from server.api.http.access import OPEN, Access
 from server.api.http.dialect import Dialect
+from server.api.http.hosts import Hosts
 from server.api.http.middleware import METHODS
 from server.app import DIALECTS, create_app
 from server.checkpoints.profile import load_profile
@@ -178,7 +179,11 @@ def test_what_is_open_needs_no_scope() -> None:
 @pytest.mark.parametrize("dialects", [[], [dialect for dialect in DIALECTS if "/v1/files" not in dialect.scopes]])
 def test_a_path_that_no_dialect_speaks_of_needs_admin(dialects: list[Dialect]) -> None:
     """A dialect that forgets its scopes is closed to all but admins."""
-    access = Access(None, {path: scope for dialect in dialects for path, scope in dialect.scopes.items()})
+    access = Access(
+        None,
+        Hosts((), needs_keys=False),
+        {path: scope for dialect in dialects for path, scope in dialect.scopes.items()},
+    )
     assert access.scope_of("/v1/files") is Scope.ADMIN
 
 
@@ -606,9 +611,9 @@ TARGETS = [
     "/openapi.json",
     "/static-offline-docs/swagger-ui-bundle.js",
     "/static-offline-docs/../metrics",
-    "http://guard/v1/moderations",
+    "http://localhost/v1/moderations",
     "http://evil.example/metrics",
-    "http://guard/health/../metrics",
+    "http://localhost/health/../metrics",
     "/nothing/here",
     "/" + "a/" * 2000,
 ]
@@ -635,17 +640,17 @@ def test_no_spelling_of_a_path_gets_past(guarded: LiveServer, backend: FakeBacke
 @pytest.mark.parametrize(
     "request_",
     [
-        b"OPTIONS * HTTP/1.1\r\nHost: guard\r\n\r\n",
-        b"CONNECT guard:80 HTTP/1.1\r\nHost: guard\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"CONNECT guard:80 HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET /metrics HTTP/1.0\r\n\r\n",
         b"GET /metrics\r\n\r\n",
-        b"GET /v1/models HTTP/1.1\r\nHost: guard\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n",
-        b"GET /v1/models HTTP/1.1\r\nHost: guard\r\nUpgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+        b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nUpgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\n"
         b"HTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n",
-        b"GET /v1/models HTTP/1.1\r\nHost: guard\r\nAuthorization\r\n\r\n",
-        b"GET /v1/models HTTP/1.1\r\nHost: guard\r\nAuthorization: Bearer\r\n x\r\n\r\n",
-        b"GET /v1/models HTTP/1.1\r\nHost: guard\r\nHost: localhost\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nAuthorization\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer\r\n x\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ],
 )
@@ -655,16 +660,16 @@ def test_no_spelling_of_a_request_gets_past(guarded: LiveServer, request_: bytes
 
 def test_what_follows_an_open_request_on_its_connection_is_closed(guarded: LiveServer, backend: FakeBackend) -> None:
     body = json.dumps(BODY).encode()
-    smuggled = b"POST /v1/moderations HTTP/1.1\r\nHost: guard\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
-    health = b"GET /health HTTP/1.1\r\nHost: guard\r\n\r\n"
+    smuggled = b"POST /v1/moderations HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    health = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     assert statuses(raw(guarded, health + smuggled)) == [200, 401]
-    with_body = b"GET /health HTTP/1.1\r\nHost: guard\r\nContent-Length: %d\r\n\r\n%b" % (len(smuggled), smuggled)
+    with_body = b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(smuggled), smuggled)
     assert statuses(raw(guarded, with_body)) == [200]
     assert backend.cases == []
 
 
 def test_a_refusal_does_not_wait_for_the_body(guarded: LiveServer) -> None:
-    head = b"POST /v1/moderations HTTP/1.1\r\nHost: guard\r\nContent-Length: 60000000\r\n"
+    head = b"POST /v1/moderations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60000000\r\n"
     for more in (b"", b"Expect: 100-continue\r\n"):
         assert statuses(raw(guarded, head + more + b"\r\n")) == [401]
 
@@ -674,7 +679,7 @@ def test_a_limit_does_not_wait_for_the_body_either(guarded: LiveServer, capsys: 
     key = capsys.readouterr().out.strip()
     with guarded.client() as client:
         assert client.post("/v1/moderations", json=BODY, headers=bearer(key)).status_code == 200
-    head = f"POST /v1/moderations HTTP/1.1\r\nHost: guard\r\nx-api-key: {key}\r\nContent-Length: 60000000\r\n\r\n"
+    head = f"POST /v1/moderations HTTP/1.1\r\nHost: localhost\r\nx-api-key: {key}\r\nContent-Length: 60000000\r\n\r\n"
     assert statuses(raw(guarded, head.encode())) == [429]
 
 
@@ -740,6 +745,6 @@ async def test_bound_elsewhere_a_server_is_locked_by_itself(backend: FakeBackend
     app = create_app(Settings(profile=PROFILE, host="0.0.0.0", key_pepper=PEPPER), load_profile(PROFILE), backend)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://guard") as client,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client,
     ):
         assert (await client.post("/v1/moderations", json=BODY)).status_code == 401

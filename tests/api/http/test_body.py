@@ -48,7 +48,6 @@ UNREADABLE: list[tuple[str, bytes]] = [
     ("invalid UTF-8", b'{"input": "zebra crossing \xff"}'),
     ("overlong UTF-8", b'{"input": "zebra crossing \xc0\xaf"}'),
     ("Latin-1", '{"input": "zebra crossing é"}'.encode("latin-1")),
-    ("a byte order mark", b'\xef\xbb\xbf{"input": "zebra crossing"}'),
     ("UTF-16", '{"input": "zebra crossing"}'.encode("utf-16")),
     ("UTF-16 without a mark", '{"input": "zebra crossing"}'.encode("utf-16-le")),
     ("UTF-32", '{"input": "zebra crossing"}'.encode("utf-32")),

@@ -137,10 +137,10 @@ def test_a_reply_comes_whole_and_a_stream_piece_by_piece():
     async def run() -> None:
         async with listening(app) as (reader, writer, pieces):
             for number in range(1, 4):  # the connection stays
-                writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 assert (await reader.readuntil(b"safe")).startswith(b"HTTP/1.1 200 OK\r\n")
                 assert len(pieces) == number
-            writer.write(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
+            writer.write(b"GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
             await reader.readuntil(b"\r\n\r\n")  # the headers come though no piece is there yet
             goes_on.set()
             await reader.readuntil(b"only")

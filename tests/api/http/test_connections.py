@@ -22,7 +22,7 @@ CLIENTS = 200
 def send(live: LiveServer, path: str, body: dict[str, Any]) -> socket.socket:
     """Post without waiting for the answer."""
     content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: guard\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
     connection = socket.create_connection(("127.0.0.1", live.port), timeout=10)
     connection.sendall(head.encode() + content)
     return connection
@@ -90,7 +90,7 @@ def test_others_are_not_disturbed_by_one_who_hangs_up(live: LiveServer, backend:
 
 def test_a_client_that_leaves_within_its_body_costs_nothing(live: LiveServer, backend: FakeBackend) -> None:
     connection = socket.create_connection(("127.0.0.1", live.port), timeout=10)
-    connection.sendall(b'POST /v1/moderations HTTP/1.1\r\nHost: guard\r\nContent-Length: 100\r\n\r\n{"input": ')
+    connection.sendall(b'POST /v1/moderations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"input": ')
     connection.close()
     assert live.client().get("/health").status_code == 200
     assert backend.cases == []
@@ -102,7 +102,7 @@ def test_a_pipelined_request_is_not_taken_for_a_disconnect(live: LiveServer, bac
     with send(live, "/v1/moderations", {"input": "first"}) as connection:
         wait_until(lambda: backend.running == 1)
         content = b'{"input": "second"}'
-        connection.sendall(b"POST /v1/moderations HTTP/1.1\r\nHost: guard\r\nContent-Length: 19\r\n\r\n" + content)
+        connection.sendall(b"POST /v1/moderations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 19\r\n\r\n" + content)
         gate.open()
         received = b""
         while received.count(b"HTTP/1.1 200 OK") < 2:

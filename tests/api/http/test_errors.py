@@ -60,10 +60,15 @@ async def test_an_unknown_file_of_the_documentation(client: httpx.AsyncClient) -
 
 @pytest.mark.parametrize(
     ("path", "allowed"),
-    [("/v1/moderations", "POST"), ("/v1/chat/completions", "POST"), ("/v1/models", "GET"), ("/ready", "GET")],
+    [
+        ("/v1/moderations", "POST"),
+        ("/v1/chat/completions", "POST"),
+        ("/v1/models", "GET, HEAD"),
+        ("/ready", "GET, HEAD"),
+    ],
 )
 async def test_a_wrong_method_is_told_the_right_one(client: httpx.AsyncClient, path: str, allowed: str) -> None:
-    for method in METHODS - {allowed, "HEAD"}:
+    for method in METHODS.difference(allowed.split(", "), ["HEAD"]):
         response = await client.request(method, path)
         error_of(response, 405, type="invalid_request_error", code="method_not_allowed")
         assert response.headers["allow"] == allowed
@@ -208,20 +213,29 @@ async def test_every_kind_of_error_has_the_shape(
 # --- Bodies that wait to be admitted, and the operator's own policy ---------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{"max_body_bytes": 2000}], indirect=True)
-async def test_bodies_in_memory_are_bounded_over_all_requests(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+@pytest.mark.parametrize("settings", [{"max_body_bytes": 80_000}], indirect=True)
+async def test_bodies_in_memory_are_bounded_and_shared(app: FastAPI, backend: FakeBackend) -> None:
     """They are read before a request can be admitted, so the queue alone does not bound them."""
-    body = {"input": "x" * 1900}
+
+    def of(address: str) -> httpx.AsyncClient:
+        return httpx.AsyncClient(transport=httpx.ASGITransport(app, client=(address, 1)), base_url="http://localhost")
+
+    budget = app.state.served.body_budget
     gate = Gate()
     backend.script = held_at(gate)
-    others = [{"input": str(number) * 1900} for number in range(4)]
-    held = [asyncio.create_task(client.post("/v1/moderations", json=other)) for other in others]
-    await backend.busy_with(4)
-    refused = await client.post("/v1/moderations", json=body)
-    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
-    gate.open()
-    assert [response.status_code for response in await asyncio.gather(*held)] == [200] * 4
-    assert (await client.post("/v1/moderations", json=body)).status_code == 200
+    async with of("10.0.0.1") as one, of("10.0.0.2") as another:
+        bodies = [{"input": str(number) + "x" * 79_000} for number in range(30)]
+        held = [asyncio.create_task(one.post("/v1/moderations", json=body)) for body in bodies[:11]]
+        await backend.busy_with(11)
+        refused = await one.post("/v1/moderations", json=bodies[-1])
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        small = asyncio.create_task(one.post("/v1/moderations", json={"input": "small"}))
+        other = asyncio.create_task(another.post("/v1/moderations", json=bodies[-2]))
+        await backend.busy_with(13)
+        gate.open()
+        assert {response.status_code for response in await asyncio.gather(*held, small, other)} == {200}
+        assert (await one.post("/v1/moderations", json=bodies[-1])).status_code == 200
+    assert budget.free == 320_000, "everything was given back"
 
 
 @pytest.mark.parametrize("settings", [{"deadline": 0.2}], indirect=True)

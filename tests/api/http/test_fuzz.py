@@ -52,7 +52,7 @@ BODIES = (
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
     app = create_app(Settings(profile=PROFILE), load_profile(PROFILE), FakeBackend())
-    with TestClient(app) as client:
+    with TestClient(app, base_url="http://localhost") as client:
         yield client
 
 

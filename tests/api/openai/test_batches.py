@@ -836,7 +836,7 @@ async def test_a_line_that_was_accepted_stays_readable_when_bodies_must_be_short
         transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://guard") as client,
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
         ):
             yield client
 

@@ -174,7 +174,7 @@ async def test_other_profiles(
     app: FastAPI = create_app(Settings(profile=profile), load_profile(profile), backend)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://guard") as client,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client,
     ):
         (model,) = (await get(client, "/models"))["data"]
         assert model["id"] == slug
