@@ -16,12 +16,12 @@ from server.api.http.dialect import Dialect
 from server.api.http.direct import DirectRoute, JSONReply
 from server.api.llama import moderations as llama
 from server.api.llama.moderations import LlamaModeration
-from server.api.messages import WireModel
 from server.api.openai import examples
 from server.api.openai import moderations as openai
 from server.api.openai.moderations import InputModeration
 from server.api.policy import PolicyOptions, ScoresWanted
 from server.api.service import Reply, Service
+from server.api.wire import Object, WireModel
 from server.domain.caller import Handling, Scope
 from server.domain.conversation import Conversation
 from server.domain.errors import ContextLengthExceeded, InvalidRequest
@@ -55,6 +55,9 @@ class ModerationRequest(WireModel):
     model: str | None = None
     policy: PolicyOptions | None = None
     category_scores: ScoresWanted = None
+    metadata: Object | None = Field(None, description="Accepted and ignored.")
+    safety_identifier: str | None = Field(None, description="Accepted and ignored.")
+    user: str | None = Field(None, description="Accepted and ignored.")
 
 
 Moderation = TypeAliasType(

@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from server.api.messages import Object, StringOrObject, WireModel
+from server.api.messages import StringOrObject
+from server.api.wire import Object, WireModel
 
 
 class ModerationMode(WireModel):

@@ -12,9 +12,10 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from server.api.chat.logprobs import MAX_ALTERNATIVES
 from server.api.chat.options import IgnoredOptions
-from server.api.messages import ChatMessage, Object, StringOrStrings, WireModel
+from server.api.messages import ChatMessage, StringOrStrings
 from server.api.names import ModelNames
 from server.api.policy import PolicyOptions, ScoresWanted
+from server.api.wire import Object, WireModel
 from server.domain.conversation import Conversation, ImagePart, Message, Part, TextPart
 from server.domain.errors import InvalidRequest
 from server.families.base import Family, FinishedPrompt
@@ -26,6 +27,7 @@ MAX_STOPS = 4
 
 class StreamOptions(WireModel):
     include_usage: bool = False
+    continuous_usage_stats: bool = Field(False, description="vLLM's: every chunk has the usage so far.")
     include_obfuscation: bool = Field(False, description="Accepted and ignored.")
 
 
@@ -79,7 +81,7 @@ class ChatRequest(IgnoredOptions):
     @field_validator("top_logprobs")
     @classmethod
     def _refuse_without_logprobs(cls, top_logprobs: int | None, info: ValidationInfo) -> int | None:
-        if top_logprobs is not None and not info.data.get("logprobs"):
+        if top_logprobs and not info.data.get("logprobs"):
             raise ValueError("it needs 'logprobs' to be true")
         return top_logprobs
 
@@ -117,5 +119,5 @@ class ChatRequest(IgnoredOptions):
 
     def model_in(self, names: ModelNames) -> str | None:
         """The first requested model that is served here, or the first one if none is."""
-        asked = [name for name in (self.model, *(self.models or ())) if name is not None]
+        asked = [name for name in (self.model, *(self.models or ())) if name]
         return next(filter(names.knows, asked), asked[0] if asked else None)

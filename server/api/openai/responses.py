@@ -24,12 +24,13 @@ from server.api.http.direct import DirectRoute, JSONReply
 from server.api.http.ids import new_id
 from server.api.http.shapes import Closed, Count, EmptyList, Moment
 from server.api.http.sse import event, stream
-from server.api.messages import Object, StringOrObject, WireModel
+from server.api.messages import StringOrObject
 from server.api.openai import examples
 from server.api.openai.items import StringOrItems
 from server.api.openai.usage import OutputTokensDetails
 from server.api.policy import PolicyOptions, ScoresWanted
 from server.api.service import Reply, Service
+from server.api.wire import Object, WireModel
 from server.domain.caller import Handling
 from server.domain.conversation import Conversation, Message, TextPart
 from server.domain.errors import ContextLengthExceeded, NothingToJudge
