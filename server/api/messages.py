@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from server.api.wire import IDENTIFIER, OPAQUE, Bookkeeping, Label, Noted, Object, Token, WireModel
+from server.api.wire import IDENTIFIER, OPAQUE, Bookkeeping, Label, Noted, Object, Token, WireModel, repeats
 from server.domain.conversation import ImagePart, Part, TextPart
 
 # --- Content ---------------------------------------------------------------------------------------------
@@ -105,6 +105,11 @@ def _said(part: TextContent | ImageContent | RefusalContent, path: str) -> Itera
 class FunctionCall(Noted):
     name: str
     arguments: str | None = Field(description="Null is an empty text.")
+    parsed_arguments: Bookkeeping = Field(None, description="Ignored, if it repeats the arguments.")
+
+    def asides(self) -> Iterator[tuple[str, str]]:
+        read = self.parsed_arguments is not None and repeats(self.arguments, self.parsed_arguments)
+        return (aside for aside in super().asides() if not (read and aside[0] == "parsed_arguments"))
 
     @property
     def said(self) -> str:
@@ -193,7 +198,7 @@ class ChatMessage(Noted):
     name: str | None = None
     model: Token = None
     metadata: Bookkeeping = None
-    parsed: Bookkeeping = None
+    parsed: Bookkeeping = Field(None, description="Ignored, if it repeats the content.")
     phase: Label = None
     prefix: bool | None = None
     weight: float | None = None
@@ -206,6 +211,10 @@ class ChatMessage(Noted):
         said = (*self._asides(), *self._sources(), *self._calls())
         thoughts = (TextPart(text, f"{path}.{field}") for field, text in self._thoughts())
         return (*thoughts, *content, *images, *(TextPart(text, f"{path}.{field}") for field, text in said))
+
+    def asides(self) -> Iterator[tuple[str, str]]:
+        read = self.parsed is not None and isinstance(self.content, str) and repeats(self.content, self.parsed)
+        return (aside for aside in super().asides() if not (read and aside[0] == "parsed"))
 
     def _thoughts(self) -> Iterator[tuple[str, str]]:
         """Fields and their texts."""

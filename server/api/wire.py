@@ -99,6 +99,20 @@ Bookkeeping = Annotated[Any, Ignored()]
 """A program's notes, of any shape."""
 
 
+MAX_REPEATED = 65_536
+"""The most characters of a text that is compared with what a client read from it."""
+
+
+def repeats(text: str | None, parsed: Any) -> bool:
+    """Whether `parsed` is what the JSON in `text` says. Clients send both back."""
+    if text is None or len(text) > MAX_REPEATED:
+        return False
+    try:
+        return bool(json.loads(text) == parsed)
+    except (ValueError, RecursionError):
+        return False
+
+
 # --- The base ----------------------------------------------------------------------------------------------
 
 

@@ -472,6 +472,20 @@ LABELLED = {name for model in MODELS for name, mark in model.ignored_fields.item
 """Fields in which single words pass wherever they stand: only programs read them."""
 
 
+async def test_what_a_client_parsed_is_judged_unless_it_repeats_the_text(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    arguments, parsed = '{"what": "a good zebra"}', {"what": "a good zebra"}
+    answer = {"role": "assistant", "content": arguments, "parsed": parsed}
+    call_ = {"id": "1", "function": {"name": "f", "arguments": arguments, "parsed_arguments": parsed}}
+    await client.post(CHAT, json={"messages": [answer, {"role": "assistant", "tool_calls": [call_]}]})
+    assert backend.asked[1:] == [arguments, f"f({arguments})"]
+    backend.cases.clear()
+    other = {**call_, "function": {**call_["function"], "parsed_arguments": {"what": "a good bear"}}}  # type: ignore[dict-item]
+    await client.post(CHAT, json={"messages": [{**answer, "parsed": ["a bear"], "tool_calls": [other]}]})
+    assert backend.asked[1:] == [arguments, "a bear", "a good bear", f"f({arguments})"]
+
+
 def test_bookkeeping_of_any_shape_is_read_whole() -> None:
     note = {
         "id": "call_1", "thought_signatures": ["a+/=", "two words"], "type": "x", "format": "no label", "n": 3,

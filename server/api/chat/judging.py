@@ -1,13 +1,14 @@
 """Chat completions of every dialect are judged here, by the server's policy or by that of a finished prompt."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
 from server.api.chat.request import ChatRequest
+from server.api.chat.structured import Layout, Structured, Wanted, layout_of
 from server.api.detail import Guard, verdict_detail
-from server.api.policy import PolicyOptions
+from server.api.policy import PolicyOptions, apply
 from server.api.service import Service
 from server.domain.caller import Handling
 from server.domain.conversation import Conversation
@@ -21,11 +22,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A verdict, its answer in the form that the request asked for, and the extension field `guard`."""
+    """A verdict, its answer in the form that the request asked for, and the extension field `guard`.
+
+    `structured` is the answer as JSON, if the request asked for that.
+    """
 
     verdict: Verdict
     answer: Wording
     detail: Guard
+    structured: Structured | None = None
 
 
 async def judge(service: Service, body: ChatRequest, handling: Handling) -> Judged:
@@ -37,9 +42,27 @@ async def judge(service: Service, body: ChatRequest, handling: Handling) -> Judg
     prompt = body.finished_prompt(service.family)
     if prompt is not None:
         return await _judge_prompt(prompt, service, body, handling)
+    layout = layout_for(body.wanted(), service, body.policy)
     verdict = await _verdict_on(body.conversation(), body.policy, service, body, handling)
     answer = service.family.write(verdict, max_tokens=body.token_limit, stop=body.stops)
-    return Judged(verdict, answer, verdict_detail(verdict))
+    return Judged(verdict, answer, verdict_detail(verdict), laid_out(layout, verdict))
+
+
+def layout_for(
+    wanted: Sequence[Wanted], service: Service, policy: PolicyOptions | None, codes: Mapping[str, str] | None = None
+) -> Layout | None:
+    """How the answer is laid out as JSON, None if it is text. `codes` maps the model's codes to the caller's.
+
+    Raises InvalidRequest if no verdict by this policy fits a schema that is wanted.
+    """
+    if not wanted:
+        return None
+    chosen = apply(policy, service.moderator.policy, allowed=service.settings.request_policy)
+    return layout_of(wanted, chosen.taxonomy, codes or {})
+
+
+def laid_out(layout: Layout | None, verdict: Verdict) -> Structured | None:
+    return None if layout is None else layout.laid_out(verdict)
 
 
 def _handling_of(body: ChatRequest, service: Service, handling: Handling) -> Handling:
@@ -70,6 +93,7 @@ async def _judge_prompt(prompt: FinishedPrompt, service: Service, body: ChatRequ
     options, codes = _options_of(prompt, body.policy, service) if trusted else (body.policy, {})
     conversation = prompt.conversation() if trusted else prompt.everything(service.taxonomy)
     try:
+        layout = layout_for(body.wanted(), service, options, codes)
         verdict = await _verdict_on(conversation, options, service, body, handling)
     except InvalidRequest as error:
         if error.param is not None and error.param.startswith("policy") and body.policy is None:
@@ -82,7 +106,7 @@ async def _judge_prompt(prompt: FinishedPrompt, service: Service, body: ChatRequ
     answer = service.family.write(verdict, codes=codes, max_tokens=body.token_limit, stop=body.stops)
     detail = verdict_detail(verdict.under(codes))
     detail["finished_prompt"] = "prompt_policy" if trusted else "server_policy"
-    return Judged(verdict, answer, detail)
+    return Judged(verdict, answer, detail, laid_out(layout, verdict))
 
 
 @cache

@@ -5,6 +5,7 @@ could change one unnoticed or because to ignore it would mislead. docs/api-field
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -12,7 +13,8 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from server.api.chat.logprobs import MAX_ALTERNATIVES
 from server.api.chat.options import IgnoredOptions
-from server.api.messages import ChatMessage, StringOrStrings
+from server.api.chat.structured import Place, Wanted, wanted_call, wanted_format
+from server.api.messages import ChatMessage, StringOrObject, StringOrStrings
 from server.api.names import ModelNames
 from server.api.policy import PolicyOptions, ScoresWanted
 from server.api.wire import Object, WireModel
@@ -67,6 +69,11 @@ class ChatRequest(IgnoredOptions):
     stop: StringOrStrings | None = Field(None, description="Up to 4 texts. None may split a word or code of a verdict.")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES, description="Needs `logprobs` to be true.")
+    response_format: Object | None = Field(None, description="`json_object`, or a `json_schema` that holds a verdict.")
+    tools: list[Any] | None = Field(None, description="Ignored, unless `tool_choice` forces a call.")
+    tool_choice: StringOrObject | None = Field(None, description="A forced call gets the verdict as its arguments.")
+    functions: list[Any] | None = Field(None, description="The older form of `tools`.")
+    function_call: StringOrObject | None = Field(None, description="The older form of `tool_choice`.")
     policy: PolicyOptions | None = None
     category_scores: ScoresWanted = None
 
@@ -93,6 +100,15 @@ class ChatRequest(IgnoredOptions):
     def token_limit(self) -> int | None:
         """The smaller of both limits. Some clients send zero for no limit."""
         return min(filter(None, (self.max_tokens, self.max_completion_tokens)), default=None)
+
+    def wanted(self) -> list[Wanted]:
+        """The schemas of which the answer must obey one, none if it is plain text. Raises InvalidRequest."""
+        if calls := wanted_call(self.tool_choice, self.tools or ()):
+            return calls
+        if calls := wanted_call(self.function_call, self.functions or (), "function_call", "functions"):
+            return [replace(call, place=Place.FUNCTION_CALL) for call in calls]
+        wanted = wanted_format(self.response_format, "response_format") if self.response_format else None
+        return [] if wanted is None else [wanted]
 
     @cached_property
     def said(self) -> list[tuple[Part, ...]]:

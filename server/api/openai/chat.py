@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
-from server.api.chat.completion import ChatChoice, ChatUsage, CompletionHead, choices, usage
+from server.api.chat.completion import ChatChoice, ChatUsage, CompletionHead, choices, deltas, usage
 from server.api.chat.examples import BODIES
 from server.api.chat.judging import Judged, judge
 from server.api.chat.request import MAX_CHOICES, ChatRequest, StreamOptions
@@ -81,12 +81,13 @@ async def _chunks(document: ChatCompletion, options: StreamOptions) -> AsyncIter
     whole, counted = document["usage"], options.include_usage and options.continuous_usage_stats
     begun = {**whole, "completion_tokens": 0, "total_tokens": whole["prompt_tokens"]}
     for choice in document["choices"]:
-        deltas: list[tuple[dict[str, Any], str | None]] = [
-            ({"role": "assistant", "content": "", "refusal": None}, None),
-            ({"content": choice["message"]["content"]}, None),
+        message = choice["message"]
+        pieces: list[tuple[dict[str, Any], str | None]] = [
+            ({"role": "assistant", "content": message["content"] and "", "refusal": None}, None),
+            *((delta, None) for delta in deltas(message)),
             ({}, choice["finish_reason"]),
         ]
-        for delta, finish_reason in deltas:
+        for delta, finish_reason in pieces:
             chunk = {
                 "index": choice["index"],
                 "delta": delta,
