@@ -25,13 +25,11 @@ from server.batches.endpoints import ENDPOINTS
 from server.batches.lines import Line, LineCheck, answered_line, expired_line, read_lines, request_of
 from server.domain.caller import Handling
 from server.domain.errors import (
-    EngineUnavailable,
+    SERVERS_CONDITION,
     GuardError,
     InternalError,
     InvalidRequest,
     NotFound,
-    Overloaded,
-    ShuttingDown,
     StoreUnavailable,
 )
 from server.domain.events import BatchChanged, LinesDone, publish
@@ -62,8 +60,6 @@ TRIES = 5
 LONGEST_WAIT_S = 10.0
 BYTES_A_PLACE = 4 * 2**20
 SWEEP_S = 600.0
-
-SERVERS_CONDITION = (EngineUnavailable, Overloaded, ShuttingDown, StoreUnavailable)
 
 
 class BatchRunner:
