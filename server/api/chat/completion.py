@@ -1,5 +1,6 @@
 """The common parts of every dialect's completions."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Field
@@ -147,5 +148,20 @@ def usage(verdict: Verdict, token_limit: int | None) -> ChatUsage:
             "audio_tokens": 0,
             "accepted_prediction_tokens": 0,
             "rejected_prediction_tokens": 0,
+        },
+    }
+
+
+def total(usages: Sequence[ChatUsage]) -> ChatUsage:
+    """The tokens of several verdicts."""
+    first, *_ = usages
+    return {
+        **first,
+        "prompt_tokens": sum(each["prompt_tokens"] for each in usages),
+        "completion_tokens": sum(each["completion_tokens"] for each in usages),
+        "total_tokens": sum(each["total_tokens"] for each in usages),
+        "prompt_tokens_details": {
+            "cached_tokens": sum(each["prompt_tokens_details"]["cached_tokens"] for each in usages),
+            "audio_tokens": 0,
         },
     }

@@ -27,6 +27,13 @@ MAX_CHOICES = 128
 MAX_STOPS = 4
 
 
+def bounded_stops(stop: str | list[str] | None) -> str | list[str] | None:
+    """`stop` of a request. Raises ValueError, in words for the caller, for more than MAX_STOPS texts."""
+    if isinstance(stop, list) and len(stop) > MAX_STOPS:
+        raise ValueError(f"send at most {MAX_STOPS} texts")
+    return stop
+
+
 class StreamOptions(WireModel):
     include_usage: bool = False
     continuous_usage_stats: bool = Field(False, description="vLLM's: every chunk has the usage so far.")
@@ -80,10 +87,7 @@ class ChatRequest(IgnoredOptions):
     @field_validator("stop")
     @classmethod
     def _bound_the_stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
-        stops = [stop] if isinstance(stop, str) else stop or []
-        if len(stops) > MAX_STOPS:
-            raise ValueError(f"send at most {MAX_STOPS} texts")
-        return stop
+        return bounded_stops(stop)
 
     @field_validator("top_logprobs")
     @classmethod

@@ -23,7 +23,7 @@ from server.store.ids import Kind
 
 router = APIRouter(prefix="/v1", tags=["batches"])
 
-BatchEndpoint = Literal["/v1/moderations", "/v1/chat/completions", "/v1/responses"]
+BatchEndpoint = Literal["/v1/moderations", "/v1/chat/completions", "/v1/completions", "/v1/responses"]
 """The endpoints that a batch may use."""
 
 
