@@ -13,6 +13,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
 
+import orjson
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -99,8 +100,9 @@ Bookkeeping = Annotated[Any, Ignored()]
 """A program's notes, of any shape."""
 
 
-MAX_REPEATED = 65_536
-"""The most characters of a text that is compared with what a client read from it."""
+MAX_REPEATED = 2048
+"""The most characters of a text that is compared with what a client read from it. Thousands of long ones would block
+the event loop."""
 
 
 def repeats(text: str | None, parsed: Any) -> bool:
@@ -108,8 +110,8 @@ def repeats(text: str | None, parsed: Any) -> bool:
     if text is None or len(text) > MAX_REPEATED:
         return False
     try:
-        return bool(json.loads(text) == parsed)
-    except (ValueError, RecursionError):
+        return bool(orjson.loads(text) == parsed)
+    except orjson.JSONDecodeError:
         return False
 
 
@@ -143,8 +145,11 @@ class WireModel(BaseModel):
         if not isinstance(given, dict):
             return given
         known = cls.model_fields
-        if all(value and name in known and type(value) is not float for name, value in given.items()):
-            return given  # nearly all
+        for name, value in given.items():  # no generator: every object of every body comes here
+            if not value or name not in known or type(value) is float:
+                break
+        else:
+            return given
         kept = {}
         for name, value in given.items():
             if name not in known:

@@ -588,12 +588,8 @@ def test_openais_client_reads_streams_of_both(sdk: openai.OpenAI) -> None:
         calls = stream.get_final_completion().choices[0].message.tool_calls
     assert calls is not None
     assert isinstance(calls[0].function.parsed_arguments, Moderation)
-    with sdk.responses.stream(
-        model="llama-guard",
-        input="a bomb",
-        tools=[RESPONSE_TOOL],
-        tool_choice="required",  # type: ignore[list-item]
-    ) as events:
+    asked: Any = {"model": "llama-guard", "input": "a bomb", "tools": [RESPONSE_TOOL], "tool_choice": "required"}
+    with sdk.responses.stream(**asked) as events:
         kinds = [event.type for event in events]
         final = events.get_final_response()
     assert kinds[-3:] == ["response.function_call_arguments.done", "response.output_item.done", "response.completed"]

@@ -115,10 +115,9 @@ def wanted_format(format_: Any, param: str) -> Wanted | None:
     match kind:
         case "text":
             return None
-        case "json_object" if (schema := format_.get("schema")) is None:
-            return Wanted(None, param)
         case "json_object":
-            return Wanted(schema, f"{param}.schema")
+            schema = format_.get("schema")
+            return Wanted(schema, param if schema is None else f"{param}.schema")
         case "json_schema":
             # Chat completions put the schema one level deeper than responses.
             held, path = format_.get("json_schema"), f"{param}.json_schema"

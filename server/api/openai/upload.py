@@ -11,7 +11,7 @@ from pydantic import Field
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from server.api.messages import WireModel
+from server.api.wire import WireModel
 from server.domain.errors import InvalidRequest, RequestTimeout, RequestTooLarge, StoreUnavailable
 from server.settings import Settings
 from server.store.files import CHUNK_BYTES
