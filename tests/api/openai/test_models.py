@@ -78,7 +78,7 @@ async def test_an_operator_may_name_further_names(client: httpx.AsyncClient) -> 
     for name in ("our-guard", "OUR-GUARD", "gpt-4o", "Llama-Guard"):
         moderation = await client.post("/v1/moderations", json={"input": "x", "model": name})
         assert moderation.json()["model"] == "meta-llama/Llama-Guard-4-12B"
-    for name in ("gpt-4", "", "our"):
+    for name in ("gpt-4", " ", "our"):
         response = await client.post("/v1/moderations", json={"input": "x", "model": name})
         error_of(response, 404, code="model_not_found")
 
