@@ -28,6 +28,7 @@ from server.api.http.middleware import RequestContext
 from server.api.http.paths import ClientPaths
 from server.api.http.state import Served
 from server.api.litellm import guardrail as litellm
+from server.api.llama import shields
 from server.api.names import ModelNames
 from server.api.openai import dialect as openai
 from server.api.openrouter import dialect as openrouter
@@ -64,6 +65,7 @@ DIALECTS: tuple[Dialect, ...] = (
     operations.DIALECT,
     openrouter.DIALECT,
     litellm.DIALECT,
+    shields.DIALECT,
 )
 """All dialects. A new one is a folder, and a line here."""
 

@@ -62,6 +62,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "regex": ("domain.conversation", "moderation.lookalikes"),
     "orjson": ("api",),
     "jinja2": ("families",),
+    "jsonschema": ("api.chat.schemas",),
     "huggingface_hub": ("checkpoints",),
     "prometheus_client": ("observation", "api.operations"),
     "pydantic": ("api", "checkpoints", "settings", "commands.check", "__main__"),

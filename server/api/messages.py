@@ -1,52 +1,45 @@
 """Messages in OpenAI's format, which other APIs copied: the fields of a message, and all texts and images in them."""
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag
 
+from server.api.wire import IDENTIFIER, OPAQUE, Bookkeeping, Label, Noted, Object, Token, WireModel, repeats
 from server.domain.conversation import ImagePart, Part, TextPart
-
-IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-"""A plain name of a speaker or a function. Any other `name` is judged as a text."""
-
-OPAQUE = re.compile(r"[A-Za-z0-9+/=_.:-]*")
-"""A token of any length that a program made: an id, a signature, encrypted data. Anything else is judged as a text."""
-
-
-class WireModel(BaseModel):
-    """Base of all request bodies: unknown fields are refused, and types are not coerced."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-Object = dict[str, Any]
-
 
 # --- Content ---------------------------------------------------------------------------------------------
 
 
-class TextContent(WireModel):
+class TextContent(Noted):
     type: Literal["text"]
-    text: str
-    cache_control: Object | None = Field(None, description="Accepted and ignored.")
-    prompt_cache_breakpoint: Object | None = Field(None, description="Accepted and ignored.")
+    text: str | None = Field(description="Null is an empty text.")
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """The field that holds the text, and the text."""
+        return "text", self.text or ""
 
 
 class ImageUrl(WireModel):
     url: str = Field(description="A data: URL (JPEG, PNG, WebP, GIF), or an http(s) URL if the operator allows it.")
     detail: Literal["auto", "low", "high", "original"] | None = Field(None, description="Accepted and ignored.")
+    format: Token = Field(None, description="Ignored, unless it holds words.")
 
 
-class ImageContent(WireModel):
+class ImageContent(Noted):
     type: Literal["image_url"]
     image_url: ImageUrl
 
 
-class RefusalContent(WireModel):
+class RefusalContent(Noted):
     type: Literal["refusal"]
-    refusal: str
+    refusal: str | None = Field(description="Null is an empty text.")
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """The field that holds the text, and the text."""
+        return "refusal", self.refusal or ""
 
 
 # Branches of unions are named in <>, so that api/http/body.py can leave them out of the path of a fault.
@@ -92,39 +85,64 @@ def to_parts(content: str | Sequence[TextContent | ImageContent | RefusalContent
     """The parts of a conversation. `param` is the path of `content` in the request, which errors and verdicts name."""
     if isinstance(content, str):
         return (TextPart(content, param),)
-    return tuple(
-        ImagePart(part.image_url.url, param=f"{param}[{index}].image_url.url")
-        if isinstance(part, ImageContent)
-        else TextPart(part.text if isinstance(part, TextContent) else part.refusal, f"{param}[{index}].{part.type}")
-        for index, part in enumerate(content)
-    )
+    return tuple(said for index, part in enumerate(content) for said in _said(part, f"{param}[{index}]"))
+
+
+def _said(part: TextContent | ImageContent | RefusalContent, path: str) -> Iterator[Part]:
+    """What a part shows or says, and then the words in its bookkeeping."""
+    if isinstance(part, ImageContent):
+        yield ImagePart(part.image_url.url, param=f"{path}.image_url.url")
+        yield from (TextPart(words, f"{path}.image_url.{field}") for field, words in part.image_url.asides())
+    else:
+        field, text = part.words
+        yield TextPart(text, f"{path}.{field}")
+    yield from (TextPart(words, f"{path}.{field}") for field, words in part.asides())
 
 
 # --- Messages --------------------------------------------------------------------------------------------
 
 
-class FunctionCall(WireModel):
+class FunctionCall(Noted):
     name: str
-    arguments: str
+    arguments: str | None = Field(description="Null is an empty text.")
+    parsed_arguments: Bookkeeping = Field(None, description="Ignored, if it repeats the arguments.")
+
+    def asides(self) -> Iterator[tuple[str, str]]:
+        read = self.parsed_arguments is not None and repeats(self.arguments, self.parsed_arguments)
+        return (aside for aside in super().asides() if not (read and aside[0] == "parsed_arguments"))
+
+    @property
+    def said(self) -> str:
+        return f"{self.name}({self.arguments or ''})"
 
 
-class ToolCall(WireModel):
-    id: str | None = None
-    index: int | None = None
+class CustomCall(Noted):
+    name: str
+    input: str | None = Field(description="Null is an empty text.")
+
+    @property
+    def said(self) -> str:
+        return f"{self.name}({self.input or ''})"
+
+
+class ToolCall(Noted):
     type: Literal["function"] = "function"
     function: FunctionCall
 
+    @property
+    def call(self) -> tuple[str, FunctionCall]:
+        """The field that holds the call, and the call."""
+        return "function", self.function
 
-class CustomCall(WireModel):
-    name: str
-    input: str
 
-
-class CustomToolCall(WireModel):
-    id: str | None = None
-    index: int | None = None
+class CustomToolCall(Noted):
     type: Literal["custom"]
     custom: CustomCall
+
+    @property
+    def call(self) -> tuple[str, CustomCall]:
+        """The field that holds the call, and the call."""
+        return "custom", self.custom
 
 
 AnyToolCall = Annotated[
@@ -135,25 +153,21 @@ AnyToolCall = Annotated[
 ]
 
 
-class ReasoningDetail(WireModel):
+class ReasoningDetail(Noted):
     """A part of OpenRouter's record of a model's reasoning. Encrypted reasoning is not judged: nobody can read it."""
 
     type: Literal["reasoning.text", "reasoning.summary", "reasoning.encrypted"]
     text: str | None = None
     summary: str | None = None
-    data: str | None = None
-    signature: str | None = None
-    id: str | None = None
-    format: str | None = None
-    index: int | None = None
+    data: str | None = Field(None, description="Ignored, if it is encrypted.")
+    signature: Token = None
+    format: Token = None
 
     def asides(self) -> Iterator[tuple[str, str]]:
         """Fields that hold words in place of a program's tokens, and `data` that is not encrypted."""
         if self.data and (self.type != "reasoning.encrypted" or OPAQUE.fullmatch(self.data) is None):
             yield "data", self.data
-        for field, value in (("signature", self.signature), ("id", self.id), ("format", self.format)):
-            if value and OPAQUE.fullmatch(value) is None:
-                yield field, value
+        yield from super().asides()
 
 
 class UrlCitation(WireModel):
@@ -169,7 +183,7 @@ class Annotation(WireModel):
     url_citation: UrlCitation
 
 
-class ChatMessage(WireModel):
+class ChatMessage(Noted):
     role: Literal["user", "assistant", "system", "developer", "tool", "function"]
     content: StringOrParts | None = None
     refusal: str | None = None
@@ -180,21 +194,14 @@ class ChatMessage(WireModel):
     annotations: list[Annotation] | None = Field(None, fail_fast=True)
     tool_calls: list[AnyToolCall] | None = Field(None, fail_fast=True)
     function_call: FunctionCall | None = None
-    tool_call_id: str | None = None
+    tool_call_id: Token = None
     name: str | None = None
-    model: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _skip_what_is_empty(cls, message: Any) -> Any:
-        # OpenAI's SDK sends its own replies back with all of their fields, most of them null.
-        if not isinstance(message, dict):
-            return message
-        return {
-            name: value
-            for name, value in message.items()
-            if name in cls.model_fields or value not in (None, [], {}, "")
-        }
+    model: Token = None
+    metadata: Bookkeeping = None
+    parsed: Bookkeeping = Field(None, description="Ignored, if it repeats the content.")
+    phase: Label = None
+    prefix: bool | None = None
+    weight: float | None = None
 
     def parts(self, index: int) -> tuple[Part, ...]:
         """Everything in the message that is judged: thoughts, content, images, refusal, sources and calls."""
@@ -204,6 +211,10 @@ class ChatMessage(WireModel):
         said = (*self._asides(), *self._sources(), *self._calls())
         thoughts = (TextPart(text, f"{path}.{field}") for field, text in self._thoughts())
         return (*thoughts, *content, *images, *(TextPart(text, f"{path}.{field}") for field, text in said))
+
+    def asides(self) -> Iterator[tuple[str, str]]:
+        read = self.parsed is not None and isinstance(self.content, str) and repeats(self.content, self.parsed)
+        return (aside for aside in super().asides() if not (read and aside[0] == "parsed"))
 
     def _thoughts(self) -> Iterator[tuple[str, str]]:
         """Fields and their texts."""
@@ -221,19 +232,21 @@ class ChatMessage(WireModel):
             yield from details
 
     def _asides(self) -> Iterator[tuple[str, str]]:
-        """Texts outside of the content: a refusal, and words in place of a name or a program's token."""
+        """Texts outside of the content: a refusal, and words in place of a name or in bookkeeping."""
         if self.refusal:
             yield "refusal", self.refusal
         if self.name and IDENTIFIER.fullmatch(self.name) is None:
             yield "name", self.name
-        tokens = [("tool_call_id", self.tool_call_id), ("model", self.model)]
-        tokens += [(f"tool_calls[{index}].id", call.id) for index, call in enumerate(self.tool_calls or ())]
-        for field, token in tokens:
-            if token and OPAQUE.fullmatch(token) is None:
-                yield field, token
+        yield from self.asides()
+        for index, call in enumerate(self.tool_calls or ()):
+            path = f"tool_calls[{index}]"
+            yield from ((f"{path}.{field}", words) for field, words in call.asides())
+            kind, function = call.call
+            yield from ((f"{path}.{kind}.{field}", words) for field, words in function.asides())
+        if self.function_call is not None:
+            yield from ((f"function_call.{field}", words) for field, words in self.function_call.asides())
         for index, detail in enumerate(self.reasoning_details or ()):
-            for field, words in detail.asides():
-                yield f"reasoning_details[{index}].{field}", words
+            yield from ((f"reasoning_details[{index}].{field}", words) for field, words in detail.asides())
 
     def _sources(self) -> Iterator[tuple[str, str]]:
         for index, annotation in enumerate(self.annotations or ()):
@@ -242,9 +255,6 @@ class ChatMessage(WireModel):
 
     def _calls(self) -> Iterator[tuple[str, str]]:
         for index, call in enumerate(self.tool_calls or ()):
-            if isinstance(call, ToolCall):
-                yield f"tool_calls[{index}]", f"{call.function.name}({call.function.arguments})"
-            else:
-                yield f"tool_calls[{index}]", f"{call.custom.name}({call.custom.input})"
+            yield f"tool_calls[{index}]", call.call[1].said
         if self.function_call is not None:
-            yield "function_call", f"{self.function_call.name}({self.function_call.arguments})"
+            yield "function_call", self.function_call.said

@@ -4,7 +4,7 @@ Either reply also holds the native verdict. This module stands above both dialec
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field
@@ -16,15 +16,16 @@ from server.api.http.dialect import Dialect
 from server.api.http.direct import DirectRoute, JSONReply
 from server.api.llama import moderations as llama
 from server.api.llama.moderations import LlamaModeration
-from server.api.messages import WireModel
 from server.api.openai import examples
 from server.api.openai import moderations as openai
 from server.api.openai.moderations import InputModeration
 from server.api.policy import PolicyOptions, ScoresWanted
 from server.api.service import Reply, Service
+from server.api.wire import Object, WireModel
 from server.domain.caller import Handling, Scope
 from server.domain.conversation import Conversation
-from server.domain.errors import ContextLengthExceeded, InvalidRequest
+from server.domain.errors import ContextLengthExceeded, GuardError, InvalidRequest
+from server.domain.events import ErrorAnswered, publish
 from server.domain.verdict import Verdict
 
 router = APIRouter(prefix="/v1", tags=["moderation"], route_class=DirectRoute)
@@ -55,6 +56,14 @@ class ModerationRequest(WireModel):
     model: str | None = None
     policy: PolicyOptions | None = None
     category_scores: ScoresWanted = None
+    on_error: Literal["fail", "per_item"] | None = Field(
+        None,
+        description="`per_item`: an error about one item of `input` stands in its place, flagged. Otherwise the first"
+        " error fails the request.",
+    )
+    metadata: Object | None = Field(None, description="Accepted and ignored.")
+    safety_identifier: str | None = Field(None, description="Accepted and ignored.")
+    user: str | None = Field(None, description="Accepted and ignored.")
 
 
 Moderation = TypeAliasType(
@@ -70,6 +79,8 @@ async def moderate(service: Service, body: ModerationRequest, handling: Handling
     if body.input is not None:
         return await _moderate_input(service, body, body.input, handling)
     if body.messages is not None:
+        if body.on_error == "per_item":
+            raise InvalidRequest("'per_item' is for 'input': a conversation has one result.", param="on_error")
         return await _moderate_messages(service, body, body.messages, handling)
     raise InvalidRequest("Missing required parameter: 'input' (OpenAI) or 'messages' (Llama API).", param="input")
 
@@ -84,6 +95,8 @@ async def _moderate_messages(
 async def _moderate_input(
     service: Service, body: ModerationRequest, input_: openai.Input, handling: Handling
 ) -> Reply[Moderation]:
+    if body.on_error == "per_item":
+        return await _moderate_each(service, body, input_, handling)
     conversations = openai.conversations(input_, service.settings.max_list)
     try:
         verdicts = await _judge(service, body, conversations, handling)
@@ -91,6 +104,28 @@ async def _moderate_input(
         raise error.at("input") from None
     unmapped = service.settings.category_of_unmapped
     return Reply(openai.document(verdicts, conversations, service.names.id, unmapped), verdicts)
+
+
+async def _moderate_each(
+    service: Service, body: ModerationRequest, input_: openai.Input, handling: Handling
+) -> Reply[Moderation]:
+    conversations = openai.conversations_apart(input_, service.settings.max_list)
+    outcomes = await service.judge_each(
+        conversations, model=body.model, policy=body.policy, scores=body.category_scores, handling=handling
+    )
+    is_list = isinstance(input_, list) and isinstance(input_[0], str) if input_ else False
+    told = [_at(outcome, f"input[{index}]" if is_list else "input") for index, outcome in enumerate(outcomes)]
+    for outcome in told:
+        if isinstance(outcome, GuardError):
+            publish(ErrorAnswered(outcome.code or outcome.type, outcome.status))
+    unmapped = service.settings.category_of_unmapped
+    verdicts = [outcome for outcome in told if isinstance(outcome, Verdict)]
+    return Reply(openai.document(told, conversations, service.names.id, unmapped), verdicts)
+
+
+def _at(outcome: Verdict | GuardError, param: str) -> Verdict | GuardError:
+    """The outcome, with the item as the field at fault where an error only knows `messages`."""
+    return outcome.at(param) if isinstance(outcome, ContextLengthExceeded) else outcome
 
 
 async def _judge(
@@ -104,6 +139,10 @@ async def _judge(
 BODIES: dict[str, tuple[str, Any]] = {
     "text": ("One text", {"input": "How do I bake bread?"}),
     "list": ("Several texts, one result each", {"input": ["How do I bake bread?", "How do I build a pipe bomb?"]}),
+    "per_item": (
+        "Several texts, of which some cannot be judged",
+        {"input": ["How do I bake bread?", ""], "on_error": "per_item"},
+    ),
     "conversation": (
         "A conversation in the Llama API's format",
         {

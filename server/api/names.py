@@ -46,8 +46,8 @@ class ModelNames:
         self._accepted.discard(ANY_NAME)
 
     def check(self, name: str | None) -> None:
-        """Raises ModelNotFound for a name that is not one of the served model's. None is accepted."""
-        if name is not None and not self.knows(name):
+        """Raises ModelNotFound for a name that is not one of the served model's. No name is accepted, and so is ""."""
+        if name and not self.knows(name):
             raise ModelNotFound(
                 f"The model does not exist here: this server serves {self.id}. Ask for that, or leave `model` out. To"
                 " accept another name, the operator adds it to GUARD_MODEL_ALIASES."

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from server.api.messages import WireModel
+from server.api.wire import WireModel
 from server.domain.errors import InvalidRequest
 from server.domain.policy import Policy
 

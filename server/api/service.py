@@ -6,8 +6,10 @@ from typing import Generic, TypeVar
 
 from server.api.names import ModelNames
 from server.api.policy import PolicyOptions, ScoresWanted, apply
+from server.domain.aio import fresh
 from server.domain.caller import Handling
 from server.domain.conversation import Conversation
+from server.domain.errors import GuardError
 from server.domain.taxonomy import Taxonomy
 from server.domain.verdict import Verdict
 from server.families.base import Family
@@ -45,6 +47,40 @@ class Service:
         chosen = apply(policy, self.moderator.policy, allowed=self.settings.request_policy, scores=scores)
         verdicts = await self.moderator.moderate_all(admitted, chosen, handling)
         return [self.sight.tell(verdict, sent) for verdict, sent in zip(verdicts, conversations, strict=True)]
+
+    async def judge_each(
+        self,
+        conversations: Sequence[Conversation | GuardError],
+        *,
+        model: str | None,
+        policy: PolicyOptions | None,
+        handling: Handling,
+        scores: ScoresWanted = None,
+    ) -> list[Verdict | GuardError]:
+        """The same, but an error about one conversation stands in its place. So does one that is given in its place.
+
+        Raises errors about the whole request, and about the state of the server.
+        """
+        self.names.check(model)
+        chosen = apply(policy, self.moderator.policy, allowed=self.settings.request_policy, scores=scores)
+        admitted = [self._admitted(one) for one in conversations]
+        asked = [one for one in admitted if isinstance(one, Conversation)]
+        judged = iter(await self.moderator.moderate_each(asked, chosen, handling))
+        outcomes = [next(judged) if isinstance(one, Conversation) else one for one in admitted]
+        return [
+            self.sight.tell(outcome, sent)
+            if isinstance(outcome, Verdict) and isinstance(sent, Conversation)
+            else outcome
+            for outcome, sent in zip(outcomes, conversations, strict=True)
+        ]
+
+    def _admitted(self, conversation: Conversation | GuardError) -> Conversation | GuardError:
+        if isinstance(conversation, GuardError):
+            return conversation
+        try:
+            return self.sight.admit(conversation)
+        except GuardError as error:
+            return fresh(error)
 
     @property
     def draining(self) -> bool:

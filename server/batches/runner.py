@@ -27,13 +27,11 @@ from server.batches.places import Places
 from server.batches.turns import Turns, Work
 from server.domain.caller import Handling
 from server.domain.errors import (
-    EngineUnavailable,
+    SERVERS_CONDITION,
     GuardError,
     InternalError,
     InvalidRequest,
     NotFound,
-    Overloaded,
-    ShuttingDown,
     StoreUnavailable,
 )
 from server.domain.events import BatchChanged, LinesDone, publish
@@ -80,8 +78,6 @@ FILE_GONE = _fault("file_not_found", "The input file was deleted. Upload it agai
 ENDS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
 """What ends the work itself. Everything else is a failure of a line, a panic of a library in Rust too, which is no
 Exception."""
-
-SERVERS_CONDITION = (EngineUnavailable, Overloaded, ShuttingDown, StoreUnavailable)
 
 
 class BatchRunner:

@@ -325,3 +325,7 @@ class InternalError(GuardError):
 
     status = 500
     code = "internal_error"
+
+
+SERVERS_CONDITION = (EngineUnavailable, Overloaded, ShuttingDown, StoreUnavailable)
+"""Errors that say nothing about the request: any other one would fail as well now."""

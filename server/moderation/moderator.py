@@ -3,16 +3,16 @@
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from server.backends.base import Backend
 from server.backends.fallback import parts
-from server.domain.aio import together
+from server.domain.aio import fresh, together
 from server.domain.caller import ORDINARY, Handling
 from server.domain.conversation import Conversation, TextPart
-from server.domain.errors import DeadlineExceeded, EngineFailure
+from server.domain.errors import SERVERS_CONDITION, DeadlineExceeded, EngineFailure, GuardError
 from server.domain.events import publish
 from server.domain.policy import Policy
 from server.domain.verdict import CacheUse, Completion, Verdict, judge, strictest
@@ -83,11 +83,37 @@ class Moderator:
         Equal questions are judged once. A verdict from the cache needs no place in the queue.
         """
         questions = await self._questions.read(conversations, policy or self.policy, handling)
+        return list(_verdicts(await self._answers(questions, apart=False)))
+
+    async def moderate_each(
+        self, conversations: Sequence[Conversation], policy: Policy | None = None, handling: Handling = ORDINARY
+    ) -> list[Verdict | GuardError]:
+        """The same, but an error about one conversation stands in its place and costs no other.
+
+        Raises errors about the state of the server (SERVERS_CONDITION), which would meet every conversation.
+        """
+        too_long = [self._too_long(conversation) for conversation in conversations]
+        fitting = [one for one, error in zip(conversations, too_long, strict=True) if error is None]
+        questions = await self._questions.read(fitting, policy or self.policy, handling)
+        answers = iter(await self._answers(questions, apart=True))
+        return [next(answers) if error is None else error for error in too_long]
+
+    def _too_long(self, conversation: Conversation) -> GuardError | None:
+        try:
+            self._questions.check_length(conversation)
+        except GuardError as error:
+            return fresh(error)
+        return None
+
+    async def _answers(self, questions: Sequence[Question], *, apart: bool) -> list[Verdict | GuardError]:
+        """A verdict for each question, or with `apart` its error. Without `apart` the first error ends them all."""
         asked = {question.key: question for question in questions}
-        known = {key: verdict for key in asked if (verdict := self._cache.get(key)) is not None}
+        known: dict[Key, Verdict | GuardError] = {
+            key: verdict for key in asked if (verdict := self._cache.get(key)) is not None
+        }
         new = [question for key, question in asked.items() if key not in known]
-        verdicts = await self._admitted(new)
-        known.update((question.key, verdict) for question, verdict in zip(new, verdicts, strict=True))
+        outcomes = await self._admitted(new, apart)
+        known.update((question.key, outcome) for question, outcome in zip(new, outcomes, strict=True))
         return list(_tell(questions, known))
 
     async def probe(self) -> None:
@@ -101,22 +127,27 @@ class Moderator:
     def close(self) -> None:
         self._decoder.close()
 
-    async def _admitted(self, questions: Sequence[Question]) -> list[Verdict]:
+    async def _admitted(self, questions: Sequence[Question], apart: bool) -> Sequence[Verdict | GuardError]:
         at_once = min(sum(len(question.passes.passes) for question in questions), self._list_concurrency)
         if any(question.handling.background for question in questions):
             async with self.admission.admit_behind(at_once):
-                return await self._asked(questions, at_once)
+                return await self._asked(questions, at_once, apart)
         with self.admission.admit(at_once):
-            return await self._asked(questions, at_once)
+            return await self._asked(questions, at_once, apart)
 
-    async def _asked(self, questions: Sequence[Question], at_once: int) -> list[Verdict]:
-        if len(questions) == 1:  # most requests: no need for tasks
+    async def _asked(self, questions: Sequence[Question], at_once: int, apart: bool) -> Sequence[Verdict | GuardError]:
+        if len(questions) == 1 and not apart:  # most requests: no need for tasks
             return [await self._shared(questions[0], at_once)]
         places = asyncio.Semaphore(at_once)
 
-        async def in_turn(question: Question) -> Verdict:
+        async def in_turn(question: Question) -> Verdict | GuardError:
             async with places:
-                return await self._shared(question, 1)
+                try:
+                    return await self._shared(question, 1)
+                except GuardError as error:
+                    if not apart or isinstance(error, SERVERS_CONDITION):
+                        raise
+                    return fresh(error)
 
         return await together(in_turn(question) for question in questions)
 
@@ -197,14 +228,27 @@ def _with_frames(completion: Completion, pictures: Sequence[DecodedImage]) -> Co
     )
 
 
-def _tell(questions: Sequence[Question], verdicts: Mapping[Key, Verdict]) -> Iterator[Verdict]:
-    """One verdict for each question. Of equal questions, the first one counts as computed."""
+def _tell(
+    questions: Sequence[Question], outcomes: Mapping[Key, Verdict | GuardError]
+) -> Iterator[Verdict | GuardError]:
+    """The outcome of each question. Of equal questions, the first one counts as computed."""
     told: set[Key] = set()
     for question in questions:
-        verdict = verdicts[question.key]
+        verdict = outcomes[question.key]
+        if isinstance(verdict, GuardError):
+            yield verdict
+            continue
         if verdict.cache is None and question.key in told:
             verdict = verdict.uncomputed(CacheUse.JOINED)
         told.add(question.key)
         if verdict.cache is not None:
             publish(question.judged(verdict))
         yield question.told(verdict)
+
+
+def _verdicts(outcomes: Iterable[Verdict | GuardError]) -> Iterator[Verdict]:
+    """The outcomes, which are all verdicts. Raises the first error among them."""
+    for outcome in outcomes:
+        if isinstance(outcome, GuardError):
+            raise outcome
+        yield outcome

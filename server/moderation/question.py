@@ -87,6 +87,16 @@ class Questions:
         self._max_characters = max_characters
         self._begun = self._begin(policy)
 
+    def check_length(self, conversation: Conversation) -> None:
+        """Raises ContextLengthExceeded for a conversation that is longer than any context."""
+        length = _characters(conversation)
+        if length > self._max_characters:
+            raise ContextLengthExceeded(
+                f"The messages have {length} characters. This model's context holds at most"
+                f" {self._max_characters}, whatever the text. Please reduce the length of the messages.",
+                param="messages",
+            )
+
     async def read(self, conversations: Sequence[Conversation], policy: Policy, handling: Handling) -> list[Question]:
         """One question for each conversation of a request, in order.
 
@@ -134,14 +144,8 @@ class Questions:
     async def _passes(self, conversations: Sequence[Conversation]) -> list[Passes]:
         characters = 0
         for conversation in conversations:
-            length = _characters(conversation)
-            if length > self._max_characters:
-                raise ContextLengthExceeded(
-                    f"The messages have {length} characters. This model's context holds at most"
-                    f" {self._max_characters}, whatever the text. Please reduce the length of the messages.",
-                    param="messages",
-                )
-            characters += length
+            self.check_length(conversation)
+            characters += _characters(conversation)
         if characters <= LONG_TEXT:
             return passes_of_all(conversations)
         return await asyncio.to_thread(passes_of_all, conversations)

@@ -74,7 +74,7 @@ async def test_a_request_can_ask_for_all_scores(
         assert guard["p_unsafe"] == pytest.approx(0.02)
 
 
-@pytest.mark.parametrize("wish", ["ALL", "always", "none", "", True, 1, ["all"], {"from": 0}])
+@pytest.mark.parametrize("wish", ["ALL", "always", "none", "x", True, 1, ["all"], {"from": 0}])
 @pytest.mark.parametrize(("path", "body"), BODIES.values(), ids=BODIES)
 async def test_another_wish_is_refused(
     client: httpx.AsyncClient,

@@ -10,12 +10,16 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
+from server.api.chat import plans
 from server.api.chat.options import IgnoredOptions
 from server.api.chat.request import ChatRequest
+from server.api.chat.schemas import MAX_DEPTH, MAX_PARTS
 from server.api.http.body import MAX_KEYS, MAX_VALUES
 from server.api.http.direct import DirectRoute
 from server.api.messages import ChatMessage
+from server.api.moderations import ModerationRequest
 from server.api.names import OPENAI_NAMES
+from server.api.openai.completions import CompletionRequest, IgnoredCompletionOptions
 from server.api.openai.responses import IgnoredResponseOptions, ResponsesRequest
 from server.api.openrouter.generations import REMEMBERED
 from server.api.policy import PolicyOptions
@@ -66,6 +70,31 @@ def test_the_table_of_response_fields_is_the_codes() -> None:
     assert set(ResponsesRequest.model_fields) == read | ignored | stored
     assert set(IgnoredResponseOptions.model_fields) == ignored
     assert not read & stored
+
+
+def test_the_table_of_completion_fields_is_the_codes() -> None:
+    read, ignored, refused = (names(cell) for _, cell in rows(section(FIELDS, "Completions"))[1:])
+    assert set(CompletionRequest.model_fields) == read | ignored | refused
+    assert set(IgnoredCompletionOptions.model_fields) == ignored
+
+
+def test_the_table_of_moderation_fields_is_the_codes() -> None:
+    read, ignored = (names(cell) for _, cell in rows(section(FIELDS, "Moderations"))[1:])
+    assert set(ModerationRequest.model_fields) == read | ignored
+
+
+def test_the_names_that_schemas_may_use_are_the_codes() -> None:
+    *_, flags, safe, words, choices, categories, probabilities, score = rows(section(FIELDS, "Answers in a schema"))
+    assert names(flags[0]) == plans.UNSAFE_FLAGS
+    assert names(safe[0]) == plans.SAFE_FLAGS
+    assert names(words[0]) == plans.VERDICTS
+    assert names(choices[0]) == plans.CHOICES - plans.VERDICTS
+    assert names(categories[0]) == plans.CATEGORIES
+    assert names(probabilities[0]) == plans.PROBABILITIES
+    assert names(score[0]) == plans.SCORES
+    page = section(FIELDS, "Answers in a schema")
+    assert f"{MAX_PARTS} parts" in page
+    assert f"{MAX_DEPTH} levels" in page
 
 
 @pytest.mark.parametrize("field", sorted(DANGEROUS))

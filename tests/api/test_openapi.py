@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from server.api import moderations
 from server.api.chat import examples as chat
 from server.api.litellm import examples as litellm
+from server.api.llama import shields
 from server.api.openai import examples as openai
 from server.api.openrouter import examples as openrouter
 from tests.api.shapes import events_of, obeys_openai
@@ -22,7 +23,9 @@ from tests.fakes import FakeBackend, always
 OF_PATHS = {
     "/v1/moderations": moderations.BODIES,
     "/v1/chat/completions": chat.BODIES,
+    "/v1/completions": openai.COMPLETIONS_BODIES,
     "/v1/responses": openai.RESPONSES_BODIES,
+    "/v1/safety/run-shield": shields.BODIES,
     "/api/v1/chat/completions": openrouter.BODIES,
     "/beta/litellm_basic_guardrail_api": litellm.BODIES,
 }
@@ -30,7 +33,7 @@ EXAMPLES = [(path, name) for path, examples in OF_PATHS.items() for name in exam
 
 OPENROUTER = (
     *("/models", "/models/user", "/models/count", "/model/{author}/{slug}", "/models/{author}/{slug}/endpoints"),
-    *("/generation", "/key", "/credits", "/providers", "/endpoints/zdr"),
+    *("/generation", "/key", "/auth/key", "/credits", "/providers", "/endpoints/zdr"),
 )
 LENIENT = {"AdditionalParameters"}
 """Objects of other people's making, of which this server reads a part."""
@@ -62,7 +65,9 @@ async def test_every_route_is_described(document: dict[str, Any]) -> None:
         ("POST", "/api/v1/chat/completions"),
         ("POST", "/beta/litellm_basic_guardrail_api"),
         *(("GET", f"/api/v1{path}") for path in OPENROUTER),
+        ("POST", "/v1/completions"),
         ("POST", "/v1/responses"),
+        ("POST", "/v1/safety/run-shield"),
         ("GET", "/v1/models"),
         ("GET", "/v1/models/{name}"),
         ("POST", "/v1/files"),
@@ -120,7 +125,13 @@ async def test_answers_with_and_without_probabilities_are_described(
     chat = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 4, "logprobs": True, "top_logprobs": 2}
     response = {"input": "x", "max_output_tokens": 4, "include": ["message.output_text.logprobs"], "top_logprobs": 2}
     bodies: dict[str, list[dict[str, Any]]] = {
-        "/v1/moderations": [{"input": ["x", "y"]}, {"messages": [{"role": "user", "content": "x"}]}],
+        "/v1/completions": [{"prompt": ["x", "y"], "max_tokens": 4, "logprobs": 2, "n": 2}],
+        "/v1/safety/run-shield": [{"messages": [{"role": "user", "content": "x"}]}],
+        "/v1/moderations": [
+            {"input": ["x", "", "y"], "on_error": "per_item"},
+            {"input": ["x", "y"]},
+            {"messages": [{"role": "user", "content": "x"}]},
+        ],
         "/v1/chat/completions": [chat, {**chat, "n": 2}],
         "/api/v1/chat/completions": [chat],
         "/v1/responses": [response],
@@ -213,6 +224,8 @@ async def test_the_example_of_a_reply_is_one(client: httpx.AsyncClient, document
             {"messages": [{"role": "user", "content": "a bomb"}]},
         ),
         ("/v1/responses", None, {"input": "a bomb"}),
+        ("/v1/completions", None, {"prompt": "a bomb"}),
+        ("/v1/safety/run-shield", None, {"messages": [{"role": "user", "content": "a bomb"}]}),
     ):
         example = document["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]["example"]
         reply = (await client.post(path, json=body)).json()
@@ -234,7 +247,13 @@ async def test_the_example_of_a_stream_is_one(document: dict[str, Any]) -> None:
 
 
 async def test_error_examples_have_the_shape(document: dict[str, Any]) -> None:
-    for path in ("/v1/moderations", "/v1/chat/completions", "/v1/responses"):
+    for path in (
+        "/v1/moderations",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/responses",
+        "/v1/safety/run-shield",
+    ):
         responses = document["paths"][path]["post"]["responses"]
         assert set(responses) == {"200", "400", "404", "413", "429", "500", "502", "503", "504", "default"}
         for status in set(responses) - {"200", "default"}:

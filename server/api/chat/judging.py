@@ -1,13 +1,16 @@
 """Chat completions of every dialect are judged here, by the server's policy or by that of a finished prompt."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Protocol
 
 from server.api.chat.request import ChatRequest
+from server.api.chat.structured import Layout, Structured, Wanted, layout_of
 from server.api.detail import Guard, verdict_detail
-from server.api.policy import PolicyOptions
+from server.api.names import ModelNames
+from server.api.policy import PolicyOptions, ScoresWanted, apply
 from server.api.service import Service
 from server.domain.caller import Handling
 from server.domain.conversation import Conversation
@@ -21,25 +24,77 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A verdict, its answer in the form that the request asked for, and the extension field `guard`."""
+    """A verdict, its answer in the form that the request asked for, and the extension field `guard`.
+
+    `structured` is the answer as JSON, if the request asked for that.
+    """
 
     verdict: Verdict
     answer: Wording
     detail: Guard
+    structured: Structured | None = None
+
+
+class Asked(Protocol):
+    """What a request of any kind asks of an answer."""
+
+    @property
+    def policy(self) -> PolicyOptions | None: ...
+
+    @property
+    def category_scores(self) -> ScoresWanted: ...
+
+    @property
+    def stops(self) -> Sequence[str]: ...
+
+    @property
+    def token_limit(self) -> int | None: ...
+
+    def wanted(self) -> Sequence[Wanted]: ...
+
+    def model_in(self, names: ModelNames) -> str | None: ...
 
 
 async def judge(service: Service, body: ChatRequest, handling: Handling) -> Judged:
     """Judge the last message. Raises the errors of server.domain.errors."""
-    if any(map(service.family.splits_an_answer, body.stops)):
-        message = "it would split the words or codes of a verdict"
-        raise InvalidRequest(f"Invalid value for 'stop': {message}.", param="stop")
+    check_stops(service, body)
     handling = _handling_of(body, service, handling)
     prompt = body.finished_prompt(service.family)
     if prompt is not None:
-        return await _judge_prompt(prompt, service, body, handling)
-    verdict = await _verdict_on(body.conversation(), body.policy, service, body, handling)
+        return await judge_prompt(prompt, "messages[0].content", service, body, handling)
+    return await judge_conversation(body.conversation(), service, body, handling)
+
+
+def check_stops(service: Service, body: Asked) -> None:
+    """Raises InvalidRequest for a stop that could split an answer."""
+    if any(map(service.family.splits_an_answer, body.stops)):
+        message = "it would split the words or codes of a verdict"
+        raise InvalidRequest(f"Invalid value for 'stop': {message}.", param="stop")
+
+
+async def judge_conversation(conversation: Conversation, service: Service, body: Asked, handling: Handling) -> Judged:
+    """Judge the last turn by the server's policy. Raises the errors of server.domain.errors."""
+    layout = layout_for(body.wanted(), service, body.policy)
+    verdict = await _verdict_on(conversation, body.policy, service, body, handling)
     answer = service.family.write(verdict, max_tokens=body.token_limit, stop=body.stops)
-    return Judged(verdict, answer, verdict_detail(verdict))
+    return Judged(verdict, answer, verdict_detail(verdict), laid_out(layout, verdict))
+
+
+def layout_for(
+    wanted: Sequence[Wanted], service: Service, policy: PolicyOptions | None, codes: Mapping[str, str] | None = None
+) -> Layout | None:
+    """How the answer is laid out as JSON, None if it is text. `codes` maps the model's codes to the caller's.
+
+    Raises InvalidRequest if no verdict by this policy fits a schema that is wanted.
+    """
+    if not wanted:
+        return None
+    chosen = apply(policy, service.moderator.policy, allowed=service.settings.request_policy)
+    return layout_of(wanted, chosen.taxonomy, codes or {})
+
+
+def laid_out(layout: Layout | None, verdict: Verdict) -> Structured | None:
+    return None if layout is None else layout.laid_out(verdict)
 
 
 def _handling_of(body: ChatRequest, service: Service, handling: Handling) -> Handling:
@@ -52,7 +107,7 @@ def _handling_of(body: ChatRequest, service: Service, handling: Handling) -> Han
 
 
 async def _verdict_on(
-    conversation: Conversation, policy: PolicyOptions | None, service: Service, body: ChatRequest, handling: Handling
+    conversation: Conversation, policy: PolicyOptions | None, service: Service, body: Asked, handling: Handling
 ) -> Verdict:
     (verdict,) = await service.judge(
         [conversation],
@@ -64,17 +119,21 @@ async def _verdict_on(
     return verdict
 
 
-async def _judge_prompt(prompt: FinishedPrompt, service: Service, body: ChatRequest, handling: Handling) -> Judged:
-    """Judge a finished prompt by its own policy if the caller has the right to that, otherwise all of it by ours."""
+async def judge_prompt(prompt: FinishedPrompt, param: str, service: Service, body: Asked, handling: Handling) -> Judged:
+    """Judge a finished prompt by its own policy if the caller has the right to that, otherwise all of it by ours.
+
+    `param` is the field that held it. Raises the errors of server.domain.errors.
+    """
     trusted = handling.finished_prompts or service.settings.finished_prompts
     options, codes = _options_of(prompt, body.policy, service) if trusted else (body.policy, {})
     conversation = prompt.conversation() if trusted else prompt.everything(service.taxonomy)
     try:
+        layout = layout_for(body.wanted(), service, options, codes)
         verdict = await _verdict_on(conversation, options, service, body, handling)
     except InvalidRequest as error:
         if error.param is not None and error.param.startswith("policy") and body.policy is None:
             # The policy was read from the prompt, so its faults are the prompt's.
-            raise error.at("messages[0].content") from None
+            raise error.at(param) from None
         raise
     publish(FinishedPromptJudged(trusted))
     if not trusted:
@@ -82,7 +141,7 @@ async def _judge_prompt(prompt: FinishedPrompt, service: Service, body: ChatRequ
     answer = service.family.write(verdict, codes=codes, max_tokens=body.token_limit, stop=body.stops)
     detail = verdict_detail(verdict.under(codes))
     detail["finished_prompt"] = "prompt_policy" if trusted else "server_policy"
-    return Judged(verdict, answer, detail)
+    return Judged(verdict, answer, detail, laid_out(layout, verdict))
 
 
 @cache

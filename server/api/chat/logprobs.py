@@ -28,4 +28,9 @@ def entry(token: Token) -> TokenLogprob:
 
 
 def _bare(token: Token) -> BareToken:
-    return {"token": token.text, "logprob": max(token.logprob, LEAST_LOGPROB), "bytes": list(token.content)}
+    return {"token": token.text, "logprob": least(token.logprob), "bytes": list(token.content)}
+
+
+def least(logprob: float) -> float:
+    """The log-probability as JSON can hold it."""
+    return max(logprob, LEAST_LOGPROB)

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from server.api.messages import Object, StringOrObject, WireModel
+from server.api.wire import Object, WireModel
 
 
 class ModerationMode(WireModel):
@@ -37,8 +37,6 @@ class IgnoredOptions(WireModel):
     cache_control: Object | None = None
     debug: Object | None = None
     frequency_penalty: float | None = None
-    function_call: StringOrObject | None = None
-    functions: list[Any] | None = None
     image_config: Object | None = None
     include_reasoning: bool | None = None
     logit_bias: Object | None = None
@@ -56,7 +54,6 @@ class IgnoredOptions(WireModel):
     reasoning: Object | None = None
     reasoning_effort: str | None = None
     repetition_penalty: float | None = None
-    response_format: Object | None = None
     route: str | None = None
     safety_identifier: str | None = None
     seed: int | None = None
@@ -65,8 +62,6 @@ class IgnoredOptions(WireModel):
     stop_server_tools_when: list[Any] | None = None
     store: bool | None = None
     temperature: float | None = None
-    tool_choice: StringOrObject | None = None
-    tools: list[Any] | None = None
     top_a: float | None = None
     top_k: int | None = None
     top_p: float | None = None

@@ -5,6 +5,7 @@ could change one unnoticed or because to ignore it would mislead. docs/api-field
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -12,9 +13,11 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from server.api.chat.logprobs import MAX_ALTERNATIVES
 from server.api.chat.options import IgnoredOptions
-from server.api.messages import ChatMessage, Object, StringOrStrings, WireModel
+from server.api.chat.structured import Place, Wanted, wanted_call, wanted_format
+from server.api.messages import ChatMessage, StringOrObject, StringOrStrings
 from server.api.names import ModelNames
 from server.api.policy import PolicyOptions, ScoresWanted
+from server.api.wire import Object, WireModel
 from server.domain.conversation import Conversation, ImagePart, Message, Part, TextPart
 from server.domain.errors import InvalidRequest
 from server.families.base import Family, FinishedPrompt
@@ -24,8 +27,16 @@ MAX_CHOICES = 128
 MAX_STOPS = 4
 
 
+def bounded_stops(stop: str | list[str] | None) -> str | list[str] | None:
+    """`stop` of a request. Raises ValueError, in words for the caller, for more than MAX_STOPS texts."""
+    if isinstance(stop, list) and len(stop) > MAX_STOPS:
+        raise ValueError(f"send at most {MAX_STOPS} texts")
+    return stop
+
+
 class StreamOptions(WireModel):
     include_usage: bool = False
+    continuous_usage_stats: bool = Field(False, description="vLLM's: every chunk has the usage so far.")
     include_obfuscation: bool = Field(False, description="Accepted and ignored.")
 
 
@@ -65,21 +76,23 @@ class ChatRequest(IgnoredOptions):
     stop: StringOrStrings | None = Field(None, description="Up to 4 texts. None may split a word or code of a verdict.")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES, description="Needs `logprobs` to be true.")
+    response_format: Object | None = Field(None, description="`json_object`, or a `json_schema` that holds a verdict.")
+    tools: list[Any] | None = Field(None, description="Ignored, unless `tool_choice` forces a call.")
+    tool_choice: StringOrObject | None = Field(None, description="A forced call gets the verdict as its arguments.")
+    functions: list[Any] | None = Field(None, description="The older form of `tools`.")
+    function_call: StringOrObject | None = Field(None, description="The older form of `tool_choice`.")
     policy: PolicyOptions | None = None
     category_scores: ScoresWanted = None
 
     @field_validator("stop")
     @classmethod
     def _bound_the_stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
-        stops = [stop] if isinstance(stop, str) else stop or []
-        if len(stops) > MAX_STOPS:
-            raise ValueError(f"send at most {MAX_STOPS} texts")
-        return stop
+        return bounded_stops(stop)
 
     @field_validator("top_logprobs")
     @classmethod
     def _refuse_without_logprobs(cls, top_logprobs: int | None, info: ValidationInfo) -> int | None:
-        if top_logprobs is not None and not info.data.get("logprobs"):
+        if top_logprobs and not info.data.get("logprobs"):
             raise ValueError("it needs 'logprobs' to be true")
         return top_logprobs
 
@@ -91,6 +104,15 @@ class ChatRequest(IgnoredOptions):
     def token_limit(self) -> int | None:
         """The smaller of both limits. Some clients send zero for no limit."""
         return min(filter(None, (self.max_tokens, self.max_completion_tokens)), default=None)
+
+    def wanted(self) -> list[Wanted]:
+        """The schemas of which the answer must obey one, none if it is plain text. Raises InvalidRequest."""
+        if calls := wanted_call(self.tool_choice, self.tools or ()):
+            return calls
+        if calls := wanted_call(self.function_call, self.functions or (), "function_call", "functions"):
+            return [replace(call, place=Place.FUNCTION_CALL) for call in calls]
+        wanted = wanted_format(self.response_format, "response_format") if self.response_format else None
+        return [] if wanted is None else [wanted]
 
     @cached_property
     def said(self) -> list[tuple[Part, ...]]:
@@ -117,5 +139,5 @@ class ChatRequest(IgnoredOptions):
 
     def model_in(self, names: ModelNames) -> str | None:
         """The first requested model that is served here, or the first one if none is."""
-        asked = [name for name in (self.model, *(self.models or ())) if name is not None]
+        asked = [name for name in (self.model, *(self.models or ())) if name]
         return next(filter(names.knows, asked), asked[0] if asked else None)

@@ -14,8 +14,11 @@ def most_specific(path: str, values: Mapping[str, Value]) -> Value | None:
     return values[max(above, key=len)] if above else None
 
 
-GROQ_PREFIX = "/openai"
-"""Groq's client adds `/openai/v1` to its base URL, and has no option against it."""
+PREFIXES = ("/openai/v1/", "/v1/openai/v1/")
+"""Groq's client adds `/openai/v1` to its base URL, and older clients of Llama Stack add `/v1/openai/v1`. Neither has an
+option against it."""
+
+PREFIX = "/v1/"
 
 
 class ClientPaths:
@@ -25,11 +28,19 @@ class ClientPaths:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith(f"{GROQ_PREFIX}/v1/"):
-            raw_path = scope.get("raw_path") or scope["path"].encode()
-            scope = {
-                **scope,
-                "path": scope["path"].removeprefix(GROQ_PREFIX),
-                "raw_path": raw_path.removeprefix(GROQ_PREFIX.encode()),
-            }
+        if scope["type"] == "http":
+            for prefix in PREFIXES:
+                if scope["path"].startswith(prefix):
+                    scope = _renamed(scope, prefix)
+                    break
         await self._app(scope, receive, send)
+
+
+def _renamed(scope: Scope, prefix: str) -> Scope:
+    """The scope of a request with PREFIX in place of `prefix`."""
+    raw_path = scope.get("raw_path") or scope["path"].encode()
+    return {
+        **scope,
+        "path": PREFIX + scope["path"].removeprefix(prefix),
+        "raw_path": PREFIX.encode() + raw_path.removeprefix(prefix.encode()),
+    }

@@ -2,10 +2,10 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from server.api.messages import WireModel
 from server.api.policy import PolicyOptions, ScoresWanted
+from server.api.wire import WireModel
 
 METADATA_PREFIXES = ("litellm_", "request_", "user_api_key_")
 """Prefixes of the fields in which LiteLLM describes a call. Newer versions may add fields."""
@@ -14,10 +14,10 @@ MAX_LEVELS = 100
 """The deepest nesting of lists and objects."""
 
 
-class AdditionalParameters(BaseModel):
+class AdditionalParameters(WireModel):
     """Settings of the proxy's operator. Fields with other names belong to other guardrails."""
 
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+    model_config = ConfigDict(extra="ignore")
 
     policy: PolicyOptions | None = None
     category_scores: ScoresWanted = None

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from server.api.messages import IDENTIFIER, OPAQUE
+from server.api.wire import IDENTIFIER, OPAQUE
 from server.domain.conversation import ROLES, ImagePart, Message, Part, TextPart
 from server.domain.errors import InvalidRequest
 
@@ -65,8 +65,8 @@ def _part(part: Any, path: str) -> Iterator[Part]:
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str):
         raise InvalidRequest("A content part must be an object with a `type`.", param=path)
-    if kind in TEXT_KEYS and isinstance(words := part.get(key := TEXT_KEYS[kind]), str):
-        yield TextPart(words, f"{path}.{key}")
+    if kind in TEXT_KEYS and isinstance(words := part.get(key := TEXT_KEYS[kind], 0), str | None):
+        yield TextPart(words or "", f"{path}.{key}")
         yield from _words(_without(part, key), path)
     elif kind in IMAGE_KINDS:
         image = part.get("image_url")

@@ -20,8 +20,8 @@ class LlamaMessage(ChatMessage):
     @model_validator(mode="before")
     @classmethod
     def _list_a_single_part(cls, message: Any) -> Any:
-        if isinstance(message, dict) and isinstance(message.get("content"), dict):
-            return {**message, "content": [message["content"]]}
+        if isinstance(message, dict) and isinstance(content := message.get("content"), dict) and content:
+            return {**message, "content": [content]}
         return message
 
 

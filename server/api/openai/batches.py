@@ -11,11 +11,11 @@ from server.api.http.body import read_body
 from server.api.http.description import Responses, json_body, reply
 from server.api.http.shapes import Closed, Count, Moment
 from server.api.http.state import served
-from server.api.messages import WireModel
 from server.api.openai import examples
 from server.api.openai.files import Page, check_cursor, owner, page_of
 from server.api.openai.upload import ExpiresAfter
 from server.api.openai.usage import OutputTokensDetails
+from server.api.wire import WireModel
 from server.domain.events import BatchChanged, publish
 from server.store import batches as store
 from server.store.batches import Batches, Status
@@ -23,7 +23,7 @@ from server.store.ids import Kind
 
 router = APIRouter(prefix="/v1", tags=["batches"])
 
-BatchEndpoint = Literal["/v1/moderations", "/v1/chat/completions", "/v1/responses"]
+BatchEndpoint = Literal["/v1/moderations", "/v1/chat/completions", "/v1/completions", "/v1/responses"]
 """The endpoints that a batch may use."""
 
 

@@ -8,10 +8,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
-from server.api.chat.completion import ChatChoice, ChatUsage, CompletionHead, choices, usage
+from server.api.chat.completion import ChatChoice, ChatUsage, CompletionHead, choices, deltas, usage
 from server.api.chat.examples import BODIES
 from server.api.chat.judging import Judged, judge
-from server.api.chat.request import MAX_CHOICES, ChatRequest
+from server.api.chat.request import MAX_CHOICES, ChatRequest, StreamOptions
 from server.api.endpoint import Endpoint, answered
 from server.api.http.body import read_body
 from server.api.http.description import ERRORS, json_body, reply
@@ -66,11 +66,10 @@ async def create_chat_completion(request: Request) -> Response:
     document = (await answered(request, body, complete)).document
     if not body.stream:
         return JSONReply(document)
-    include_usage = body.stream_options is not None and body.stream_options.include_usage
-    return stream(_chunks(document, include_usage))
+    return stream(_chunks(document, body.stream_options or StreamOptions()))
 
 
-async def _chunks(document: ChatCompletion, include_usage: bool) -> AsyncIterator[str]:
+async def _chunks(document: ChatCompletion, options: StreamOptions) -> AsyncIterator[str]:
     """The same reply in chunks: the role, each choice's content and end, and the usage if it was requested."""
     head: dict[str, object] = {
         "id": document["id"],
@@ -79,14 +78,16 @@ async def _chunks(document: ChatCompletion, include_usage: bool) -> AsyncIterato
         "system_fingerprint": document["system_fingerprint"],
         "object": "chat.completion.chunk",
     }
-    no_usage = {"usage": None} if include_usage else {}
+    whole, counted = document["usage"], options.include_usage and options.continuous_usage_stats
+    begun = {**whole, "completion_tokens": 0, "total_tokens": whole["prompt_tokens"]}
     for choice in document["choices"]:
-        deltas: list[tuple[dict[str, Any], str | None]] = [
-            ({"role": "assistant", "content": "", "refusal": None}, None),
-            ({"content": choice["message"]["content"]}, None),
+        message = choice["message"]
+        pieces: list[tuple[dict[str, Any], str | None]] = [
+            ({"role": "assistant", "content": message["content"] and "", "refusal": None}, None),
+            *((delta, None) for delta in deltas(message)),
             ({}, choice["finish_reason"]),
         ]
-        for delta, finish_reason in deltas:
+        for delta, finish_reason in pieces:
             chunk = {
                 "index": choice["index"],
                 "delta": delta,
@@ -94,7 +95,9 @@ async def _chunks(document: ChatCompletion, include_usage: bool) -> AsyncIterato
                 "finish_reason": finish_reason,
             }
             detail = {"guard": document["guard"]} if finish_reason else {}
-            yield event({**head, "choices": [chunk], **no_usage, **detail})
-    if include_usage:
+            so_far = (begun if "role" in delta else whole) if counted else None
+            usage_ = {"usage": so_far} if options.include_usage else {}
+            yield event({**head, "choices": [chunk], **usage_, **detail})
+    if options.include_usage:
         yield event({**head, "choices": [], "usage": document["usage"]})
     yield DONE

@@ -1,11 +1,12 @@
 """The input of the Responses API: items of a conversation, and the texts and images of each."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
-from server.api.messages import IDENTIFIER, OPAQUE, Object, String, WireModel
+from server.api.messages import String
+from server.api.wire import OPAQUE, Label, Noted, Options, Token, WireModel
 from server.domain.conversation import ImagePart, Message, Part, TextPart
 
 
@@ -25,43 +26,67 @@ def _is_no_token(value: str | None) -> bool:
     return value is not None and OPAQUE.fullmatch(value) is None
 
 
-class InputText(WireModel):
+class SentToken(WireModel):
+    """A token as this API reports it. Clients send the tokens of an answer back with its text."""
+
+    token: str
+    logprob: float | None = None
+    bytes: list[int] | None = Field(None, fail_fast=True)
+
+
+class SpellingToken(SentToken):
+    top_logprobs: list[SentToken] | None = Field(None, fail_fast=True)
+
+
+MAX_TOKEN = 64
+"""The most characters of an alternative token. A longer one is judged."""
+
+
+class InputText(Noted):
     type: Literal["input_text", "output_text", "text", "summary_text", "reasoning_text"]
-    text: str
+    text: str | None = Field(description="Null is an empty text.")
     annotations: list[OutputAnnotation] | None = Field(
         None, fail_fast=True, description="Titles, addresses, and ids that hold words are judged as text."
     )
-    logprobs: list[Any] | None = Field(None, description="Accepted and ignored.")
-    prompt_cache_breakpoint: Object | None = Field(None, description="Accepted and ignored.")
+    logprobs: list[SpellingToken] | None = Field(
+        None, fail_fast=True, description="Ignored while the tokens spell the text. Otherwise they are judged."
+    )
 
     def parts(self, param: str) -> Iterator[Part]:
-        yield TextPart(self.text, f"{param}.text")
+        yield TextPart(self.text or "", f"{param}.text")
         for index, annotation in enumerate(self.annotations or ()):
             tokens = (annotation.file_id, annotation.container_id)
             named = (annotation.title, annotation.url, annotation.filename, *filter(_is_no_token, tokens))
             if source := " ".join(filter(None, named)):
                 yield TextPart(source, f"{param}.annotations[{index}]")
+        spelt = "".join(one.token for one in self.logprobs or ())
+        others = (other.token for one in self.logprobs or () for other in one.top_logprobs or ())
+        for words in ("" if spelt in (self.text or "") else spelt, "\n".join(o for o in others if len(o) > MAX_TOKEN)):
+            if words:
+                yield TextPart(words, f"{param}.logprobs")
+        yield from _asides_of(self, param)
 
 
-class InputImage(WireModel):
+class InputImage(Noted):
     type: Literal["input_image"]
     image_url: str = Field(
         description="A data: URL (JPEG, PNG, WebP, GIF), or an http(s) URL if the operator allows it."
     )
     detail: Literal["auto", "low", "high", "original"] | None = Field(None, description="Accepted and ignored.")
     file_id: None = Field(None, description="Not supported: send the image as a URL.")
-    prompt_cache_breakpoint: Object | None = Field(None, description="Accepted and ignored.")
 
     def parts(self, param: str) -> Iterator[Part]:
         yield ImagePart(self.image_url, param=f"{param}.image_url")
+        yield from _asides_of(self, param)
 
 
-class InputRefusal(WireModel):
+class InputRefusal(Noted):
     type: Literal["refusal"]
-    refusal: str
+    refusal: str | None = Field(description="Null is an empty text.")
 
     def parts(self, param: str) -> Iterator[Part]:
-        yield TextPart(self.refusal, f"{param}.refusal")
+        yield TextPart(self.refusal or "", f"{param}.refusal")
+        yield from _asides_of(self, param)
 
 
 def _content_kind(value: Any) -> str | None:
@@ -83,43 +108,31 @@ Content = Annotated[
 ]
 
 
-class _Item(WireModel):
+class _Item(Noted):
     """The labels and tokens of an item. Words in their place are judged like any other text of the item."""
 
-    LABELS: ClassVar[tuple[str, ...]] = ("status", "namespace")
-    """Fields that are not judged if they hold one identifier."""
-    TOKENS: ClassVar[tuple[str, ...]] = ("id", "call_id")
-    """Fields that are not judged if they hold a token that a program made."""
-
-    id: str | None = None
-    call_id: str | None = None
-    status: str | None = None
-    namespace: str | None = None
+    call_id: Token = None
+    status: Label = None
+    namespace: Label = None
+    agent: Options = None
+    caller: Options = None
+    created_by: Label = None
 
     def message(self, param: str) -> Message:
         """The item as a message. `param` is its path in the request."""
         role, parts = self.says(param)
-        return Message(role, (*parts, *self._asides(param)))
+        return Message(role, (*parts, *_asides_of(self, param)))
 
     def says(self, param: str) -> tuple[str, tuple[Part, ...]]:
         """The role of the item, and the parts in its content fields."""
         raise NotImplementedError
 
-    def _asides(self, param: str) -> Iterator[Part]:
-        for fields, harmless in ((self.LABELS, IDENTIFIER), (self.TOKENS, OPAQUE)):
-            for field in fields:
-                value: str | None = getattr(self, field)
-                if value and harmless.fullmatch(value) is None:
-                    yield TextPart(value, f"{param}.{field}")
-
 
 class InputMessage(_Item):
-    LABELS = (*_Item.LABELS, "phase")
-
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: Content
-    phase: str | None = None
+    content: Content | None = Field(description="Null is an empty text.")
+    phase: Label = None
 
     def says(self, param: str) -> tuple[str, tuple[Part, ...]]:
         return self.role, _parts(self.content, f"{param}.content")
@@ -128,27 +141,25 @@ class InputMessage(_Item):
 class FunctionCallItem(_Item):
     type: Literal["function_call"]
     name: str
-    arguments: str
+    arguments: str | None = Field(description="Null is an empty text.")
 
     def says(self, param: str) -> tuple[str, tuple[Part, ...]]:
-        return "assistant", (TextPart(f"{self.name}({self.arguments})", param),)
+        return "assistant", (TextPart(f"{self.name}({self.arguments or ''})", param),)
 
 
 class CustomCallItem(_Item):
     type: Literal["custom_tool_call"]
     name: str
-    input: str
+    input: str | None = Field(description="Null is an empty text.")
 
     def says(self, param: str) -> tuple[str, tuple[Part, ...]]:
-        return "assistant", (TextPart(f"{self.name}({self.input})", param),)
+        return "assistant", (TextPart(f"{self.name}({self.input or ''})", param),)
 
 
 class CallOutputItem(_Item):
-    LABELS = (*_Item.LABELS, "name")
-
     type: Literal["function_call_output", "custom_tool_call_output"]
-    output: Content
-    name: str | None = None
+    output: Content | None = Field(description="Null is an empty text.")
+    name: Label = None
 
     def says(self, param: str) -> tuple[str, tuple[Part, ...]]:
         return "tool", _parts(self.output, f"{param}.output")
@@ -157,12 +168,10 @@ class CallOutputItem(_Item):
 class ReasoningItem(_Item):
     """A model's reasoning. Encrypted reasoning is not judged: nobody can read it."""
 
-    TOKENS = (*_Item.TOKENS, "encrypted_content")
-
     type: Literal["reasoning"]
     summary: InputParts | None = None
     content: InputParts | None = None
-    encrypted_content: str | None = Field(None, description="Ignored, unless it holds words.")
+    encrypted_content: Token = Field(None, description="Ignored, unless it holds words.")
 
     def says(self, param: str) -> tuple[str, tuple[Part, ...]]:
         summary = _parts(self.summary or [], f"{param}.summary")
@@ -208,7 +217,11 @@ StringOrItems = Annotated[
 ]
 
 
-def _parts(content: "str | list[InputText | InputImage | InputRefusal]", param: str) -> tuple[Part, ...]:
-    if isinstance(content, str):
-        return (TextPart(content, param),)
+def _parts(content: "str | list[InputText | InputImage | InputRefusal] | None", param: str) -> tuple[Part, ...]:
+    if content is None or isinstance(content, str):
+        return (TextPart(content or "", param),)
     return tuple(said for index, part in enumerate(content) for said in part.parts(f"{param}[{index}]"))
+
+
+def _asides_of(noted: Noted, param: str) -> Iterator[Part]:
+    return (TextPart(words, f"{param}.{field}") for field, words in noted.asides())

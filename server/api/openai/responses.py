@@ -14,8 +14,10 @@ from fastapi.responses import Response as HttpResponse
 from pydantic import Field, field_validator
 
 from server.api.chat import logprobs
+from server.api.chat.judging import laid_out, layout_for
 from server.api.chat.logprobs import MAX_ALTERNATIVES, TokenLogprob
 from server.api.chat.options import InlineModeration
+from server.api.chat.structured import Place, Structured, Wanted, wanted_call, wanted_format
 from server.api.detail import Guard, verdict_detail
 from server.api.endpoint import Endpoint, answered
 from server.api.http.body import read_body
@@ -24,16 +26,18 @@ from server.api.http.direct import DirectRoute, JSONReply
 from server.api.http.ids import new_id
 from server.api.http.shapes import Closed, Count, EmptyList, Moment
 from server.api.http.sse import event, stream
-from server.api.messages import Object, StringOrObject, WireModel
+from server.api.messages import StringOrObject
 from server.api.openai import examples
 from server.api.openai.items import StringOrItems
 from server.api.openai.usage import OutputTokensDetails
 from server.api.policy import PolicyOptions, ScoresWanted
 from server.api.service import Reply, Service
+from server.api.wire import Object, WireModel
 from server.domain.caller import Handling
 from server.domain.conversation import Conversation, Message, TextPart
 from server.domain.errors import ContextLengthExceeded, NothingToJudge
 from server.domain.verdict import Verdict
+from server.families.base import Wording
 
 router = APIRouter(prefix="/v1", tags=["responses"], route_class=DirectRoute)
 
@@ -63,9 +67,6 @@ class IgnoredResponseOptions(WireModel):
     service_tier: str | None = None
     store: bool | None = None
     temperature: float | None = None
-    text: Object | None = None
-    tool_choice: StringOrObject | None = None
-    tools: list[Any] | None = None
     top_p: float | None = None
     truncation: str | None = Field(None, description="Ignored: no input is ever cut.")
     user: str | None = None
@@ -81,6 +82,9 @@ class ResponsesRequest(IgnoredResponseOptions):
     include: list[str] | None = Field(None, description=f"Only {LOGPROBS} has an effect.")
     top_logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES)
     metadata: Object | None = Field(None, description="Returned unchanged.")
+    text: Object | None = Field(None, description="A `format` of `json_object`, or of a schema that holds a verdict.")
+    tools: list[Any] | None = Field(None, description="Ignored, unless `tool_choice` forces a call.")
+    tool_choice: StringOrObject | None = Field(None, description="A forced call gets the verdict as its arguments.")
     policy: PolicyOptions | None = None
     category_scores: ScoresWanted = None
     background: bool | None = Field(None, description="Only false.")
@@ -94,6 +98,14 @@ class ResponsesRequest(IgnoredResponseOptions):
         if value:
             raise ValueError("this server stores nothing. Send the whole input and wait for the response")
         return value
+
+    def wanted(self) -> list[Wanted]:
+        """The schemas of which the answer must obey one, none if it is plain text. Raises InvalidRequest."""
+        if calls := wanted_call(self.tool_choice, self.tools or ()):
+            return calls
+        format_ = (self.text or {}).get("format")
+        wanted = wanted_format(format_, "text.format") if format_ else None
+        return [] if wanted is None else [wanted]
 
     def to_conversation(self) -> Conversation:
         """The instructions and the input. Raises NothingToJudge."""
@@ -125,6 +137,17 @@ class OutputMessage(Closed):
     content: Annotated[list[OutputText], Field(min_length=1, max_length=1)]
 
 
+class OutputCall(Closed):
+    """`arguments` are JSON in the schema of the function."""
+
+    id: str
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+    status: Literal["completed"]
+
+
 class CachedInput(Closed):
     cached_tokens: Count
     cache_write_tokens: Literal[0]
@@ -142,12 +165,10 @@ class IncompleteDetails(Closed):
     reason: Literal["max_output_tokens"]
 
 
-class PlainFormat(Closed):
-    type: Literal["text"]
-
-
 class TextOptions(Closed):
-    format: PlainFormat
+    """The `format` that the request asked for, or text."""
+
+    format: dict[str, Any]
 
 
 class Response(Closed):
@@ -162,7 +183,7 @@ class Response(Closed):
     incomplete_details: IncompleteDetails | None
     model: str
     instructions: str | None
-    output: Annotated[list[OutputMessage], Field(min_length=1, max_length=1)]
+    output: Annotated[list[OutputMessage | OutputCall], Field(min_length=1, max_length=1)]
     output_text: str
     usage: ResponseUsage
     metadata: dict[str, Any]
@@ -185,6 +206,7 @@ async def respond(service: Service, body: ResponsesRequest, handling: Handling) 
     wants_logprobs = LOGPROBS in (body.include or ())
     if wants_logprobs:
         handling = replace(handling, top_logprobs=body.top_logprobs or 0)
+    layout = layout_for(body.wanted(), service, body.policy)
     try:
         (verdict,) = await service.judge(
             [body.to_conversation()],
@@ -195,21 +217,17 @@ async def respond(service: Service, body: ResponsesRequest, handling: Handling) 
         )
     except (ContextLengthExceeded, NothingToJudge) as error:
         raise error.at("input") from None
-    return Reply(_document(service, body, verdict), [verdict])
+    return Reply(_document(service, body, verdict, laid_out(layout, verdict)), [verdict])
 
 
-def _document(service: Service, body: ResponsesRequest, verdict: Verdict) -> Response:
+def _document(service: Service, body: ResponsesRequest, verdict: Verdict, structured: Structured | None) -> Response:
     limit = body.max_output_tokens or None
-    answer = service.family.write(verdict, max_tokens=limit)
+    # Half a JSON object is none, so it is never cut.
+    answer = Wording(structured.text) if structured else service.family.write(verdict, max_tokens=limit)
     status: Literal["completed", "incomplete"] = "incomplete" if answer.cut else "completed"
     now = int(time.time())
-    message: OutputMessage = {
-        "id": new_id("msg_"),
-        "type": "message",
-        "role": "assistant",
-        "status": status,
-        "content": [_output_text(answer.text, [*map(logprobs.entry, answer.tokens or ())])],
-    }
+    called = structured is not None and structured.wanted.place is not Place.TEXT
+    item = _call(structured) if structured and called else _message(answer, status)
     return {
         "id": new_id("resp_"),
         "object": "response",
@@ -220,8 +238,8 @@ def _document(service: Service, body: ResponsesRequest, verdict: Verdict) -> Res
         "incomplete_details": {"reason": "max_output_tokens"} if answer.cut else None,
         "model": service.names.id,
         "instructions": body.instructions,
-        "output": [message],
-        "output_text": answer.text,
+        "output": [item],
+        "output_text": "" if called else answer.text,
         "usage": _usage(verdict, limit),
         "metadata": body.metadata or {},
         "max_output_tokens": body.max_output_tokens,
@@ -232,11 +250,32 @@ def _document(service: Service, body: ResponsesRequest, verdict: Verdict) -> Res
         "parallel_tool_calls": False,
         "tool_choice": "none",
         "tools": [],
-        "text": {"format": {"type": "text"}},
+        "text": {"format": (body.text or {}).get("format") or {"type": "text"}},
         "temperature": None,
         "top_p": None,
         "truncation": "disabled",
         "guard": verdict_detail(verdict),
+    }
+
+
+def _message(answer: Wording, status: Literal["completed", "incomplete"]) -> OutputMessage:
+    return {
+        "id": new_id("msg_"),
+        "type": "message",
+        "role": "assistant",
+        "status": status,
+        "content": [_output_text(answer.text, [*map(logprobs.entry, answer.tokens or ())])],
+    }
+
+
+def _call(structured: Structured) -> OutputCall:
+    return {
+        "id": new_id("fc_"),
+        "type": "function_call",
+        "call_id": new_id("call_"),
+        "name": structured.wanted.function,
+        "arguments": structured.text,
+        "status": "completed",
     }
 
 
@@ -268,21 +307,33 @@ async def _numbered_events(document: Response) -> AsyncIterator[str]:
 def _events(document: Response) -> Iterator[tuple[str, dict[str, Any]]]:
     """The response as if it were generated step by step. The verdict is complete before the first event."""
     (item,) = document["output"]
-    (part,) = item["content"]
     begun: dict[str, Any] = {**document, "status": "in_progress", "completed_at": None, "incomplete_details": None}
     begun |= {"output": [], "output_text": "", "usage": None}
     del begun["guard"]
-    of_item: dict[str, Any] = {"output_index": 0}
-    of_part = {"item_id": item["id"], **of_item, "content_index": 0}
     yield "response.created", {"response": begun}
     yield "response.in_progress", {"response": begun}
-    yield "response.output_item.added", {**of_item, "item": {**item, "status": "in_progress", "content": []}}
+    yield from _of_message(item) if item["type"] == "message" else _of_call(item)
+    yield "response.output_item.done", {"output_index": 0, "item": item}
+    yield f"response.{document['status']}", {"response": document}
+
+
+def _of_message(item: OutputMessage) -> Iterator[tuple[str, dict[str, Any]]]:
+    (part,) = item["content"]
+    of_part = {"item_id": item["id"], "output_index": 0, "content_index": 0}
+    empty = {**item, "status": "in_progress", "content": []}
+    yield "response.output_item.added", {"output_index": 0, "item": empty}
     yield "response.content_part.added", {**of_part, "part": _output_text("", [])}
     yield "response.output_text.delta", {**of_part, "delta": part["text"], "logprobs": part["logprobs"]}
     yield "response.output_text.done", {**of_part, "text": part["text"], "logprobs": part["logprobs"]}
     yield "response.content_part.done", {**of_part, "part": part}
-    yield "response.output_item.done", {**of_item, "item": item}
-    yield f"response.{document['status']}", {"response": document}
+
+
+def _of_call(item: OutputCall) -> Iterator[tuple[str, dict[str, Any]]]:
+    of_item: dict[str, Any] = {"item_id": item["id"], "output_index": 0}
+    empty = {**item, "status": "in_progress", "arguments": ""}
+    yield "response.output_item.added", {"output_index": 0, "item": empty}
+    yield "response.function_call_arguments.delta", {**of_item, "delta": item["arguments"]}
+    yield "response.function_call_arguments.done", {**of_item, "name": item["name"], "arguments": item["arguments"]}
 
 
 def _output_text(text: str, tokens: list[TokenLogprob]) -> OutputText:

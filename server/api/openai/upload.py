@@ -12,7 +12,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from server.api.http.encoding import encoding_of
-from server.api.messages import WireModel
+from server.api.wire import WireModel
 from server.domain.errors import InvalidRequest, RequestTimeout, RequestTooLarge, StoreUnavailable, UnsupportedEncoding
 from server.settings import Settings
 from server.store.files import CHUNK_BYTES

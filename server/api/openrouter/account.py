@@ -85,6 +85,11 @@ class CreditsData(Closed):
     data: Credits
 
 
+@router.get(
+    "/auth/key",
+    summary="The older path of /api/v1/key",
+    responses={200: reply(KeyData, "The key and its limits")},
+)
 @router.get("/key", summary="What the caller's key may do", responses={200: reply(KeyData, "The key and its limits")})
 async def get_key(request: Request) -> JSONReply:
     """Usage is in US dollars, over the generations that are remembered. Only a remote backend costs anything."""

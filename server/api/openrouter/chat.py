@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
-from server.api.chat.completion import ChatChoice, ChatUsage, CompletionHead, choices, usage
+from server.api.chat.completion import ChatChoice, ChatUsage, CompletionHead, choices, deltas, usage
 from server.api.chat.judging import Judged, judge
 from server.api.chat.request import MAX_CHOICES, ChatRequest
 from server.api.endpoint import answered
@@ -159,19 +159,23 @@ async def _chunks(document: OpenRouterCompletion) -> AsyncIterator[str]:
             "finish_reason": choice["finish_reason"],
             "native_finish_reason": choice["native_finish_reason"],
         }
-        content = {
-            "index": choice["index"],
-            "delta": {"role": "assistant", "content": choice["message"]["content"]},
-            "logprobs": choice["logprobs"],
-            **dict.fromkeys(reasons),
-        }
+        contents = [
+            {
+                "index": choice["index"],
+                "delta": {"role": "assistant", "content": "", **delta},
+                "logprobs": choice["logprobs"],
+                **dict.fromkeys(reasons),
+            }
+            for delta in deltas(choice["message"])
+        ]
         end = {
             "index": choice["index"],
             "delta": {"role": "assistant", "content": ""},
             "logprobs": None,
             **reasons,
         }
-        yield event({**head, "choices": [content]})
+        for content in contents:
+            yield event({**head, "choices": [content]})
         yield event({**head, "choices": [end], "guard": document["guard"]})
     yield event({**head, "choices": [], "usage": document["usage"]})
     yield DONE

@@ -24,7 +24,7 @@ REMEMBERED = 10_000
 """The number of generations and outcomes that are kept in memory. Older ones are forgotten."""
 
 Milliseconds = Annotated[float, Field(ge=0)]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class GenerationFigures(Closed):

@@ -15,7 +15,7 @@ from server.settings import Settings
 from tests.api.conftest import PROFILE
 from tests.fakes import FakeBackend
 
-PATHS = ["/v1/moderations", "/v1/chat/completions", "/v1/responses"]
+PATHS = ["/v1/moderations", "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/safety/run-shield"]
 
 # Words that mean something somewhere, so that a guess is often nearly right.
 KEYS = (
@@ -41,6 +41,7 @@ MESSAGES = st.lists(
 OPTIONS = {
     **dict.fromkeys(["policy", "stream", "n", "temperature", "stop", "max_tokens", "provider", "models"], VALUES),
     **dict.fromkeys(["include", "max_output_tokens", "conversation", "logprobs", "top_logprobs"], VALUES),
+    **dict.fromkeys(["prompt", "response_format", "tools", "tool_choice", "text", "on_error"], VALUES),
 }
 BODIES = (
     st.fixed_dictionaries({"input": VALUES | PARTS}, optional=OPTIONS)

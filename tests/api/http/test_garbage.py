@@ -48,6 +48,7 @@ def failing_on_bad(case: Case) -> Completion | Awaitable[Completion]:
         ("/v1/moderations", {"input": "x"}, DEFECT, 500),
         ("/v1/moderations", {"input": "x"}, hanging, 504),
         ("/v1/moderations", {"input": ["x", "bad", "y"]}, failing_on_bad, 500),
+        ("/v1/moderations", {"input": ["x", "bad", " ", "y"], "on_error": "per_item"}, failing_on_bad, 200),
         ("/v1/moderations", {"input": ["x", "y"]}, hanging, 504),
         ("/v1/moderations", {"input": [image(BROKEN)]}, by_word, 400),
         ("/v1/chat/completions", chat([image(), image(BROKEN), image(BROKEN)]), by_word, 400),

@@ -132,6 +132,7 @@ async def test_every_endpoint_takes_batches(client: httpx.AsyncClient, endpoint:
     bodies: dict[str, dict[str, Any]] = {
         "/v1/moderations": {"input": "a bomb"},
         "/v1/chat/completions": {"messages": [{"role": "user", "content": "a bomb"}]},
+        "/v1/completions": {"prompt": "a bomb"},
         "/v1/responses": {"input": "a bomb"},
     }
     body = bodies[endpoint]

@@ -281,7 +281,7 @@ LIKELY_VALUES: dict[str, Any] = {
     "stream_options": {"include_obfuscation": True},
     "temperature": 1,
     "text": {"format": {"type": "text"}, "verbosity": "low"},
-    "tool_choice": {"type": "function", "name": "f"},
+    "tool_choice": "auto",
     "tools": [{"type": "function", "name": "f", "parameters": {}, "strict": True}],
     "top_p": 1,
     "truncation": "auto",

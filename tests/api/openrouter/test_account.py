@@ -73,3 +73,7 @@ async def test_no_credits_are_needed(client: httpx.AsyncClient) -> None:
 
 async def test_the_key_obeys_openrouters_own_schema(client: httpx.AsyncClient) -> None:
     await data_of(client, "/key")
+
+
+async def test_the_older_path_of_the_key(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/api/v1/auth/key")).json() == (await client.get("/api/v1/key")).json()

@@ -123,7 +123,6 @@ async def test_one_of_the_models_is_served(client: httpx.AsyncClient, fields: di
         {"model": "openai/gpt-4o:free"},
         {"models": ["openai/gpt-4o", "x/y"]},
         {"model": "openrouter/auto"},
-        {"model": ""},
     ],
 )
 async def test_no_model_is_found_by_another_name(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreOutput
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.output_processor import OutputProcessorOutput
-    from vllm.v1.metrics.stats import IterationStats
+    from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
 Take = Callable[["Sequence[EngineCoreOutput]", float, "IterationStats"], "list[EngineCoreOutput]"]
 """Takes what a step brought at a time, counts it, and returns those that are not its own."""
@@ -49,9 +49,9 @@ def install(engine: "AsyncLLM", take: Take, died: Callable[[], None], heard: Cal
         died()
         fail_others(e)
 
-    def count(stats: Any) -> None:  # vLLM calls it for each message of the engine core
+    def count(scheduler_stats: "SchedulerStats | None") -> None:  # vLLM calls it for each message of the engine core
         heard()
-        count_as_vllm(stats)
+        count_as_vllm(scheduler_stats)
 
     outputs.process_outputs, outputs.propagate_error, outputs.update_scheduler_stats = process, fail, count
     engine._run_output_handler()  # which `generate` would start
