@@ -80,3 +80,35 @@ def test_jobs_that_wait_are_cancelled_when_all_ends():
     turns.close()
     release.set()
     assert waiting.cancelled()
+
+
+def test_long_jobs_of_one_caller_do_not_hold_up_those_of_another(turns):
+    release, order = threading.Event(), []
+    turns.submit(lambda: release.wait(5), quick=False, patience=1.0, holder="many")
+    time.sleep(0.05)
+    jobs = [
+        turns.submit(lambda name=name: order.append(name), quick=False, patience=1.0, holder=name)
+        for name in (*["many"] * 6, "few", "few")
+    ]
+    release.set()
+    for job in jobs:
+        job.result(timeout=5)
+    assert order[:3].count("few") == 2
+
+
+def test_a_caller_who_was_away_has_no_credit(turns):
+    """Otherwise whoever comes rarely could come with a thousand jobs and be served before everybody else."""
+    order = []
+    for _ in range(20):
+        turns.submit(lambda: None, quick=False, patience=1.0, holder="steady").result(timeout=5)
+    release = threading.Event()
+    turns.submit(lambda: release.wait(5), quick=False, patience=1.0, holder="steady")
+    time.sleep(0.05)
+    jobs = [
+        turns.submit(lambda name=name: order.append(name), quick=False, patience=1.0, holder=name)
+        for name in (*["back"] * 6, *["steady"] * 6)
+    ]
+    release.set()
+    for job in jobs:
+        job.result(timeout=5)
+    assert 2 <= order[:6].count("steady") <= 4
