@@ -75,14 +75,14 @@ def keep_telling(server: RunningServer, stop: threading.Event) -> None:
 
 def test_with_default_settings_nothing_holds_the_end_up_for_longer_than_a_supervisor_waits() -> None:
     upload = (
-        b"POST /v1/files HTTP/1.1\r\nHost: guard\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
         b'Content-Length: 100000\r\n\r\n--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
     )
-    body = b"POST /v1/moderations HTTP/1.1\r\nHost: guard\r\nContent-Length: 100000\r\n\r\n{"
+    body = b"POST /v1/moderations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n{"
     with fake_server(100.0) as server, contextlib.ExitStack() as stack:
         drips = [stack.enter_context(connect(server, content)) for content in (upload, body, b"GET /hea", b"")]
         long = b'{"input": "x"}'
-        post = b"POST /v1/moderations HTTP/1.1\r\nHost: guard\r\nContent-Length: %d\r\n\r\n" % len(long)
+        post = b"POST /v1/moderations HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(long)
         slow = stack.enter_context(connect(server, post + long))
         stop = threading.Event()
         stack.callback(stop.set)

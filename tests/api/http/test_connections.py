@@ -216,9 +216,9 @@ def test_requests_in_work_at_the_end_of_the_drain_are_answered(start_server: Sta
 DRIPS = {
     "nothing": b"",
     "half of a header": b"POST /v1/moderations HTTP/1.1\r\nHost: gu",
-    "a body": b"POST /v1/moderations HTTP/1.1\r\nHost: guard\r\nContent-Length: 100000\r\n\r\n{",
-    "a body in chunks": b"POST /v1/responses HTTP/1.1\r\nHost: guard\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
-    "an upload": b"POST /v1/files HTTP/1.1\r\nHost: guard\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    "a body": b"POST /v1/moderations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n{",
+    "a body in chunks": b"POST /v1/responses HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
+    "an upload": b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
     b"Content-Length: 100000\r\n\r\n--x\r\n",
 }
 
@@ -274,7 +274,7 @@ def test_a_slow_reader_does_not_hold_the_end_up(
         file = client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("a", content)}).json()
     with socket.create_connection(("127.0.0.1", live.port), timeout=10) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.sendall(f"GET /v1/files/{file['id']}/content HTTP/1.1\r\nHost: guard\r\n\r\n".encode())
+        connection.sendall(f"GET /v1/files/{file['id']}/content HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
         live.terminate()
         told = time.monotonic()
