@@ -98,6 +98,13 @@ def _settings(**flags: Any) -> Any:
         raise OperatorError(f"The settings are not valid: {faults}") from None
 
 
+def _at_least_1(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("it must be at least 1")
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     program = SCRIPT if Path(sys.argv[0]).stem == SCRIPT else "python -m server"
     parser = argparse.ArgumentParser(prog=program, description="Llama Guard 4 on your own machine.")
@@ -113,8 +120,26 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("text", nargs="?", help="the user's message; - reads it from standard input")
     check.add_argument("--image", action="append", default=[], metavar="FILE", help="an image file (repeatable)")
     check.add_argument("--response", help="the assistant's answer, to be judged in place of the text")
-    check.add_argument("--file", metavar="JSONL", help="judge every row of this file: id, and text or messages")
-    check.add_argument("--out", metavar="JSONL", help="write verdicts to this file; skip rows that it already has")
+    check.add_argument("--file", metavar="FILE", help="judge every row of this .jsonl, .csv, .gz or .parquet file")
+    check.add_argument("--out", metavar="FILE", help="write the rows with their verdicts to this file, in its format")
+    check.add_argument("--column", metavar="NAME", default="text", help="column of the text (default %(default)s)")
+    check.add_argument("--overwrite", action="store_true", help="replace --out, and forget an earlier run")
+    check.add_argument("--threshold", type=float, metavar="P", help="unsafe when P(unsafe) is at least this")
+    check.add_argument("--exclude", metavar="CODES", help="categories not to ask about, such as S5,S13")
+    check.add_argument(
+        "--concurrency",
+        type=_at_least_1,
+        metavar="N",
+        default=16,
+        help="rows asked about at once (default %(default)s)",
+    )
+    check.add_argument(
+        "--patience",
+        type=float,
+        metavar="SECONDS",
+        default=300.0,
+        help="with --file, wait so long for a server that is restarting (default %(default)g)",
+    )
     check.add_argument("--url", help="ask the llama-guard-server at this URL instead of starting an engine")
     check.add_argument("--api-key", metavar="KEY", help="key for the server at --url (default: $GUARD_API_KEY)")
     check.add_argument("--profile", help="model profile of the engine that is started")
@@ -124,16 +149,25 @@ def _parser() -> argparse.ArgumentParser:
     batch = commands.add_parser("batch", help="have a running server judge a file in the background")
     actions = batch.add_subparsers(required=True, metavar="ACTION")
     submit = actions.add_parser("submit", help="upload a file and print the batch's id")
-    submit.add_argument("file", metavar="JSONL", help="batch lines in OpenAI's format, or rows as for check --file")
+    submit.add_argument("file", metavar="FILE", help="batch lines in OpenAI's format, or rows as for check --file")
     submit.add_argument("--endpoint", help="endpoint for all lines (default: the one in the lines)")
     submit.add_argument("--wait", action="store_true", help="wait until the batch has ended")
     submit.add_argument("--out", metavar="JSONL", help="wait, and write all answers to this file")
+    submit.add_argument(
+        "--part-bytes",
+        type=_at_least_1,
+        metavar="BYTES",
+        default=200 * 2**20,
+        help="make several batches of a file that is larger than the server accepts (default %(default)s)",
+    )
     status = actions.add_parser("status", help="show the progress of a batch, or of all batches")
     status.add_argument("id", nargs="?")
     fetch = actions.add_parser("fetch", help="wait for a batch and write all its answers to a file")
     fetch.add_argument("id")
     fetch.add_argument("--out", metavar="JSONL", required=True, help="the file")
-    for name, action in (("submit", submit), ("status", status), ("fetch", fetch)):
+    cancel = actions.add_parser("cancel", help="end a batch; lines that are judged keep their results")
+    cancel.add_argument("id")
+    for name, action in (("submit", submit), ("status", status), ("fetch", fetch), ("cancel", cancel)):
         action.add_argument("--url", default="http://127.0.0.1:8000", help="URL of the server (default %(default)s)")
         action.add_argument("--api-key", help="key for the server, if it needs one (default: $GUARD_API_KEY)")
         action.set_defaults(run=_batch, action=name)

@@ -5,20 +5,24 @@ error, a batch that did not complete, or a line without a verdict.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import httpx
 from tqdm import tqdm
 
-from server.commands.rows import messages_of, read_rows
+from server.batches.lines import MAX_LINES
+from server.commands.urls import base_url
 from server.domain.errors import OperatorError
+from server.rows.messages import messages_of
+from server.rows.reading import Source
 from server.settings import API_KEY_VARIABLE
 
 SAFE, UNSAFE, ERROR = 0, 1, 2
@@ -32,7 +36,7 @@ CHAT = "/v1/chat/completions"
 def run(options: argparse.Namespace) -> int:
     """Run the command. Raises OperatorError."""
     headers = {"authorization": f"Bearer {key}"} if (key := options.api_key or os.environ.get(API_KEY_VARIABLE)) else {}
-    base = options.url.rstrip("/").removesuffix("/v1") + "/v1/"
+    base = base_url(options.url)
     try:
         with httpx.Client(base_url=base, headers=headers, timeout=60) as client:
             status: int = options.action(client, options)
@@ -44,20 +48,25 @@ def run(options: argparse.Namespace) -> int:
 
 
 def submit(client: httpx.Client, options: argparse.Namespace) -> int:
-    with tempfile.TemporaryFile() as lines:
-        endpoint = _write_lines(Path(options.file), options.endpoint, lines)
-        lines.seek(0)
-        name = Path(options.file).name
-        file = _ask(client, "POST", "files", data={"purpose": "batch"}, files={"file": (name, lines)})
-    body = {"input_file_id": file["id"], "endpoint": endpoint, "completion_window": "24h"}
-    batch = _ask(client, "POST", "batches", json=body)
-    print(batch["id"], flush=True)  # noqa: T201
     if options.out:
-        return _fetch(client, batch["id"], Path(options.out))
+        _check_out(Path(options.out), besides=Path(options.file))
+    batches = []
+    with contextlib.closing(_parts(Path(options.file), options.endpoint, options.part_bytes)) as parts:
+        for number, (endpoint, lines) in enumerate(parts, start=1):
+            name = Path(options.file).name if number == 1 else f"{Path(options.file).stem}-{number}.jsonl"
+            file = _ask(client, "POST", "files", data={"purpose": "batch"}, files={"file": (name, lines)})
+            body = {"input_file_id": file["id"], "endpoint": endpoint, "completion_window": "24h"}
+            batches.append(_ask(client, "POST", "batches", json=body)["id"])
+            print(batches[-1], flush=True)  # noqa: T201
+    if options.out:
+        return _fetch(client, batches, Path(options.out))
     if options.wait:
-        batch = _wait(client, batch["id"])
-        _say(batch)
-        return SAFE if batch["status"] == "completed" and not batch["request_counts"]["failed"] else ERROR
+        return max(_outcome(client, _wait(client, batch_id)) for batch_id in batches)
+    return SAFE
+
+
+def cancel(client: httpx.Client, options: argparse.Namespace) -> int:
+    _say(_ask(client, "POST", f"batches/{options.id}/cancel"))
     return SAFE
 
 
@@ -72,33 +81,63 @@ def status(client: httpx.Client, options: argparse.Namespace) -> int:
 
 
 def fetch(client: httpx.Client, options: argparse.Namespace) -> int:
-    return _fetch(client, options.id, Path(options.out))
+    _check_out(Path(options.out))
+    return _fetch(client, [options.id], Path(options.out))
 
 
 # --- A file of lines -------------------------------------------------------------------------------------
 
 
-def _write_lines(file: Path, endpoint: str | None, lines: IO[bytes]) -> str:
-    """Write batch lines, either those of the file or made from rows as for `check --file`. Returns their endpoint."""
-    for number, row in read_rows(file):
+def _parts(file: Path, endpoint: str | None, most_bytes: int) -> Generator[tuple[str, IO[bytes]], None, None]:
+    """The file as batches that are not too long: their endpoint, and their lines. The next part takes the same file."""
+    number = size = 0
+    with tempfile.TemporaryFile() as part:
+        for line, each in _lines(Source(file), endpoint):
+            endpoint = each
+            if number == MAX_LINES or (number and size + len(line) > most_bytes):
+                part.seek(0)
+                yield endpoint, part
+                part.seek(0)
+                part.truncate()
+                number = size = 0
+            part.write(line)
+            number, size = number + 1, size + len(line)
+        if endpoint is None or not number:
+            raise OperatorError(f"{file}: the file has no lines to judge.")
+        part.seek(0)
+        yield endpoint, part
+
+
+def _lines(source: Source, endpoint: str | None) -> Iterator[tuple[bytes, str]]:
+    """Batch lines, either those of the file or made from rows as for `check --file`, and their endpoint."""
+    for placed in source:
+        row = placed.row
         if "custom_id" in row and "body" in row:
             endpoint = endpoint or str(row.get("url"))
         else:
             if endpoint not in (None, CHAT):
-                raise OperatorError(
-                    f"{file}: line {number} has no custom_id and body, so it is a row of text. Rows of text only go to"
-                    f" {CHAT}. Leave out --endpoint."
+                raise source.refuse(
+                    placed,
+                    f"has no custom_id and body, so it is a row of text. Rows of text only go to {CHAT}. Leave out"
+                    " --endpoint.",
                 )
             endpoint = CHAT
             try:
-                body = {"messages": messages_of(row, file.parent)}
+                body = {"messages": messages_of(row, source.file.parent)}
             except OperatorError as error:
-                raise OperatorError(f"{file}: line {number}: {error}") from None
-            row = {"custom_id": str(row.get("id", number)), "method": "POST", "url": CHAT, "body": body}
-        lines.write(json.dumps(row).encode() + b"\n")
-    if endpoint is None:
-        raise OperatorError(f"{file}: the file has no lines to judge.")
-    return endpoint
+                raise source.refuse(placed, str(error)) from None
+            row = {"custom_id": str(row.get("id", placed.place)), "method": "POST", "url": CHAT, "body": body}
+        yield json.dumps(row, default=str).encode() + b"\n", endpoint
+
+
+def _check_out(out: Path, besides: Path | None = None) -> None:
+    """Raises OperatorError if the results would replace a file, since this command did not write it."""
+    if not out.parent.is_dir():
+        raise OperatorError(f"{out.parent}: there is no such folder. Make it, or choose another file with --out.")
+    if besides is not None and out.exists() and besides.exists() and out.samefile(besides):
+        raise OperatorError(f"{out}: is the input itself. Choose another file with --out.")
+    if out.exists():
+        raise OperatorError(f"{out}: there is already such a file. Choose another one with --out, or move it away.")
 
 
 # --- Watching and fetching -------------------------------------------------------------------------------
@@ -127,22 +166,30 @@ def _wait(client: httpx.Client, batch_id: str) -> dict[str, Any]:
             time.sleep(0.5)
 
 
-def _fetch(client: httpx.Client, batch_id: str, out: Path) -> int:
+def _fetch(client: httpx.Client, batch_ids: Sequence[str], out: Path) -> int:
     """Wait for the end and write all results, good and bad, to `out`. The file gets all of them or none."""
-    batch = _wait(client, batch_id)
-    _say(batch)
-    statuses = [SAFE if batch["status"] == "completed" else ERROR]
-    part = out.with_name(out.name + ".part")
+    batches = [_wait(client, batch_id) for batch_id in batch_ids]
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        with part.open("w", encoding="utf-8") as sink:
-            for kind in ("output_file_id", "error_file_id"):
-                for line in _content(client, batch.get(kind)):
-                    sink.write(line + "\n")
-                    statuses.append(_verdict(line))
+        with part.open("x", encoding="utf-8") as sink:
+            status = max(_outcome(client, batch, lambda line: sink.write(line + "\n")) for batch in batches)
         part.replace(out)
     except OSError as error:
         raise OperatorError(f"{out}: cannot be written: {error.strerror}.") from error
-    return max(statuses)
+    finally:
+        part.unlink(missing_ok=True)
+    return status
+
+
+def _outcome(client: httpx.Client, batch: dict[str, Any], keep: Callable[[str], object] = lambda _: None) -> int:
+    """The exit status of an ended batch, after `keep` got each of its results."""
+    _say(batch)
+    status = SAFE if batch["status"] == "completed" else ERROR
+    for kind in ("output_file_id", "error_file_id"):
+        for line in _content(client, batch.get(kind)):
+            keep(line)
+            status = max(status, _verdict(line))
+    return status
 
 
 def _content(client: httpx.Client, file_id: str | None) -> Iterator[str]:

@@ -7,12 +7,10 @@ So the command line gives the same verdict as a client would get.
 import argparse
 import asyncio
 import contextlib
-import hashlib
 import json
 import os
 import sys
-from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +18,18 @@ import httpx
 from pydantic import SecretStr
 from tqdm import tqdm
 
-from server.commands.rows import messages_of, read_rows
+from server.commands.urls import base_url
 from server.domain.errors import OperatorError
+from server.rows.asking import Asker
+from server.rows.messages import messages_of
+from server.rows.pipeline import Run, check_files, work_through
 from server.settings import API_KEY_VARIABLE, Settings
 
 SAFE, UNSAFE, ERROR = 0, 1, 2
 """Exit status. For a file it is the worst of its rows."""
 
-CONCURRENCY = 16
-TRIES = 5
 TIMEOUT_S = 600.0
+SINGLE_PATIENCE_S = 10.0
 
 
 def check(settings: Settings, options: argparse.Namespace) -> int:
@@ -52,7 +52,9 @@ async def _single(settings: Settings, options: argparse.Namespace) -> int:
         row["response"] = options.response
     messages = messages_of(row, Path())
     async with _client(settings, options) as client:
-        answer = await _ask(client, messages)
+        asker = Asker(client, _policy(options), SINGLE_PATIENCE_S)
+        await asker.check_server()
+        answer = await asker.ask(messages)
     print(json.dumps(answer) if options.json else _in_words(answer))  # noqa: T201
     return _status(answer)
 
@@ -71,111 +73,40 @@ def _in_words(answer: dict[str, Any]) -> str:
 
 async def _file(settings: Settings, options: argparse.Namespace) -> int:
     # The command does nothing else meanwhile, so blocking reads and writes delay nothing.
-    rows, out = Path(options.file), Path(options.out)
-    fingerprints: dict[str, str] = {}
-    for id_, row in _read_rows(rows):
-        if id_ in fingerprints:
-            raise OperatorError(f"{rows}: two rows have the same id. Give each row a different id.")
-        fingerprints[id_] = _fingerprint(row)
-    if not fingerprints:
-        raise OperatorError(f"{rows}: the file has no rows to judge.")
-    statuses = _resume(out, fingerprints)
-    todo = iter([(id_, row) for id_, row in _read_rows(rows) if id_ not in statuses])
-    total = len(fingerprints)
+    run = Run(
+        file=Path(options.file),
+        out=Path(options.out),
+        text=options.column,
+        policy=_policy(options),
+        concurrency=options.concurrency,
+        overwrite=options.overwrite,
+    )
+    check_files(run)
     async with _client(settings, options) as client:
-        counts = Counter(_NAMES[status] for status in statuses.values())
-        with (
-            out.open("a", encoding="utf-8") as sink,  # noqa: ASYNC230
-            tqdm(total=total, initial=len(statuses), unit="row") as bar,
-        ):
+        asker = Asker(client, run.policy, options.patience)
+        await asker.check_server()
+        with tqdm(unit="row") as bar:
 
-            async def work() -> None:
-                for id_, row in todo:
-                    answer = await _ask_about(client, row, rows.parent)
-                    statuses[id_] = _status(answer)
-                    sink.write(json.dumps({"id": id_, "row": fingerprints[id_], **answer}) + "\n")
-                    sink.flush()
-                    counts[_NAMES[statuses[id_]]] += 1
-                    bar.set_postfix(counts)
-                    bar.update()
+            def show(rows: int, counts: Mapping[str, int]) -> None:
+                bar.update(rows)
+                bar.set_postfix(counts, refresh=False)
 
-            await asyncio.gather(*(work() for _ in range(CONCURRENCY)))
-    return max(statuses.values())
+            summary = await work_through(run, asker.ask, show)
+    print(f"guard: {summary}; written to {run.out}", file=sys.stderr)  # noqa: T201
+    return ERROR if summary.counts["errors"] else UNSAFE if summary.counts["unsafe"] else SAFE
 
 
-_NAMES = {SAFE: "safe", UNSAFE: "unsafe", ERROR: "errors"}
+def _policy(options: argparse.Namespace) -> dict[str, Any]:
+    """The request's `policy` that the flags ask for. Empty: the server's own."""
+    policy: dict[str, Any] = {}
+    if options.threshold is not None:
+        policy["threshold"] = options.threshold
+    if options.exclude:
+        policy["excluded_categories"] = [code.strip() for code in options.exclude.split(",") if code.strip()]
+    return policy
 
 
-def _read_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Id and content of every row. The id of a row without `id` is its line number."""
-    for number, row in read_rows(file):
-        yield str(row.get("id", number)), row
-
-
-def _fingerprint(row: dict[str, Any]) -> str:
-    """A digest that shows whether a row is still the one that was judged."""
-    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _resume(out: Path, fingerprints: Mapping[str, str]) -> dict[str, int]:
-    """Statuses of the rows for which `out` has verdicts.
-
-    Errors, verdicts on rows that have changed, and a line that was cut off are removed from `out`.
-    """
-    if not out.exists():
-        return {}
-    kept, statuses = [], {}
-    for line in out.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            answer = json.loads(line) if line.endswith("\n") else {}
-            id_, judged = str(answer.get("id")), answer.get("row")
-        except (ValueError, AttributeError):
-            raise OperatorError(
-                f"{out}: the file holds something other than verdicts. Choose another file with --out."
-            ) from None
-        if judged is not None and judged == fingerprints.get(id_) and _status(answer) != ERROR:
-            kept.append(line)
-            statuses[id_] = _status(answer)
-    rewritten = out.with_name(out.name + ".resume")
-    rewritten.write_text("".join(kept), encoding="utf-8")
-    rewritten.replace(out)
-    return statuses
-
-
-async def _ask_about(client: httpx.AsyncClient, row: dict[str, Any], folder: Path) -> dict[str, Any]:
-    try:
-        messages = messages_of(row, folder)
-    except OperatorError as error:
-        return {"error": {"message": str(error), "code": "invalid_row"}}
-    return await _ask(client, messages)
-
-
-# --- From a row to a verdict -----------------------------------------------------------------------------
-
-
-async def _ask(client: httpx.AsyncClient, messages: Iterable[Any]) -> dict[str, Any]:
-    """The verdict's detail, or the error's body. Waits and tries again while the server reports that it is busy."""
-    for attempt in range(1, TRIES + 1):
-        try:
-            response = await client.post("chat/completions", json={"messages": list(messages)})
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            return {"error": {"message": f"The server cannot be reached ({type(error).__name__}).", "code": None}}
-        # Only a response with Retry-After is worth another try.
-        retry_after = response.headers.get("retry-after", "")
-        if response.is_success or not retry_after.isdecimal() or attempt == TRIES:
-            break
-        await asyncio.sleep(int(retry_after))
-    try:
-        body = response.json()
-        answer: dict[str, Any] = body["guard"] if response.is_success else {"error": body["error"]}
-        return answer
-    except (ValueError, KeyError, TypeError):
-        return {
-            "error": {
-                "message": f"The server answered with status {response.status_code} and without a verdict.",
-                "code": None,
-            }
-        }
+# --- From a question to a verdict ------------------------------------------------------------------------
 
 
 def _status(answer: dict[str, Any]) -> int:
@@ -186,7 +117,7 @@ def _status(answer: dict[str, Any]) -> int:
 async def _client(settings: Settings, options: argparse.Namespace) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the server at --url, or of one in this process."""
     if options.url:
-        base = options.url.rstrip("/").removesuffix("/v1") + "/v1/"
+        base = base_url(options.url)
         key = options.api_key or os.environ.get(API_KEY_VARIABLE)
         headers = {"authorization": f"Bearer {key}"} if key else {}
         async with httpx.AsyncClient(base_url=base, headers=headers, timeout=TIMEOUT_S) as client:

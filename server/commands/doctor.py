@@ -195,7 +195,7 @@ def _as_text(machine: Machine, diagnoses: Sequence[Diagnosis], selected: Profile
         f"Python   {machine.python}",
         f"Engine   {machine.engine or 'not installed: the extra cuda or cpu brings it'}",
         *(f"GPU      {gpu}" for gpu in gpus or ["none found"]),
-        f"Judged   for {judged}",
+        f"Fit for  {judged}",
         f"Profile  {selected.name}, network {diagnoses[0].network_source}",
         "",
         *_table(diagnoses),

@@ -80,6 +80,8 @@ async def _list(database: Database, settings: Settings, options: argparse.Namesp
     if options.json:
         _print(json.dumps([_document(key) for key in keys]))
         return
+    if not keys:
+        print("guard: there are no keys. Make one with `llama-guard-server keys create NAME`.", file=sys.stderr)  # noqa: T201
     for key in keys:
         _print(f"{key.id}  lgs_{key.prefix}_…  {_state(key):8}  {key.name}: {_in_words(key)}")
 

@@ -105,3 +105,49 @@ def test_what_is_not_there(live: LiveServer, rows: Path, tmp_path: Path, capsys:
     assert main(["batch", "submit", str(rows), "--url", "http://127.0.0.1:9"]) == 2
     assert main(["batch", "status", "--url", "http://[::1"]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_file_that_is_too_long_becomes_several_batches(
+    live: LiveServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = ["bread" if number != 7 else "a bomb" for number in range(10)]
+    file, out = (
+        write(tmp_path / "rows.jsonl", *({"id": str(n), "text": t} for n, t in enumerate(texts))),
+        tmp_path / "out",
+    )
+    assert guard(live, "submit", file, "--part-bytes", 500, "--out", out) == 1
+    ids = [line for line in capsys.readouterr().out.splitlines() if line.startswith("batch_") and " " not in line]
+    assert len(ids) > 2
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [answer["custom_id"] for answer in answers] == [str(number) for number in range(10)]
+    assert guard(live, "submit", file, "--wait") == 1
+
+
+def test_a_batch_is_cancelled(live: LiveServer, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert guard(live, "submit", rows, "--wait") == 0
+    batch_id = capsys.readouterr().out.splitlines()[0]
+    assert guard(live, "cancel", batch_id) == 2
+    assert "completed" in capsys.readouterr().err
+
+
+def test_no_file_is_replaced(live: LiveServer, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = rows.read_bytes()
+    other = tmp_path / "other.jsonl"
+    other.write_text("mine")
+    for out, said in (
+        (rows, "is the input itself"),
+        (other, "already such a file"),
+        (tmp_path / "none/x", "no such folder"),
+    ):
+        assert guard(live, "submit", rows, "--out", out) == 2
+        assert said in capsys.readouterr().err
+    assert guard(live, "fetch", "batch_x", "--out", other) == 2
+    assert (rows.read_bytes(), other.read_text()) == (content, "mine")
+    assert guard(live, "status") == 0
+    assert capsys.readouterr().out == "", "no batch was made"
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "localhost", "ftp://localhost", "http://", ""])
+def test_what_is_no_url_is_told(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["batch", "status", "--url", url]) == 2
+    assert "is not a URL such as http://127.0.0.1:8000" in capsys.readouterr().err

@@ -82,7 +82,7 @@ def test_a_list_shows_states_and_no_secrets(keys: Any) -> None:
 
 
 def test_a_list_of_nothing(keys: Any) -> None:
-    assert keys("list") == (0, "", "")
+    assert keys("list") == (0, "", "guard: there are no keys. Make one with `llama-guard-server keys create NAME`.\n")
     assert keys("list", "--json") == (0, "[]\n", "")
 
 

@@ -53,6 +53,7 @@ def test_a_response_is_judged_instead_of_the_text(check):
     [
         (),
         ("text", "--file", "rows.jsonl", "--out", "out.jsonl"),
+        ("text", "--url", "127.0.0.1:8000"),
         ("--file", "rows.jsonl"),
         ("text", "--image", "no-such-file.png"),
         ("--response", "an answer to nothing"),
@@ -84,53 +85,43 @@ def test_file_is_judged_row_by_row_and_resumed(check, tmp_path, image):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = check("--file", str(file), "--out", str(out))
     assert done.returncode == 2
-    assert "7/7" in done.stderr
+    assert "7 rows: 4 safe, 1 unsafe, 2 errors" in done.stderr
 
     verdicts = {answer["id"]: answer for answer in map(json.loads, out.read_text().splitlines())}
-    assert {id_: answer.get("verdict") for id_, answer in verdicts.items()} == {
+    assert {id_: answer["verdict"] for id_, answer in verdicts.items()} == {
         **{"a": "safe", "b": "unsafe", "c": "safe", "d": "safe", "e": "safe"},
         **{"f": None, "g": None},
     }
-    assert verdicts["f"]["error"]["code"] == "invalid_row"
+    assert list(verdicts) == list("abcdefg")
+    assert verdicts["f"]["error_code"] == "invalid_row"
+    assert verdicts["b"]["guard"]["usage"]["prompt_tokens"] > 0
 
-    # A run that was killed leaves a line cut off; the next one judges that row, the failed ones and no others again.
-    lines = out.read_text().splitlines(keepends=True)
-    kept = sorted(line for line in lines if json.loads(line)["id"] in "abc")
-    marked = [json.dumps({**json.loads(line), "kept": True}) + "\n" for line in kept]
-    out.write_text("".join(marked) + next(line for line in lines if json.loads(line)["id"] == "d")[:25])
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows[:5]))
-    assert check("--file", str(file), "--out", str(out)).returncode == 1
-    verdicts = {answer["id"]: answer for answer in map(json.loads, out.read_text().splitlines())}
-    assert sorted(verdicts) == ["a", "b", "c", "d", "e"]
-    assert [id_ for id_, answer in verdicts.items() if answer.get("kept")] == ["a", "b", "c"]
-
-
-def test_a_row_that_changed_is_judged_again(check, tmp_path):
-    """Ids are often line numbers: an old verdict must not stand for another text."""
-    file, out = tmp_path / "rows.jsonl", tmp_path / "verdicts.jsonl"
-    for words, status in ((SAFE_TEXT, 0), (UNSAFE_TEXT, 1)):
-        file.write_text(json.dumps({"text": words}) + "\n")
-        assert check("--file", str(file), "--out", str(out)).returncode == status
-    out.write_text("no verdicts\n")
-    assert check("--file", str(file), "--out", str(out)).returncode == 2
-    assert out.read_text() == "no verdicts\n"
+    done = check("--file", str(file), "--out", str(out))
+    assert done.returncode == 2
+    assert "7 rows, 5 of them answered before" in done.stderr
+    # Another policy is another run.
+    assert check("--file", str(file), "--out", str(out), "--threshold", "1").returncode == 2
+    strict = tmp_path / "strict.jsonl"
+    file.write_text(json.dumps(rows[0]) + "\n")
+    done = check("--file", str(file), "--out", str(strict), "--threshold", "0.000001", "--exclude", "S1,S2")
+    assert done.returncode == 1
+    assert json.loads(strict.read_text())["threshold"] == 0.000001
 
 
 def test_nothing_judged_is_never_safe(check, tmp_path):
     empty, odd = tmp_path / "empty.jsonl", tmp_path / "odd.jsonl"
     empty.write_text("\n")
     odd.write_text('{"text": "hello", "images": [5]}\n{"text": "hello", "images": null}\n')
-    assert check("--file", str(empty), "--out", str(tmp_path / "a")).returncode == 2
-    assert check("--file", str(odd), "--out", str(tmp_path / "b")).returncode == 2
+    assert check("--file", str(empty), "--out", str(tmp_path / "a.jsonl")).returncode == 2
+    assert check("--file", str(odd), "--out", str(tmp_path / "b.jsonl")).returncode == 2
     assert guard("check", SAFE_TEXT, "--url", "http://[::1").returncode == 2
 
 
-def test_rows_with_the_same_id_are_refused(check, tmp_path):
-    file = tmp_path / "rows.jsonl"
-    file.write_text('{"id": 1, "text": "a"}\n{"id": "1", "text": "b"}\n')
-    done = check("--file", str(file), "--out", str(tmp_path / "out.jsonl"))
-    assert done.returncode == 2
-    assert "same id" in done.stderr
+def test_rows_with_the_same_id_stay_apart(check, tmp_path):
+    file, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    file.write_text(json.dumps({"id": 1, "text": SAFE_TEXT}) + "\n" + json.dumps({"id": 1, "text": UNSAFE_TEXT}) + "\n")
+    assert check("--file", str(file), "--out", str(out)).returncode == 1
+    assert [json.loads(line)["verdict"] for line in out.read_text().splitlines()] == ["safe", "unsafe"]
 
 
 def test_an_engine_of_its_own(image, monkeypatch):

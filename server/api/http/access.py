@@ -47,7 +47,7 @@ class Access:
         else:
             log.warning(
                 "API keys are on, but there are none: every path except /health and /ready answers 401."
-                " Create a key with `python -m server keys create NAME`"
+                " Create a key with `llama-guard-server keys create NAME`"
             )
 
     async def close(self) -> None:

@@ -101,7 +101,7 @@ def _too_large(limit: int) -> RequestTooLarge:
     )
 
 
-def parse(body: bytes) -> dict[str, Any]:
+def parse(body: bytes | bytearray) -> dict[str, Any]:
     """The one reading of a JSON object. Raises InvalidRequest if there is none, or more than one."""
     try:
         text = body.decode("utf-8")

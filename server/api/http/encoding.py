@@ -36,13 +36,13 @@ def encoding_of(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     return codings[0]
 
 
-def unpacked(body: bytes, limit: int) -> bytearray:
+def unpacked(body: bytes | bytearray, limit: int) -> bytearray:
     """The content of a body compressed with gzip or deflate, at most `limit` bytes of it.
 
     Raises RequestTooLarge, and UnsupportedEncoding if the body is not compressed so, is cut off, or goes on after its
     end.
     """
-    unpacker, content, rest = zlib.decompressobj(_GZIP_OR_ZLIB), bytearray(), body
+    unpacker, content, rest = zlib.decompressobj(_GZIP_OR_ZLIB), bytearray(), bytes(body)
     try:
         while rest and not unpacker.eof:
             content += unpacker.decompress(rest, STEP)

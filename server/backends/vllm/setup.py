@@ -1,5 +1,6 @@
 """How vLLM is set up: its environment variables, and the arguments of the engine."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ def prepare_environment(profile: Profile, sockets: Path) -> None:
     # A newcomer should be able to read the console; whoever looks for a fault sets these otherwise.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # before vLLM reads the variable itself
     if profile.context_beyond_checkpoint:
         os.environ[LONG_CONTEXT_VARIABLE] = "1"
 
@@ -51,4 +54,5 @@ def engine_arguments(profile: Profile, folder: Path, *, one_chunk: bool) -> dict
         "enable_log_requests": False,
         "disable_log_stats": False,
         "trust_remote_code": False,
+        "use_tqdm_on_load": False,
     }

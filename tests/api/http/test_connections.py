@@ -217,7 +217,8 @@ DRIPS = {
     "nothing": b"",
     "half of a header": b"POST /v1/moderations HTTP/1.1\r\nHost: gu",
     "a body": b"POST /v1/moderations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n{",
-    "a body in chunks": b"POST /v1/responses HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
+    "a body in chunks": b"POST /v1/responses HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"1\r\n{\r\n",
     "an upload": b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
     b"Content-Length: 100000\r\n\r\n--x\r\n",
 }

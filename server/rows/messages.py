@@ -1,28 +1,11 @@
-"""Rows of a file on the command line: `messages`, or `text`, `images` and `response` to make messages from."""
+"""What is in a row: `messages`, or `text`, `images` and `response` to make messages from."""
 
 import base64
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from server.domain.errors import OperatorError
-
-
-def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and content of every line that is not blank. Raises OperatorError."""
-    try:
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise OperatorError(f"{file}: line {number} is not a JSON object.")
-                    yield number, row
-    except OSError as error:
-        raise OperatorError(f"{file}: cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise OperatorError(f"{file}: is not JSON Lines (one JSON object per line, in UTF-8).") from error
 
 
 def messages_of(row: dict[str, Any], folder: Path) -> list[Any]:
@@ -37,6 +20,7 @@ def messages_of(row: dict[str, Any], folder: Path) -> list[Any]:
 
 
 def _messages_of(row: dict[str, Any], folder: Path) -> list[Any]:
+    row = {**row, **{name: _parsed(row[name]) for name in ("messages", "images") if name in row}}
     if "messages" in row:
         return list(row["messages"]) if isinstance(row["messages"], list) else [row["messages"]]
     if "text" not in row and "images" not in row:
@@ -46,6 +30,16 @@ def _messages_of(row: dict[str, Any], folder: Path) -> list[Any]:
     if "response" in row:
         messages.append({"role": "assistant", "content": row["response"]})
     return messages
+
+
+def _parsed(value: Any) -> Any:
+    """A list or an object that a table holds as text. One file name is a list of one."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise OperatorError("`messages` and `images` must hold JSON.") from None
+    return [value] if isinstance(value, str) else value
 
 
 def _data_url(image: str, folder: Path) -> str:
