@@ -22,6 +22,7 @@ from server.api.openai import moderations as openai
 from server.api.openai.moderations import InputModeration
 from server.api.policy import PolicyOptions, ScoresWanted
 from server.api.service import Reply, Service
+from server.domain.aio import done
 from server.domain.caller import Handling, Scope
 from server.domain.conversation import Conversation
 from server.domain.errors import ContextLengthExceeded, InvalidRequest
@@ -77,14 +78,16 @@ async def moderate(service: Service, body: ModerationRequest, handling: Handling
 async def _moderate_messages(
     service: Service, body: ModerationRequest, messages: llama.Messages, handling: Handling
 ) -> Reply[Moderation]:
-    verdicts = await _judge(service, body, [llama.conversation(messages)], handling)
+    conversation = await done(lambda: llama.conversation(messages), large=handling.large)
+    verdicts = await _judge(service, body, [conversation], handling)
     return Reply(llama.document(verdicts[0], service.names.id), verdicts)
 
 
 async def _moderate_input(
     service: Service, body: ModerationRequest, input_: openai.Input, handling: Handling
 ) -> Reply[Moderation]:
-    conversations = openai.conversations(input_, service.settings.max_list)
+    most = service.settings.max_list
+    conversations = await done(lambda: openai.conversations(input_, most), large=handling.large)
     try:
         verdicts = await _judge(service, body, conversations, handling)
     except ContextLengthExceeded as error:

@@ -15,14 +15,17 @@ import time
 import traceback
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from server.api.endpoint import Endpoint
-from server.api.http.body import validate
+from server.api.http.body import LARGE, validate
 from server.api.http.errors import error_body
 from server.api.service import Service
 from server.batches.endpoints import ENDPOINTS
 from server.batches.lines import Line, LineCheck, answered_line, expired_line, read_lines, request_of
+from server.domain.aio import done, fresh
 from server.domain.caller import Handling
 from server.domain.errors import (
     EngineUnavailable,
@@ -230,8 +233,10 @@ class BatchRunner:
         self._places.give_back(places)
 
     async def _answer(self, batch: Batch, line: Line, recorder: "_Recorder") -> None:
-        custom_id, document = request_of(line)
-        status, body, verdicts = await self._ask(ENDPOINTS[batch.endpoint], document, _handling(batch))
+        large = len(line.content or b"") > LARGE
+        custom_id, document = await done(lambda: request_of(line), large=large)
+        handling = replace(_handling(batch), large=large)
+        status, body, verdicts = await self._ask(ENDPOINTS[batch.endpoint], document, handling)
         completions = [verdict.completion for verdict in verdicts]
         await recorder.put(
             LineResult(
@@ -245,13 +250,15 @@ class BatchRunner:
         )
 
     async def _ask(
-        self, endpoint: Endpoint[Any, Any], document: dict[str, Any], handling: Handling
+        self, endpoint: Endpoint[Any, Any], document: dict[str, Any] | InvalidRequest, handling: Handling
     ) -> tuple[int, Mapping[str, object], Sequence[Verdict]]:
         """The status and body that a single request would get, after retries if they may help."""
         tries = failures = 0
         while True:
             try:
-                body = validate(document, endpoint.body)
+                if isinstance(document, InvalidRequest):
+                    raise fresh(document)
+                body = await done(partial(validate, document, endpoint.body), large=handling.large)
                 if getattr(body, "stream", None):
                     raise InvalidRequest("A line of a batch cannot be streamed. Leave out 'stream'.", param="stream")
                 reply = await endpoint.answer(self._service, body, handling)
@@ -279,7 +286,7 @@ class BatchRunner:
             rest = [line for line in lines if line.number not in done]
             for start in range(0, len(rest), GROUP):
                 results = [
-                    LineResult(line.number, failed=True, document=expired_line(request_of(line)[0]))
+                    LineResult(line.number, failed=True, document=expired_line(await _custom_id(line)))
                     for line in rest[start : start + GROUP]
                 ]
                 await self._batches.record(batch.id, self._worker, results)
@@ -368,6 +375,11 @@ class _Places:
     def give_back(self, places: int) -> None:
         for _ in range(places):
             self._free.release()
+
+
+async def _custom_id(line: Line) -> str:
+    custom_id, _ = await done(lambda: request_of(line), large=len(line.content or b"") > LARGE)
+    return custom_id
 
 
 def _handling(batch: Batch) -> Handling:

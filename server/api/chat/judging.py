@@ -9,6 +9,7 @@ from server.api.chat.request import ChatRequest
 from server.api.detail import Guard, verdict_detail
 from server.api.policy import PolicyOptions
 from server.api.service import Service
+from server.domain.aio import done
 from server.domain.caller import Handling
 from server.domain.conversation import Conversation
 from server.domain.errors import InvalidRequest
@@ -34,10 +35,11 @@ async def judge(service: Service, body: ChatRequest, handling: Handling) -> Judg
         message = "it would split the words or codes of a verdict"
         raise InvalidRequest(f"Invalid value for 'stop': {message}.", param="stop")
     handling = _handling_of(body, service, handling)
-    prompt = body.finished_prompt(service.family)
+    prompt = await done(lambda: body.finished_prompt(service.family), large=handling.large)
     if prompt is not None:
         return await _judge_prompt(prompt, service, body, handling)
-    verdict = await _verdict_on(body.conversation(), body.policy, service, body, handling)
+    conversation = await done(body.conversation, large=handling.large)
+    verdict = await _verdict_on(conversation, body.policy, service, body, handling)
     answer = service.family.write(verdict, max_tokens=body.token_limit, stop=body.stops)
     return Judged(verdict, answer, verdict_detail(verdict))
 
@@ -68,7 +70,9 @@ async def _judge_prompt(prompt: FinishedPrompt, service: Service, body: ChatRequ
     """Judge a finished prompt by its own policy if the caller has the right to that, otherwise all of it by ours."""
     trusted = handling.finished_prompts or service.settings.finished_prompts
     options, codes = _options_of(prompt, body.policy, service) if trusted else (body.policy, {})
-    conversation = prompt.conversation() if trusted else prompt.everything(service.taxonomy)
+    conversation = await done(
+        prompt.conversation if trusted else lambda: prompt.everything(service.taxonomy), large=handling.large
+    )
     try:
         verdict = await _verdict_on(conversation, options, service, body, handling)
     except InvalidRequest as error:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
+import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response as HttpResponse
 from pydantic import Field, field_validator
@@ -30,12 +31,16 @@ from server.api.openai.items import StringOrItems
 from server.api.openai.usage import OutputTokensDetails
 from server.api.policy import PolicyOptions, ScoresWanted
 from server.api.service import Reply, Service
+from server.domain.aio import done
 from server.domain.caller import Handling
 from server.domain.conversation import Conversation, Message, TextPart
 from server.domain.errors import ContextLengthExceeded, NothingToJudge
 from server.domain.verdict import Verdict
 
 router = APIRouter(prefix="/v1", tags=["responses"], route_class=DirectRoute)
+
+MAX_METADATA_BYTES = 65_536
+"""OpenAI allows 16 texts of 512 characters."""
 
 LOGPROBS = "message.output_text.logprobs"
 """A request has this in `include` to get log-probabilities."""
@@ -94,6 +99,13 @@ class ResponsesRequest(IgnoredResponseOptions):
         if value:
             raise ValueError("this server stores nothing. Send the whole input and wait for the response")
         return value
+
+    @field_validator("metadata")
+    @classmethod
+    def _bound_what_is_repeated(cls, metadata: dict[str, Any] | None) -> dict[str, Any] | None:
+        if metadata and len(orjson.dumps(metadata)) > MAX_METADATA_BYTES:
+            raise ValueError(f"it may have at most {MAX_METADATA_BYTES} bytes of JSON")
+        return metadata
 
     def to_conversation(self) -> Conversation:
         """The instructions and the input. Raises NothingToJudge."""
@@ -187,7 +199,7 @@ async def respond(service: Service, body: ResponsesRequest, handling: Handling) 
         handling = replace(handling, top_logprobs=body.top_logprobs or 0)
     try:
         (verdict,) = await service.judge(
-            [body.to_conversation()],
+            [await done(body.to_conversation, large=handling.large)],
             model=body.model,
             policy=body.policy,
             scores=body.category_scores,
