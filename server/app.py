@@ -69,8 +69,11 @@ DIALECTS: tuple[Dialect, ...] = (
 )
 """All dialects. A new one is a folder, and a line here."""
 
-CHARACTERS_PER_TOKEN = 64
+CHARACTERS_PER_TOKEN = 20
 """More characters than a token has on average in any text, except endless lines of one character."""
+
+TOKENS_PER_MARK = 3
+"""The fewest tokens of a mark in a text that looks like a conversation: its words and the quotation marks around it."""
 
 STAND_IN = "\n\n**The model served here, {model}, is a stand-in, not a moderator: do not put it in front of users.**"
 
@@ -87,6 +90,7 @@ def create_moderator(settings: Settings, profile: Profile, backend: Backend) -> 
         list_concurrency=settings.list_concurrency,
         deadline_s=settings.deadline,
         max_characters=profile.context_tokens * CHARACTERS_PER_TOKEN,
+        most_marks=profile.context_tokens // TOKENS_PER_MARK,
         served=repr((_facts(profile, policy, settings), profile.chat_template)),
         cache=VerdictCache(settings.verdict_cache, settings.verdict_cache_ttl),
     )

@@ -51,7 +51,7 @@ async def read_lines(pieces: AsyncIterator[bytes], limit: int) -> AsyncIterator[
 def _line(number: int, content: bytearray, limit: int, too_long: bool) -> Iterator[Line]:
     if too_long or len(content) > limit:
         yield Line(number, None)
-    elif content.strip():
+    elif content and not content.isspace():
         yield Line(number, bytes(content))
 
 
@@ -118,6 +118,7 @@ class LineCheck:
 class _Fault(Exception):
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(code)
+        self.message = message
         self._entry = {"code": code, "message": message, "param": param}
 
     def entry(self, line: int | None) -> dict[str, Any]:
@@ -130,14 +131,26 @@ def _parse(line: Line) -> dict[str, Any]:
     try:
         return parse(line.content)
     except InvalidRequest:
-        message = "The line is not a JSON object in UTF-8, or parsers could read it in different ways."
+        message = (
+            "The line is not a JSON object in UTF-8, or parsers could read it in different ways, or it holds too much."
+        )
         raise _Fault("invalid_json_line", message) from None
 
 
-def request_of(line: Line) -> tuple[str, dict[str, Any]]:
-    """The custom_id and the body of a line that passed the check."""
-    document = _parse(line)
-    return document["custom_id"], document["body"]
+def request_of(line: Line) -> tuple[str, dict[str, Any] | InvalidRequest]:
+    """The custom_id and the body of a line that passed the check, or an error in place of the body.
+
+    What may be read may differ between versions and settings of the server. A line that cannot be read any more is that
+    line's error, and never the error of those around it. Its custom_id is then unknown, and empty.
+    """
+    try:
+        document = _parse(line)
+        custom_id, body = document.get("custom_id"), document.get("body")
+    except _Fault as fault:
+        return "", InvalidRequest(fault.message)
+    if not isinstance(custom_id, str) or not isinstance(body, dict):
+        return "", InvalidRequest("The line has no 'custom_id' or no 'body'.")
+    return custom_id, body
 
 
 # --- Lines that go back ----------------------------------------------------------------------------------

@@ -88,11 +88,11 @@ class RequestContext:
         self._served.limits.take_request(state.caller)
 
     def _add_headers(self, message: Message, scope: Scope, state: RequestState) -> None:
-        """Add this server's headers to the start of a response, and debit the tokens that it took."""
+        """Add this server's headers to the start of a response, and debit what is not yet debited of its tokens."""
         state.status = message["status"]
         limits, caller = self._served.limits, state.caller
         if caller is not None:
-            limits.debit(caller, state.verdicts)
+            limits.debit_answer(caller, state.verdicts, state.meter.tokens if state.meter is not None else 0)
         message["headers"] = [
             *message.get("headers", []),
             (b"x-request-id", state.request_id.encode()),

@@ -16,7 +16,7 @@ from server.api.http.ids import new_id
 from server.api.http.limits import Limits
 from server.api.service import Service
 from server.checkpoints.profile import Profile
-from server.domain.caller import Caller
+from server.domain.caller import Caller, Meter
 from server.domain.verdict import Verdict
 from server.moderation.judges import Judge
 from server.moderation.readiness import Readiness
@@ -91,8 +91,9 @@ class RequestState:
     """The state of one request so far.
 
     `connection_lost` is done once the client is gone. It is None behind a server that does not report this. `route` is
-    the path of a direct route, None for all others. The reply is made from `verdicts`. `body_counted` are the bytes of
-    the body that count in the budget. `client` is the address of the client.
+    the path of a direct route, None for all others. The reply is made from `verdicts`, and `meter` counts the tokens of
+    those that it did not get to as well. `body_counted` are the bytes of the body that count in the budget. `client` is
+    the address of the client.
     """
 
     connection_lost: asyncio.Future[None] | None = None
@@ -101,6 +102,7 @@ class RequestState:
     route: str | None = None
     caller: Caller | None = None
     verdicts: Sequence[Verdict] = ()
+    meter: Meter | None = None
     body_bytes: int = 0
     body_counted: int = 0
     status: int = UNANSWERED
