@@ -14,8 +14,8 @@ from server.api.chat import plans
 from server.api.chat.options import IgnoredOptions
 from server.api.chat.request import ChatRequest
 from server.api.chat.schemas import MAX_DEPTH, MAX_PARTS
-from server.api.http.body import MAX_KEYS, MAX_VALUES
 from server.api.http.direct import DirectRoute
+from server.api.http.json_reader import MAX_KEYS, MAX_VALUES
 from server.api.messages import ChatMessage
 from server.api.moderations import ModerationRequest
 from server.api.names import OPENAI_NAMES
