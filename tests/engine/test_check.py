@@ -101,11 +101,11 @@ def test_file_is_judged_row_by_row_and_resumed(check, tmp_path, image):
     assert "7 rows, 5 of them answered before" in done.stderr
     # Another policy is another run.
     assert check("--file", str(file), "--out", str(out), "--threshold", "1").returncode == 2
-    strict = tmp_path / "strict.jsonl"
-    file.write_text(json.dumps(rows[0]) + "\n")
-    done = check("--file", str(file), "--out", str(strict), "--threshold", "0.000001", "--exclude", "S1,S2")
-    assert done.returncode == 1
-    assert json.loads(strict.read_text())["threshold"] == 0.000001
+    lax = tmp_path / "lax.jsonl"
+    file.write_text(json.dumps(rows[1]) + "\n")
+    done = check("--file", str(file), "--out", str(lax), "--threshold", "0.9999", "--exclude", "S1,S2")
+    assert done.returncode == 0
+    assert json.loads(lax.read_text())["threshold"] == 0.9999
 
 
 def test_nothing_judged_is_never_safe(check, tmp_path):
