@@ -68,7 +68,7 @@ class Asker:
                 await asyncio.sleep(_wait(failures))
                 continue
             status = response.status_code
-            if status in AWAY:
+            if status in AWAY and response.headers.get("x-should-retry") != "false":
                 self._check_patience(f"status {status}")
             else:
                 self._heard_at = time.monotonic()
