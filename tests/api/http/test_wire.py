@@ -28,18 +28,18 @@ def connected(live: LiveServer) -> socket.socket:
 
 
 def answer(live: LiveServer, *pieces: bytes, pause: float = 0.02, end: bool = False) -> bytes:
-    """Everything that the server sends until it closes the connection, or until it has been silent for a second."""
+    """Everything that the server sends until it closes the connection or falls silent after an answer."""
     with connected(live) as client:
         for piece in pieces:
             client.sendall(piece)
             time.sleep(pause)
         if end:
             client.shutdown(socket.SHUT_WR)
-        client.settimeout(1.0 if not end else 10)
         received = b""
         try:
             while piece := client.recv(65536):
                 received += piece
+                client.settimeout(10 if end else 0.4)
         except TimeoutError:
             pass
         return received
