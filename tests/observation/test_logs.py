@@ -34,7 +34,7 @@ def test_a_flood_of_connections_is_told_once_a_minute(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(logs.time, "monotonic", lambda: now)
+    monkeypatch.setattr("server.observation.logs.time.monotonic", lambda: now)
     warn = logs.ConnectionsWarning()
     for reason in ("invalid_http", "request_timeout"):
         warn(ConnectionRefused(reason))
