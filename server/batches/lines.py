@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.api.http.body import parse
+from server.api.http.encoding import BYTE_ORDER_MARK
 from server.api.http.ids import new_id
 from server.api.names import ModelNames
 from server.domain.errors import InvalidRequest, ModelNotFound
@@ -26,14 +27,17 @@ class Line:
 
 
 async def read_lines(pieces: AsyncIterator[bytes], limit: int) -> AsyncIterator[list[Line]]:
-    """All lines that are not blank, in one list for each piece. At most `limit` bytes of a line are kept."""
+    """All lines that are not blank, in one list for each piece. At most `limit` bytes of a line are kept.
+
+    A byte order mark at the start is no part of the first line.
+    """
     number, rest, too_long = 1, bytearray(), False
     async for piece in pieces:
         head, *tails = piece.split(b"\n")
         rest += head
         found: list[Line] = []
         if tails:
-            found += _line(number, rest, limit, too_long)
+            found += _line(number, _unmarked(number, rest), limit, too_long)
             *whole, tail = tails
             # All at once: a piece may hold a million blank lines, and a call for each would block the event loop.
             found += [
@@ -45,7 +49,11 @@ async def read_lines(pieces: AsyncIterator[bytes], limit: int) -> AsyncIterator[
         if len(rest) > limit:
             rest, too_long = bytearray(), True
         yield found
-    yield list(_line(number, rest, limit, too_long))
+    yield list(_line(number, _unmarked(number, rest), limit, too_long))
+
+
+def _unmarked(number: int, content: bytearray) -> bytearray:
+    return content.removeprefix(BYTE_ORDER_MARK) if number == 1 else content
 
 
 def _line(number: int, content: bytearray, limit: int, too_long: bool) -> Iterator[Line]:

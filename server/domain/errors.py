@@ -250,6 +250,14 @@ class TooManyConnections(GuardError):
     retryable = True
 
 
+class OutOfMemory(GuardError):
+    """The server had no memory left for an image within the limits."""
+
+    status = 503
+    code = "out_of_memory"
+    retryable = True
+
+
 class KeysUnavailable(GuardError):
     """The database cannot be asked which keys are valid, so every key is refused."""
 

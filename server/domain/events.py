@@ -45,7 +45,8 @@ class ErrorAnswered:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionRefused:
-    """A connection ended before its request was read. `reason` is an error's code, or `idle` if it made room."""
+    """A connection ended before its request was read. `reason` is an error's code, or `idle` or `slow` if it made room
+    for others."""
 
     reason: str
 

@@ -37,7 +37,7 @@ ERRORS = Counter("guard_errors", "Error responses, by the error's code, or its t
 
 CONNECTIONS_REFUSED = Counter(
     "guard_connections_refused",
-    "Connections that ended before a request was read, by reason: an error's code, or idle if room was needed.",
+    "Connections that ended before a request was read, by reason: an error's code, or idle or slow if room was needed.",
     ["reason"],
 )
 

@@ -73,7 +73,7 @@ async def _content(request: Request) -> bytes | bytearray:
 def _count(request: Request, size: int) -> None:
     """Count `size` more bytes of the request's body. The middleware gives them back. Raises Overloaded."""
     state = state_of(request)
-    state.body_counted += served(request).body_budget.take(state.holder, state.body_bytes, size)
+    state.body_counted += served(request).body_budget.take(state.holder, state.body_bytes, size, state.connection)
     state.body_bytes += size
 
 

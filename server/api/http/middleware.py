@@ -115,7 +115,7 @@ class RequestContext:
 
     def _account(self, scope: Scope, state: RequestState) -> None:
         """Give back the bytes of the body, and publish the end of the request."""
-        self._served.body_budget.give_back(state.holder, state.body_counted)
+        self._served.body_budget.give_back(state.holder, state.body_counted, state.connection)
         route: str = state.route or getattr(scope.get("route"), "path", None) or "unknown"
         method = scope["method"] if scope["method"] in METHODS else "other"
         # None without API keys, and for a request that was refused before its caller was known.

@@ -92,8 +92,8 @@ class RequestState:
 
     `connection_lost` is done once the client is gone. It is None behind a server that does not report this. `route` is
     the path of a direct route, None for all others. The reply is made from `verdicts`, and `meter` counts the tokens of
-    those that it did not get to as well. `body_counted` are the bytes of the body that count in the budget. `client` is
-    the address of the client.
+    those that it did not get to as well. `body_counted` are the bytes of the body that count in the budget. `client` and
+    `port` are the address of the client.
     """
 
     connection_lost: asyncio.Future[None] | None = None
@@ -107,6 +107,7 @@ class RequestState:
     body_counted: int = 0
     status: int = UNANSWERED
     client: str = ""
+    port: int = 0
 
     @property
     def seconds(self) -> float:
@@ -118,10 +119,17 @@ class RequestState:
         """Who holds what this request takes of shared room: the key, or the client's address without keys."""
         return self.caller.id if self.caller is not None and self.caller.id is not None else self.client
 
+    @property
+    def connection(self) -> str | None:
+        """Tells the connections of one address apart, which without keys may be those of many callers."""
+        return None if self.caller is not None and self.caller.id is not None else str(self.port)
+
     @classmethod
     def begin(cls, scope: Scope) -> "RequestState":
         """Make the state of a request and put it into its scope."""
-        state = scope[_KEY] = cls(scope.get("state", {}).get(CONNECTION_LOST), client=(scope.get("client") or [""])[0])
+        lost = scope.get("state", {}).get(CONNECTION_LOST)
+        client, port = scope.get("client") or ("", 0)
+        state = scope[_KEY] = cls(lost, client=client, port=port)
         return state
 
 

@@ -885,6 +885,22 @@ async def test_blank_lines_cost_no_call_each() -> None:
     assert calls < 1000
 
 
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 100])
+async def test_a_byte_order_mark_is_no_part_of_the_first_line(step: int) -> None:
+    mark, content = b"\xef\xbb\xbf", b'{"a":1}\n{"b":2}\n'
+
+    async def pieces(whole: bytes) -> AsyncIterator[bytes]:
+        for start in range(0, len(whole), step):
+            yield whole[start : start + step]
+
+    async def lines(whole: bytes) -> list[bytes | None]:
+        return [line.content async for found in read_lines(pieces(whole), 1000) for line in found]
+
+    assert await lines(mark + content) == [b'{"a":1}', b'{"b":2}']
+    assert await lines(mark + b'{"a":1}') == [b'{"a":1}']
+    assert await lines(b'{"a":1}\n' + mark + b"x") == [b'{"a":1}', mark + b"x"], "only at the start"
+
+
 def test_a_wait_stays_short_however_often_it_failed() -> None:
     assert batch_runner.wait_after(1) < batch_runner.wait_after(3) <= batch_runner.LONGEST_WAIT_S
     assert batch_runner.wait_after(10_000) == batch_runner.LONGEST_WAIT_S
