@@ -124,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--out", metavar="FILE", help="write the rows with their verdicts to this file, in its format")
     check.add_argument("--column", metavar="NAME", default="text", help="column of the text (default %(default)s)")
     check.add_argument("--overwrite", action="store_true", help="replace --out, and forget an earlier run")
+    check.add_argument("--policy", metavar="FILE", help="JSON object that goes as `policy` with every question")
     check.add_argument("--threshold", type=float, metavar="P", help="unsafe when P(unsafe) is at least this")
     check.add_argument("--exclude", metavar="CODES", help="categories not to ask about, such as S5,S13")
     check.add_argument(
