@@ -237,13 +237,14 @@ def test_a_large_parquet_file_killed_at_many_points(tmp_path: Path) -> None:
         done = subprocess.run([*command, str(whole)], capture_output=True, text=True, check=False)
         assert done.returncode == 1, done.stderr
         assert "2500 rows: 2000 safe, 500 unsafe, 0 errors" in done.stderr
-        kills = 0
-        for after in (0.3, 0.9, 1.1, 1.3, 1.5, 1.7, 1.9, 2.1):
+        journal, kills = tmp_path / "killed.parquet.journal", 0
+        for answered in (0, 1, 300, 301, 900, 1500, 2000, 2499):
             process = subprocess.Popen([*command, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            time.sleep(after)
+            while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > answered):
+                time.sleep(0.002)
             process.send_signal(signal.SIGKILL)
             kills += process.wait() == -signal.SIGKILL
-        assert kills
+        assert kills >= 6
         assert subprocess.run([*command, str(killed)], capture_output=True, check=False).returncode == 1
     finally:
         server.kill()
@@ -432,6 +433,5 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, out: str) -> None:
         script = MEASURED % (file, tmp_path / f"{number}.{out}")
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout) * 1024)
-    assert file.stat().st_size > 48 * 2**20
-    print(peaks)
+    assert file.stat().st_size > 45 * 2**20
     assert peaks[1] - peaks[0] < 24 * 2**20, "8 bytes a row, a row group of the output, and what the allocator keeps"
