@@ -1,4 +1,4 @@
-"""`python -m server check` and `doctor`, as a person types them."""
+"""`llama-guard-server check` and `doctor`, as a person types them."""
 
 import json
 import subprocess
