@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -147,7 +148,8 @@ async def _client(
     from server.checkpoints.profile import load_profile
     from server.loading import load_backend
 
-    # A verdict on the command line stores nothing and needs no keys.
+    # A verdict on the command line stores nothing and needs no keys, and nobody reaches it to whom that would matter.
+    logging.getLogger("server.api.http.access").setLevel(logging.WARNING)
     settings = settings.model_copy(update={"database_url": SecretStr("sqlite://"), "auth": "off"})
     profile = load_profile(settings.profile)
     print(f"guard: starting an engine for {profile.name}; --url asks a running server instead", file=sys.stderr)  # noqa: T201
