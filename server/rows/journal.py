@@ -187,14 +187,18 @@ class Journal:
         """
         at, head = 0, None
         for line in self._stream:
+            if not line.endswith(b"\n"):
+                break
             try:
-                entry = json.loads(line) if line.endswith(b"\n") else None
+                entry = json.loads(line)
                 if head is None:
                     if entry["journal"] != MARK:
                         break
                     head = entry
                 elif "row" in entry:
-                    self._note(entry["row"], NOWHERE if "error" in entry["answer"] else at)
+                    answer = entry["answer"]
+                    judged = "error" not in answer and answer.get("verdict") in ("safe", "unsafe")
+                    self._note(entry["row"], at if judged else NOWHERE)
                 elif "written" in entry:
                     self._outputs.append(entry["written"])
                 elif "receipt" in entry:

@@ -33,7 +33,7 @@ GROUP_ROWS = 128 * 1024
 Added = Callable[[int], Row]
 """The columns that are added to a row, by the row's number from 0."""
 
-Kind = type[bool] | type[float] | type[str] | type[list]
+Kind = type[bool] | type[float] | type[str] | type[list[str]]
 """What an added column holds; a list is one of texts."""
 
 
@@ -75,12 +75,14 @@ def write(part: Path, out: Path, table: Table) -> None:
 
 @contextmanager
 def _sink(part: Path, form: Format) -> Iterator[IO[str]]:
-    text = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
     if not form.packed:
-        with part.open("w", **text) as sink:  # type: ignore[call-overload]
+        with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as sink:
             yield sink
         return
-    with _packed(part) as packed, io.TextIOWrapper(cast("IO[bytes]", packed), **text) as sink:
+    with (
+        _packed(part) as packed,
+        io.TextIOWrapper(cast("IO[bytes]", packed), encoding="utf-8", errors="backslashreplace", newline="") as sink,
+    ):
         yield sink
 
 
@@ -227,4 +229,5 @@ def _is_utf_8(text: str) -> bool:
 def _arrow(kind: Kind) -> "pa.DataType":
     import pyarrow as pa
 
-    return {bool: pa.bool_(), float: pa.float64(), str: pa.string(), list: pa.list_(pa.string())}[kind]
+    types: dict[Kind, pa.DataType] = {bool: pa.bool_(), float: pa.float64(), str: pa.string()}
+    return types.get(kind, pa.list_(pa.string()))

@@ -1,6 +1,7 @@
 """A run that is stopped anywhere goes on where it was, and touches no file that is not its own."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -322,6 +323,20 @@ async def test_a_damaged_journal_costs_what_comes_after_the_damage(tmp_path: Pat
     journal.write_bytes(b"".join([*lines[:11], damage, *lines[11:]]))
     await work_through(run, again)
     assert len(again.texts) == 50
+    assert verdicts(run.out) == EXPECTED
+
+
+@pytest.mark.parametrize("answer", [{}, {"verdict": "fine"}, {"verdict": None}, {"verdict": "safe", "error": {}}])
+async def test_what_is_no_verdict_in_the_journal_is_asked_about_again(tmp_path: Path, answer: Answer) -> None:
+    run, journal, again = run_of(tmp_path), tmp_path / "out.jsonl.journal", Asked()
+    with pytest.raises(OperatorError):
+        await work_through(run, Asked(40))
+    count = journal.read_bytes().count(b"\n") - 1
+    row = json.loads(journal.read_bytes().splitlines()[1])["row"]
+    with journal.open("a") as stream:
+        stream.write(json.dumps({"row": row, "answer": answer}) + "\n")
+    await work_through(run, again)
+    assert len(again.texts) == 60 - count + 1
     assert verdicts(run.out) == EXPECTED
 
 
