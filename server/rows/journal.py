@@ -53,10 +53,12 @@ class Journal:
         try:
             head = self._read()
             self._check_output(anew=anew)
+            other, empty = head != self._head, not (self._at or self._outputs)
             # The receipt of an output that was moved away is of no more use.
-            if (anew and head != self._head) or (self.receipt is not None and (anew or not self.out.exists())):
+            past = self.receipt is not None and (anew or not self.out.exists())
+            if past or (other and (anew or empty)):
                 self._restart()
-            elif head != self._head:
+            elif other:
                 differing = sorted(name for name in head.keys() | self._head if head.get(name) != self._head.get(name))
                 raise OperatorError(
                     f"{self.file}: belongs to a run with another {', '.join(differing)}. Choose another file with"

@@ -292,6 +292,14 @@ async def test_a_run_killed_while_the_output_appears_goes_on(
     assert names(tmp_path) == ["out.jsonl", "out.jsonl.journal", "rows.jsonl"]
 
 
+async def test_a_run_that_got_no_answer_is_in_nobodys_way(tmp_path: Path) -> None:
+    """Such as one whose policy the server refused."""
+    with pytest.raises(OperatorError, match="stopped"):
+        await work_through(run_of(tmp_path, policy={"threshold": 5}), Asked(0))
+    await work_through(run_of(tmp_path, policy={"threshold": 0.5}), Asked())
+    assert verdicts(tmp_path / "out.jsonl") == EXPECTED
+
+
 async def test_an_output_that_was_moved_away_is_made_anew(tmp_path: Path) -> None:
     run = run_of(tmp_path)
     await work_through(run, Asked())
