@@ -124,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--out", metavar="FILE", help="write the rows with their verdicts to this file, in its format")
     check.add_argument("--column", metavar="NAME", default="text", help="column of the text (default %(default)s)")
     check.add_argument("--overwrite", action="store_true", help="replace --out, and forget an earlier run")
+    check.add_argument("--policy", metavar="FILE", help="JSON object that goes as `policy` with every question")
     check.add_argument("--threshold", type=float, metavar="P", help="unsafe when P(unsafe) is at least this")
     check.add_argument("--exclude", metavar="CODES", help="categories not to ask about, such as S5,S13")
     check.add_argument(
@@ -160,11 +161,13 @@ def _parser() -> argparse.ArgumentParser:
         default=200 * 2**20,
         help="make several batches of a file that is larger than the server accepts (default %(default)s)",
     )
+    submit.add_argument("--overwrite", action="store_true", help="replace --out")
     status = actions.add_parser("status", help="show the progress of a batch, or of all batches")
     status.add_argument("id", nargs="?")
     fetch = actions.add_parser("fetch", help="wait for a batch and write all its answers to a file")
     fetch.add_argument("id")
     fetch.add_argument("--out", metavar="JSONL", required=True, help="the file")
+    fetch.add_argument("--overwrite", action="store_true", help="replace --out")
     cancel = actions.add_parser("cancel", help="end a batch; lines that are judged keep their results")
     cancel.add_argument("id")
     for name, action in (("submit", submit), ("status", status), ("fetch", fetch), ("cancel", cancel)):

@@ -1,4 +1,4 @@
-"""`python -m server keys create | list | revoke`: works on the database, whether a server is running or not."""
+"""`llama-guard-server keys create | list | revoke`: works on the database, whether a server is running or not."""
 
 import argparse
 import asyncio

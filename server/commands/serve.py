@@ -1,4 +1,4 @@
-"""`python -m server serve`: the application in uvicorn, from the first line on the console to the drained end."""
+"""`llama-guard-server serve`: the application in uvicorn, from the first line on the console to the drained end."""
 
 import asyncio
 import contextlib

@@ -67,7 +67,7 @@ def be(monkeypatch: pytest.MonkeyPatch) -> As:
 
 @dataclass
 class LiveServer:
-    """What `python -m server serve` runs, in a thread of this process and with the fake backend."""
+    """What `llama-guard-server serve` runs, in a thread of this process and with the fake backend."""
 
     server: serving.Server
     thread: threading.Thread
