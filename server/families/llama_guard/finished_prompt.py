@@ -172,12 +172,29 @@ _WIRE_ROLES = {Role.USER: "user", Role.AGENT: "assistant"}
 def _turns(text: str, judged: Role) -> Iterator[tuple[Role, str]]:
     """Speaker and raw text, label included, of all that the conversation holds. What has no label is the judged's."""
     start, speaker = 0, judged
-    for label in _TURN.finditer(text):
-        if start or text[: label.start()].strip():
-            yield speaker, text[start : label.start()]
-        start, speaker = label.start(), SPEAKERS[label[1]]
+    for begin, named in _labels(text):
+        if start or text[:begin].strip():
+            yield speaker, text[start:begin]
+        start, speaker = begin, named
     if start or text.strip():
         yield speaker, text[start:]
+
+
+def _labels(text: str) -> Iterator[tuple[int, Role]]:
+    """What `_TURN` finds: the beginning of each line with a label, and its speaker.
+
+    The expression would go through a long text in one call, which keeps other threads waiting.
+    """
+    line = 0
+    while (colon := text.find(":", line)) >= 0:
+        line = text.rfind("\n", line, colon) + 1 or line
+        speaker = SPEAKERS.get(text[line:colon].lstrip(" \t"))
+        if speaker is not None:
+            yield line, speaker
+        end = text.find("\n", colon)
+        if end < 0:
+            return
+        line = end + 1
 
 
 def _without_label(raw: str) -> str:
