@@ -32,6 +32,8 @@ from server.api.names import ModelNames
 from server.api.openai import dialect as openai
 from server.api.openrouter import dialect as openrouter
 from server.api.service import Service
+from server.audit.ledger import SERVER, ledger_of
+from server.audit.records import Facts
 from server.backends.base import Backend
 from server.backends.fallback import parts
 from server.batches.runner import BatchRunner
@@ -101,6 +103,8 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
             await served.database.open()
             if served.database.opened_alone:  # now, before another server begins to work on the same batches
                 await Batches(served.database).release_all()
+            if served.service.ledger is not None:
+                await served.service.ledger.open()
             await served.access.open()
             await backend.start()
             await moderator.probe()
@@ -119,6 +123,8 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
             moderator.close()
             await backend.close()
             await served.access.close()
+            if served.service.ledger is not None:
+                await served.service.ledger.close()
             await served.database.close()
 
     # Swagger UI is served from this machine: the page loads nothing from elsewhere.
@@ -160,6 +166,7 @@ def _served(settings: Settings, profile: Profile, moderator: Moderator) -> Serve
             taxonomy=profile.taxonomy,
             settings=settings,
             fingerprint=_fingerprint(profile, moderator.policy, settings),
+            ledger=ledger_of(settings, SERVER, _audited_facts(settings, profile)),
         ),
         readiness=_readiness(settings, moderator, keyring),
         judges=judges_of(settings, profile, backend),
@@ -208,6 +215,14 @@ def _warning(served: Served) -> str:
 def _fingerprint(profile: Profile, policy: Policy, settings: Settings) -> str:
     """Changes whenever the same request could be judged differently."""
     return f"fp_{hashlib.sha256(_facts(profile, policy, settings).encode()).hexdigest()[:10]}"
+
+
+def _audited_facts(settings: Settings, profile: Profile) -> Facts | None:
+    if not settings.audit:
+        return None  # to hash the code takes milliseconds
+    model = (profile.name, profile.family, profile.model, profile.revision, dict(profile.engine))
+    remote = (settings.backend, settings.fallback, settings.openrouter_model) if settings.is_remote else None
+    return Facts.of(repr((model, remote)), profile.chat_template)
 
 
 def _facts(profile: Profile, policy: Policy, settings: Settings) -> str:

@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("checkpoints",),
     ("settings",),
     ("backends", "store"),
-    ("moderation", "loading"),
+    ("moderation", "loading", "audit"),
     ("api",),
     ("batches",),
     ("app",),

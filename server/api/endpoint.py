@@ -48,7 +48,7 @@ async def answered(request: Request, body: Body, answer: Answer[Body, Document])
 
 
 def handling_of(request: Request) -> Handling:
-    caller = caller_of(request)
+    caller, state = caller_of(request), state_of(request)
     # Any value except a clear no keeps the request on this machine.
     said = [value for name, value in request.scope["headers"] if name == NEVER_REMOTE_HEADER]
     stays = any(value.strip().lower() not in (b"", b"0", b"false", b"no") for value in said)
@@ -56,5 +56,7 @@ def handling_of(request: Request) -> Handling:
         tenant=caller.id,
         never_remote=caller.never_remote or stays,
         finished_prompts=caller.finished_prompts,
-        request_id=state_of(request).request_id,
+        request_id=state.request_id,
+        endpoint=state.route or getattr(request.scope.get("route"), "path", None),
+        trace_id=state.trace_id,
     )

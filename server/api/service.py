@@ -1,11 +1,13 @@
 """The one way from every dialect to a verdict. It knows nothing of HTTP."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from server.api.names import ModelNames
 from server.api.policy import PolicyOptions, ScoresWanted, apply
+from server.audit.ledger import Ledger
 from server.domain.caller import Handling
 from server.domain.conversation import Conversation
 from server.domain.taxonomy import Taxonomy
@@ -20,7 +22,10 @@ Document = TypeVar("Document", bound=Mapping[str, object])
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """The served model, its names and the operator's choices. `taxonomy` holds all of the model's own categories."""
+    """The served model, its names and the operator's choices. `taxonomy` holds all of the model's own categories.
+
+    `ledger` is None without an audit trail.
+    """
 
     moderator: Moderator
     names: ModelNames
@@ -29,6 +34,7 @@ class Service:
     taxonomy: Taxonomy
     settings: Settings
     fingerprint: str
+    ledger: Ledger | None = None
 
     async def judge(
         self,
@@ -39,12 +45,20 @@ class Service:
         handling: Handling,
         scores: ScoresWanted = None,
     ) -> list[Verdict]:
-        """One verdict for each conversation, in order. Raises the errors of server.domain.errors."""
+        """One verdict for each conversation, in order. Raises the errors of server.domain.errors.
+
+        With an audit trail, the verdicts are recorded first. That is a call and no event: a listener cannot keep a
+        verdict from leaving, and a record that could not be written must.
+        """
+        started = time.monotonic()
         self.names.check(model)
         admitted = [self.sight.admit(conversation) for conversation in conversations]
         chosen = apply(policy, self.moderator.policy, allowed=self.settings.request_policy, scores=scores)
         verdicts = await self.moderator.moderate_all(admitted, chosen, handling)
-        return [self.sight.tell(verdict, sent) for verdict, sent in zip(verdicts, conversations, strict=True)]
+        told = [self.sight.tell(verdict, sent) for verdict, sent in zip(verdicts, conversations, strict=True)]
+        if self.ledger is not None:
+            await self.ledger.verdicts(told, conversations, chosen, handling, started)
+        return told
 
     @property
     def draining(self) -> bool:

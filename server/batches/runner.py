@@ -27,6 +27,7 @@ from server.batches.places import Places
 from server.batches.turns import Turns, Work
 from server.domain.caller import Handling
 from server.domain.errors import (
+    AuditUnavailable,
     EngineUnavailable,
     GuardError,
     InternalError,
@@ -81,7 +82,7 @@ ENDS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
 """What ends the work itself. Everything else is a failure of a line, a panic of a library in Rust too, which is no
 Exception."""
 
-SERVERS_CONDITION = (EngineUnavailable, Overloaded, ShuttingDown, StoreUnavailable)
+SERVERS_CONDITION = (AuditUnavailable, EngineUnavailable, Overloaded, ShuttingDown, StoreUnavailable)
 
 
 class BatchRunner:
@@ -467,6 +468,8 @@ def _handling(batch: Batch) -> Handling:
         never_remote=batch.never_remote,
         finished_prompts=batch.finished_prompts,
         background=True,
+        request_id=batch.id,
+        endpoint=batch.endpoint,
     )
 
 

@@ -197,7 +197,7 @@ async def _client(settings: Settings, options: argparse.Namespace) -> AsyncItera
     from server.loading import load_backend
 
     # A verdict on the command line stores nothing and needs no keys.
-    settings = settings.model_copy(update={"database_url": SecretStr("sqlite://"), "auth": "off"})
+    settings = settings.model_copy(update={"database_url": SecretStr("sqlite://"), "auth": "off", "audit": ""})
     profile = load_profile(settings.profile)
     app = create_app(settings, profile, load_backend(settings, profile))
     transport = httpx.ASGITransport(app)

@@ -46,7 +46,8 @@ class Handling:
     not even the tokens' own probabilities are reported.
 
     The other fields change no answer. `background` work waits until live requests leave room, `finished_prompts` is the
-    caller's right to send them, and `request_id` names the HTTP request in events.
+    caller's right to send them. `request_id` names the HTTP request in events, `endpoint` is its route, and `trace_id`
+    the caller's trace.
     """
 
     tenant: str | None = None
@@ -55,6 +56,8 @@ class Handling:
     background: bool = False
     top_logprobs: int | None = None
     request_id: str | None = field(default=None, compare=False)
+    endpoint: str | None = field(default=None, compare=False)
+    trace_id: str | None = field(default=None, compare=False)
 
     @property
     def distinct(self) -> tuple[object, ...]:

@@ -274,6 +274,14 @@ class StoreUnavailable(GuardError):
     retryable = True
 
 
+class AuditUnavailable(GuardError):
+    """The audit trail cannot be written, and the operator wants no verdict without its record."""
+
+    status = 503
+    code = "audit_unavailable"
+    retryable = True
+
+
 class EngineUnavailable(GuardError):
     """The engine is dead, or not yet ready."""
 

@@ -58,7 +58,7 @@ class Judged:
     """A caller's question has a verdict, computed or not (`verdict.cache`).
 
     `judged` is the speaker whose message was judged. `seconds` is the time from admission to the verdict, 0 if it was
-    not computed. `request_id` is None for a line of a batch, `caller` is None without an API key.
+    not computed. `request_id` is the batch's id for a line of a batch, `caller` is None without an API key.
     """
 
     verdict: Verdict
@@ -126,6 +126,25 @@ class BreakerChanged:
     """The circuit breaker of the remote backend is now `closed`, `open` or `half_open`."""
 
     state: str
+
+
+# --- The audit trail -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AuditWritten:
+    """Records are in the audit trail, written together."""
+
+    records: int
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFailed:
+    """Records could not be written. `reason` is full, disk or late; with `refused`, their verdicts did not leave."""
+
+    records: int
+    reason: str
+    refused: bool
 
 
 # --- Publishing ------------------------------------------------------------------------------------------
