@@ -70,6 +70,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "PIL": ("images", "backends"),
     "sqlalchemy": ("store",),
     "alembic": ("store",),
+    "opentelemetry": ("observation.spans",),
 }
 """Packages and the only modules or packages of server/ that may import them."""
 

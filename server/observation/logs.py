@@ -1,8 +1,10 @@
 """Log lines for operators that tell of the same events as the metrics."""
 
 import logging
+import time
 
 from server.domain.events import Answered, on
+from server.observation.lines import said
 
 log = logging.getLogger(__name__)
 
@@ -17,4 +19,54 @@ def warn_of_failed_request(event: Answered) -> None:
             event.route,
             event.status,
             event.seconds,
+            extra=said(event="request_failed", request_id=event.request_id, key_id=event.caller, status=event.status),
         )
+
+
+REFUSED = {401: "no valid key", 403: "no right", 429: "a limit"}
+"""Statuses of refused requests, and why they were refused."""
+
+EVERY_S = 1.0
+
+
+class Sparse:
+    """Says whether a line of a kind may be written, at most one in `EVERY_S`, and how many before it were left out."""
+
+    def __init__(self) -> None:
+        self._last: dict[int, float] = {}
+        self._left_out: dict[int, int] = {}
+
+    def left_out(self, kind: int) -> int | None:
+        """The number of lines left out since the last one, or None if this one must be left out too."""
+        now = time.monotonic()
+        if now - self._last.get(kind, -EVERY_S) < EVERY_S:
+            self._left_out[kind] = self._left_out.get(kind, 0) + 1
+            return None
+        self._last[kind] = now
+        return self._left_out.pop(kind, 0)
+
+
+_sparse = Sparse()
+
+
+@on(Answered)
+def tell_of_refused_request(event: Answered) -> None:
+    why = REFUSED.get(event.status)
+    if why is None or (left_out := _sparse.left_out(event.status)) is None:
+        return
+    log.info(
+        "%s: %s %s refused with %d (%s)%s",
+        event.request_id,
+        event.method,
+        event.route,
+        event.status,
+        why,
+        f"; {left_out} more since the last such line" if left_out else "",
+        extra=said(
+            event="request_refused",
+            request_id=event.request_id,
+            key_id=event.caller,
+            status=event.status,
+            left_out=left_out,
+        ),
+    )
