@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
@@ -38,6 +38,7 @@ from server.backends.base import Backend
 from server.backends.fallback import parts
 from server.batches.runner import BatchRunner
 from server.checkpoints.profile import Profile
+from server.domain.errors import OperatorError
 from server.domain.policy import Policy
 from server.families.base import family_named
 from server.images import ImageDecoder
@@ -53,6 +54,9 @@ from server.store.database import database_of
 from server.store.keys import Keyring
 from server.store.pepper import pepper_of
 from server.store.retention import Retention
+
+if TYPE_CHECKING:
+    from server.observation.spans import Spans
 
 Said = TypeVar("Said")
 
@@ -96,6 +100,7 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
     """The application. Its start-up starts `backend`, its shutdown closes it."""
     moderator = create_moderator(settings, profile, backend)
     served = _served(settings, profile, moderator)
+    spans = _spans(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -105,6 +110,8 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
                 await Batches(served.database).release_all()
             if served.service.ledger is not None:
                 await served.service.ledger.open()
+            if spans is not None:
+                spans.listen()
             await served.access.open()
             await backend.start()
             await moderator.probe()
@@ -125,6 +132,8 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
             await served.access.close()
             if served.service.ledger is not None:
                 await served.service.ledger.close()
+            if spans is not None:
+                await asyncio.to_thread(spans.close)
             await served.database.close()
 
     # Swagger UI is served from this machine: the page loads nothing from elsewhere.
@@ -181,6 +190,19 @@ def _served(settings: Settings, profile: Profile, moderator: Moderator) -> Serve
         database=database,
         charge=metrics.LocalCost(parts(backend)[0].name, settings.price_per_hour).count if priced else _free_of_charge,
     )
+
+
+def _spans(settings: Settings) -> "Spans | None":
+    """None without a collector: then nothing of OpenTelemetry is even imported. Raises OperatorError."""
+    if not settings.otlp_endpoint:
+        return None
+    try:
+        from server.observation.spans import Spans
+    except ImportError:
+        raise OperatorError(
+            "GUARD_OTLP_ENDPOINT needs OpenTelemetry. Install the extra `otel`, or leave the setting empty."
+        ) from None
+    return Spans.to(settings.otlp_endpoint, __version__)
 
 
 def _readiness(settings: Settings, moderator: Moderator, keyring: Keyring | None) -> Readiness:

@@ -54,7 +54,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "uvicorn": ("commands.serve", "api.http.connection"),
     "uvloop": ("commands.serve",),
     "cachetools": ("moderation.verdict_cache",),
-    "httpx": ("images.fetch", "commands.check", "commands.batch", "backends.openrouter.client"),
+    "httpx": ("images.fetch", "commands.check", "commands.batch", "commands.audit", "backends.openrouter.client"),
     "requests": (),
     "tokenizers": ("families.tokenizer", "families.byte_pairs", "backends.vllm.mends.shared_tokenizers"),
     "tiktoken": ("families.byte_pairs",),

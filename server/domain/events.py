@@ -1,4 +1,4 @@
-"""Events: what happens in the server, published once. Metrics and logs listen; an audit log would listen the same way.
+"""Events: what happens in the server, published once. Metrics, logs and spans listen.
 
 The code that publishes an event does not know the listeners. Events hold no content of requests, only identifiers,
 counts, seconds and checked verdicts.
@@ -161,6 +161,11 @@ def listen(kind: type[Event], listener: Listener[Event]) -> None:
     listeners = _listeners.get(kind, ())
     if listener not in listeners:
         _listeners[kind] = (*listeners, listener)
+
+
+def forget(kind: type[Event], listener: Listener[Event]) -> None:
+    """Call `listener` no more."""
+    _listeners[kind] = tuple(other for other in _listeners.get(kind, ()) if other != listener)
 
 
 def on(kind: type[Event]) -> Callable[[Listener[Event]], Listener[Event]]:

@@ -6,6 +6,7 @@ no request. Attributes hold identifiers, numbers and codes, never content.
 """
 
 import logging
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -24,10 +25,13 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from server.domain.events import Answered, Judged
+from server.domain.events import Answered, Judged, forget, listen
 
 NAME = "llama-guard-server"
 EVALUATION = "llama_guard.unsafe"
+
+EXPORT_TIMEOUT_S = 5
+CLOSING_S = 2.0
 
 MOST_PENDING = 4096
 """Requests whose verdicts wait for the request's own end. The oldest are given up first."""
@@ -43,7 +47,7 @@ class _Pending:
 
 
 class Spans:
-    """Makes spans of events. `close()` sends what is left, for a few seconds at most."""
+    """Makes spans of events. `listen()` once, `close()` at the end."""
 
     def __init__(
         self,
@@ -52,7 +56,7 @@ class Spans:
         version: str,
         now: Callable[[], int] = time.time_ns,
     ) -> None:
-        # Not from the environment: OpenTelemetry's own variables turn nothing on here, and nothing off.
+        # Not from the environment: OpenTelemetry's own variables turn nothing on here.
         resource = Resource({"service.name": NAME, "service.version": version})
         sampler = ParentBased(ALWAYS_ON, remote_parent_not_sampled=ALWAYS_OFF)
         self._tracers = TracerProvider(sampler=sampler, resource=resource, shutdown_on_exit=False)
@@ -71,8 +75,8 @@ class Spans:
         for name in ("opentelemetry.exporter", "opentelemetry.sdk"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # it logs replies of the collector, and tracebacks
         return cls(
-            OTLPSpanExporter(endpoint=f"{base}/v1/traces", timeout=5),
-            OTLPLogExporter(endpoint=f"{base}/v1/logs", timeout=5),
+            OTLPSpanExporter(endpoint=f"{base}/v1/traces", timeout=EXPORT_TIMEOUT_S),
+            OTLPLogExporter(endpoint=f"{base}/v1/logs", timeout=EXPORT_TIMEOUT_S),
             version,
         )
 
@@ -109,10 +113,22 @@ class Spans:
             span.set_status(Status(StatusCode.ERROR))
         span.end(end)
 
+    def listen(self) -> None:
+        listen(Judged, self.judged)
+        listen(Answered, self.answered)
+
     def close(self) -> None:
-        """Blocks for the time of an export."""
-        self._tracers.shutdown()
-        self._loggers.shutdown()
+        """Blocks until what is left is sent, for at most `CLOSING_S`: the process must not wait for a collector."""
+        forget(Judged, self.judged)
+        forget(Answered, self.answered)
+        closing = [
+            threading.Thread(target=provider.shutdown, daemon=True) for provider in (self._tracers, self._loggers)
+        ]
+        for thread in closing:
+            thread.start()
+        deadline = time.monotonic() + CLOSING_S
+        for thread in closing:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _verdict(self, event: Judged, at: int, parent: Span | None) -> None:
         verdict, completion = event.verdict, event.verdict.completion

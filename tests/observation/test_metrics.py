@@ -152,6 +152,12 @@ OTHERS: dict[str, tuple[object, dict[str, float]]] = {
     "lines out of time": (LinesDone("batch_1", expired=4), {"guard_batch_lines_total outcome=expired": 4}),
     "move": (Moved("tested"), {"guard_fallback_moves_total reason=tested": 1}),
     "call": (RemoteCalled("tested"), {"guard_remote_calls_total outcome=tested": 1}),
+    "records": (AuditWritten(3), {"guard_audit_records_total": 3}),
+    "records that failed": (
+        AuditFailed(2, "disk", refused=True),
+        {"guard_audit_failures_total reason=disk verdict=refused": 2},
+    ),
+    "refused connection": (ConnectionRefused("tested"), {"guard_connections_refused_total reason=tested": 1}),
     "charge": (RemoteCharged("tested", 0.125), {"guard_cost_dollars_total backend=tested": 0.125}),
 }
 
