@@ -186,7 +186,8 @@ def _parser() -> argparse.ArgumentParser:
     audit.set_defaults(run=_audit)
     audit_commands = audit.add_subparsers(required=True, dest="audit_command", metavar="COMMAND")
     verify = audit_commands.add_parser(
-        "verify", help="look for records that were altered, removed or cut off: exit status 0 whole, 1 tampered, 2 error"
+        "verify",
+        help="look for records that were altered, removed or cut off: exit status 0 whole, 1 tampered, 2 error",
     )
     verify.add_argument("place", nargs="?", help="folder of the trail, or `database` (default: GUARD_AUDIT)")
     replay = audit_commands.add_parser(

@@ -5,6 +5,7 @@ import functools
 import os
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, cast
 
 from server import __version__
@@ -54,7 +55,8 @@ class Ledger:
     def _open(self) -> None:
         settings, now = self._settings, time.time()
         records, seals = places_of(settings)
-        name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(now))}-{os.urandom(6).hex()}"
+        # Chains are read in the order of their names.
+        name = f"{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%S%f}Z-{os.urandom(6).hex()}"
         trail = Trail(self._secrets, records, seals, chain=name, keep_s=settings.audit_retention)
         before = _settings_before(records, self._program)
         trail.begin(start_record(self._secrets.facts, now, self._program, __version__, settings, before))

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from server.store import private
 
-NAME = re.compile(r"(?P<chain>\d{8}T\d{6}Z-[0-9a-f]{12})\.(?P<number>\d{6})\.jsonl")
+NAME = re.compile(r"(?P<chain>\d{8}T\d{12}Z-[0-9a-f]{12})\.(?P<number>\d{6})\.jsonl")
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,9 @@ def _in_words(chain: ChainReport) -> str:
     words = [f"{chain.chain}: {chain.records} records"]
     if chain.dropped:
         words.append(f"{chain.dropped} older ones were dropped")
-    words.append(f"whole up to the seal of {chain.sealed_at} (record {chain.sealed})" if chain.sealed else "no seal holds")
+    words.append(
+        f"whole up to the seal of {chain.sealed_at} (record {chain.sealed})" if chain.sealed else "no seal holds"
+    )
     if chain.unsealed:
         words.append(f"{chain.unsealed} after it have no seal yet")
     if chain.crash:

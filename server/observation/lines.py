@@ -21,7 +21,9 @@ class Lines(logging.Formatter):
         self._as_json = as_json
 
     def format(self, record: logging.LogRecord) -> str:
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+        time = (
+            datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+        )
         message = record.getMessage()
         if record.exc_info and record.exc_info[0] is not None:
             # The text of an exception may hold content of a request; its type does not.
@@ -60,7 +62,9 @@ def set_up(level: str, form: str) -> None:
     console = _Console()
     console.setFormatter(Lines(as_json=form == "json"))
     root = logging.getLogger()
-    root.handlers[:] = [each for each in root.handlers if type(each) not in (logging.StreamHandler, _Console)] + [console]
+    root.handlers[:] = [each for each in root.handlers if type(each) not in (logging.StreamHandler, _Console)] + [
+        console
+    ]
     root.setLevel(logging.ERROR if level == "error" else logging.WARNING)
     logging.getLogger("server").setLevel(level.upper())
     # The text of a defect in logging itself would hold the arguments of the call.

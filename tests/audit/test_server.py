@@ -219,7 +219,7 @@ def test_seals_beside_the_records_are_refused(tmp_path: Path) -> None:
 
 def test_rights_of_the_files_are_the_owners(tmp_path: Path) -> None:
     place = Folder(tmp_path / "trail")
-    place.append("20261201T120000Z-000000000001", 0, [b"{}"])
+    place.append("20261201T120000000000Z-000000000001", 0, [b"{}"])
     place.close()
     (file,) = (tmp_path / "trail").iterdir()
     assert file.stat().st_mode & 0o777 == 0o600

@@ -10,7 +10,7 @@ from server.audit.trail import Trail, timestamp
 from server.audit.verify import Report, verify
 
 SECRETS = Secrets.of(b"a pepper of the tests")
-NAME = "20261201T120000Z-{:012x}"
+NAME = "20261201T120000000000Z-{:012x}"
 
 
 def trail(folder: Path, number: int = 1, *, rotate_bytes: int = 4096, **options: Any) -> Trail:

@@ -15,8 +15,11 @@ from server.domain import events
 from server.domain.conversation import Conversation, Role, TextPart
 from server.domain.events import (
     Answered,
+    AuditFailed,
+    AuditWritten,
     BatchChanged,
     BreakerChanged,
+    ConnectionRefused,
     ErrorAnswered,
     FinishedPromptJudged,
     Judged,
@@ -225,6 +228,9 @@ def test_names_and_labels_are_what_dashboards_know() -> None:
         "guard_remote_calls": ("outcome",),
         "guard_remote_breaker": (),
         "guard_backend_tokens": ("backend",),
+        "guard_audit_records": (),
+        "guard_audit_failures": ("reason", "verdict"),
+        "guard_connections_refused": ("reason",),
         "guard_cost_dollars": ("backend",),
         "guard_cost_dollars_per_million_tokens": ("backend",),
     }
