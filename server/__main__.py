@@ -1,4 +1,4 @@
-"""The command line: `llama-guard-server serve | check | batch | doctor | keys | erase | audit`, or `python -m server ...`.
+"""The command line: `llama-guard-server serve | check | batch | doctor | keys | erase | audit`, or `python -m server`.
 
 vLLM starts its processes by importing this module again, so nothing heavy is imported before a command is known.
 """

@@ -24,7 +24,7 @@ class Answered:
     """An HTTP request ended. `status` is 499 if the client left before the response.
 
     `route` is one of this server's paths, or "unknown". `method` is "other" unless it is one of HTTP's usual ones.
-    `caller` is the id of the API key, None without one. `traceparent` names the caller's span, None without a valid one.
+    `caller` is the id of the API key, None without one. `traceparent` names the caller's span, None if there is none.
     """
 
     request_id: str

@@ -54,6 +54,10 @@ def records(settings: Settings, event: str | None = None) -> list[dict[str, Any]
     return [body for body in bodies if event in (None, body["event"])]
 
 
+def written_below(folder: Path) -> bytes:
+    return b"".join(file.read_bytes() for file in folder.rglob("*.jsonl"))
+
+
 def checked(settings: Settings) -> Report:
     return verify(Secrets.of(pepper_of(settings)), *places_of(settings))
 
@@ -114,7 +118,7 @@ async def test_no_content_reaches_the_trail_the_seals_or_the_log(
             (CANARY, {}),
         ):
             await client.post(path, json=body, headers={"traceparent": CANARY, "user-agent": CANARY})
-    written = b"".join(file.read_bytes() for file in tmp_path.rglob("*.jsonl"))
+    written = written_below(tmp_path)
     assert b'"event":"verdict"' in written
     assert CANARY.encode() not in written
     # httpx is the client here, which knows what it sends.
@@ -129,7 +133,7 @@ async def test_a_start_names_the_settings_that_changed_and_holds_no_value(tmp_pa
             pass
     _, second = records(settings, "start")
     assert second["settings"]["changed"] == ["GUARD_MAX_QUEUE", "GUARD_THRESHOLD"]
-    written = b"".join(file.read_bytes() for file in tmp_path.rglob("*.jsonl"))
+    written = written_below(tmp_path)
     assert b"CANARY" not in written
     assert b"0.75" not in written
     assert checked(settings).whole

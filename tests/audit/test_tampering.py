@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,16 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.audit.trail import timestamp
-from tests.audit.trails import NAME, checked, copied, fill, files, finished, trail
+from tests.audit.trails import NAME, checked, copied, files, fill, finished, trail
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two chains, one after the other, in several files."""
     folder = tmp_path_factory.mktemp("trail")
     finished(folder, 1)
     finished(folder, 2, records=15)
-    yield folder
+    return folder
 
 
 def lines_of(folder: Path) -> list[tuple[Path, list[bytes]]]:
