@@ -26,8 +26,12 @@ class Line:
 class Part(Protocol):
     """Some lines of a chain that are dropped together: a file, or all rows that are old enough."""
 
-    chain: str
-    last: bytes
+    @property
+    def chain(self) -> str: ...
+
+    @property
+    def last(self) -> bytes:
+        """Its last whole line."""
 
     def drop(self) -> None:
         """Delete it. Raises OSError."""

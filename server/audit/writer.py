@@ -6,6 +6,7 @@ preceded by a record of how many were.
 
 import asyncio
 import contextlib
+import math
 import logging
 import queue
 import threading
@@ -52,7 +53,8 @@ class Writer:
         self._waiting = 0
         self._counts = threading.Lock()
         self._lost = 0
-        self._sealed_at = self._dropped_at = time.monotonic()
+        self._sealed_at = time.monotonic()
+        self._dropped_at = -math.inf  # what is too old at the start goes at once
         self._complained_at = -COMPLAIN_EVERY_S
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
 

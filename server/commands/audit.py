@@ -63,6 +63,11 @@ def _of_place(settings: Settings, place: str | None) -> Settings:
     if records is not None and not records.is_dir():
         raise OperatorError(f"{records} is no folder. Name the folder of the audit trail, or `database`.")
     check_places(settings)
+    if not settings.key_pepper.get_secret_value() and not (settings.data_folder / "pepper").is_file():
+        # A new one would be made, and every record would look as if it had been altered.
+        raise OperatorError(
+            "The pepper of the server that wrote the trail is needed. Set GUARD_DATA_DIR or GUARD_KEY_PEPPER as there."
+        )
     return settings
 
 
@@ -249,7 +254,7 @@ async def _again(
     except (ValueError, KeyError, TypeError, AttributeError):
         return {"result": "failed", "why": "the server answered without a verdict"}
     before = [recorded.get(content) for content in asked.contents]
-    items = [
+    items: list[dict[str, Any]] = [
         {
             "content": content,
             "recorded": None if old is None else _outcome(old["verdict"], old["p_unsafe"], old["codes"]),
@@ -269,7 +274,7 @@ async def _again(
 
 def _paired(contents: tuple[str, ...], before: Any, details: list[dict[str, Any]]) -> Iterator[tuple[str, Any, Any]]:
     """The verdicts of a request that is judged message by message are told as one: it cannot be compared."""
-    return zip(contents, before, details, strict=False) if len(contents) == len(details) else iter(())
+    return zip(contents, before, details, strict=True) if len(contents) == len(details) else iter(())
 
 
 def _outcome(verdict: str, p_unsafe: float | None, codes: Any) -> dict[str, Any]:

@@ -112,6 +112,16 @@ def test_verify_tells_whole_from_tampered_from_error(place: Path, capsys: pytest
     assert f"{file.name}, line 2: record 1 was altered" in told
 
 
+def test_another_pepper_is_never_made_up(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["keys", "create", "one"]) == 0
+    monkeypatch.setenv("GUARD_DATA_DIR", str(place.parent / "elsewhere"))
+    assert main(["audit", "verify"]) == 2
+    assert "pepper" in capsys.readouterr().err
+    assert not (place.parent / "elsewhere").exists()
+
+
 def test_a_server_that_is_killed_leaves_a_whole_trail_with_every_verdict_that_left(
     place: Path, servers: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,13 +160,13 @@ def test_a_server_on_a_full_disk_refuses_and_its_trail_stays_whole(
     """The kernel refuses to let any file grow past the limit: a write is cut short, and the next one fails."""
     monkeypatch.setenv("GUARD_AUDIT_SEALS", str(place.parent / "seals"))
     limit = 400_000  # the database of the keys and batches needs some too
-    server = servers(
-        preexec_fn=lambda: (
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-        )
-    )
-    statuses = []
+
+    def bound() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    server = servers(preexec_fn=bound)
+    statuses = list[int]()
     with httpx.Client(base_url=server.url, timeout=20) as client:
         while statuses.count(503) < 3 and len(statuses) < 200:
             statuses.append(client.post("/v1/moderations", json={"input": ["a bomb"] * 20}).status_code)
