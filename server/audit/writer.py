@@ -6,8 +6,8 @@ preceded by a record of how many were.
 
 import asyncio
 import contextlib
-import math
 import logging
+import math
 import queue
 import threading
 import time

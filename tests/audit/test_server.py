@@ -1,9 +1,12 @@
 """A server with an audit trail: what it records, what it never does, and what happens when it cannot."""
 
+import asyncio
 import errno
 import json
 import os
 import re
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -191,6 +194,74 @@ async def test_with_continue_the_verdict_leaves_and_the_trail_says_how_many_are_
     assert sum(record["records"] for record in records(settings, "lost")) + len(records(settings, "verdict")) == 4
     assert "guard_audit_failures_total" in counted
     assert checked(settings).whole
+
+
+async def test_a_slow_disk_holds_up_its_verdicts_and_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One write serves all verdicts that wait for it."""
+    synced = list[float]()
+
+    def slowly(file: int) -> None:
+        synced.append(time.monotonic())
+        time.sleep(0.4)
+
+    settings = settings_of(tmp_path)
+    async with server(settings) as client:
+        monkeypatch.setattr("server.audit.places.os.fdatasync", slowly)
+        began = time.monotonic()
+        asked = [asyncio.create_task(client.post("moderations", json={"input": f"{n}"})) for n in range(40)]
+        await asyncio.sleep(0.05)
+        before = time.monotonic()
+        assert (await client.get("http://localhost/health")).status_code == 200
+        assert time.monotonic() - before < 0.3
+        assert not any(task.done() for task in asked)
+        assert {(await task).status_code for task in asked} == {200}
+        assert time.monotonic() - began >= 0.4
+        assert len(synced) <= 4
+    assert len(records(settings, "verdict")) == 40
+
+
+async def test_a_disk_that_hangs_is_answered_503(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr("server.audit.writer.LATEST_S", 0.2)
+    async with server(settings_of(tmp_path)) as client:
+        monkeypatch.setattr("server.audit.places.os.fdatasync", lambda file: go_on.wait(20))
+        reply = await client.post("moderations", json={"input": "one"})
+        go_on.set()
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "audit_unavailable")
+
+
+async def test_a_queue_that_is_full_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    async with server(settings_of(tmp_path)) as client:
+        app_writer = client._transport.app.state.served.service.ledger._writer  # type: ignore[attr-defined]
+        app_writer._most_waiting = 2
+        monkeypatch.setattr("server.audit.places.os.fdatasync", lambda file: go_on.wait(20))
+        asked = [asyncio.create_task(client.post("moderations", json={"input": f"{n}"})) for n in range(5)]
+        await asyncio.sleep(0.3)
+        go_on.set()
+        statuses = sorted([(await task).status_code for task in asked])
+    assert statuses == [200, 200, 503, 503, 503]
+
+
+async def test_lines_of_a_batch_are_recorded_too(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    lines = [
+        {"custom_id": f"{n}", "method": "POST", "url": "/v1/moderations", "body": {"input": f"{CANARY} {n}"}}
+        for n in range(3)
+    ]
+    async with server(settings) as client:
+        content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        file = (await client.post("files", data={"purpose": "batch"}, files={"file": ("a.jsonl", content)})).json()
+        body = {"input_file_id": file["id"], "endpoint": "/v1/moderations", "completion_window": "24h"}
+        batch = (await client.post("batches", json=body)).json()
+        async with asyncio.timeout(30):
+            while (await client.get(f"batches/{batch['id']}")).json()["status"] != "completed":  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+    found = records(settings, "verdict")
+    assert [(each["request_id"], each["endpoint"]) for each in found] == [(batch["id"], "/v1/moderations")] * 3
+    assert CANARY.encode() not in written_below(tmp_path)
 
 
 async def test_a_server_whose_trail_cannot_be_written_does_not_start(tmp_path: Path) -> None:
