@@ -65,7 +65,7 @@ def test_of_many_refusals_one_in_a_second_leaves_a_line_with_the_number_of_the_o
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [1000.0]
-    monkeypatch.setattr(logs.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("server.observation.logs.time.monotonic", lambda: clock[0])
     monkeypatch.setattr(logs, "_sparse", logs.Sparse())
     with caplog.at_level(logging.INFO, logger=logs.__name__):
         for status in (401, 401, 401, 429, 200, 404):
