@@ -1,4 +1,4 @@
-"""The command line: `llama-guard-server serve | check | batch | doctor | keys | erase`, or `python -m server ...`.
+"""The command line: `llama-guard-server serve | check | batch | doctor | keys | erase | audit`, or `python -m server`.
 
 vLLM starts its processes by importing this module again, so nothing heavy is imported before a command is known.
 """
@@ -78,6 +78,12 @@ def _erase(options: argparse.Namespace) -> int:
     from server.commands import erase
 
     return erase.run(_settings(), options)
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from server.commands import audit
+
+    return audit.run(_settings(), options)
 
 
 def _settings(**flags: Any) -> Any:
@@ -212,6 +218,24 @@ def _parser() -> argparse.ArgumentParser:
     erase.add_argument("--older-than", type=float, metavar="DAYS", help="erase what is older, whoever it belongs to")
     erase.add_argument("--json", action="store_true", help="print JSON")
     erase.set_defaults(run=_erase)
+
+    audit = commands.add_parser("audit", help="check the audit trail, or judge again what it has records of")
+    audit.set_defaults(run=_audit)
+    audit_commands = audit.add_subparsers(required=True, dest="audit_command", metavar="COMMAND")
+    verify = audit_commands.add_parser(
+        "verify",
+        help="look for records that were altered, removed or cut off: exit status 0 whole, 1 tampered, 2 error",
+    )
+    verify.add_argument("place", nargs="?", help="folder of the trail, or `database` (default: GUARD_AUDIT)")
+    replay = audit_commands.add_parser(
+        "replay", help="judge a file again and show which verdicts differ: exit status 0 none, 1 some, 2 not compared"
+    )
+    replay.add_argument("file", metavar="FILE", help="JSONL: rows as for check --file, request bodies, or batch lines")
+    replay.add_argument("--url", required=True, help="URL of the server that judges again")
+    replay.add_argument("--api-key", metavar="KEY", help="key for that server (default: $GUARD_API_KEY)")
+    replay.add_argument("--place", help="folder of the trail, or `database` (default: GUARD_AUDIT)")
+    for command in (verify, replay):
+        command.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 

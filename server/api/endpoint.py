@@ -48,8 +48,8 @@ async def answered(request: Request, body: Body, answer: Answer[Body, Document])
 
 
 def handling_of(request: Request) -> Handling:
-    caller, limits = caller_of(request), served(request).limits
-    meter = state_of(request).meter = Meter(lambda tokens: limits.debit(caller, tokens))
+    caller, state, limits = caller_of(request), state_of(request), served(request).limits
+    meter = state.meter = Meter(lambda tokens: limits.debit(caller, tokens))
     # Any value except a clear no keeps the request on this machine.
     said = [value for name, value in request.scope["headers"] if name == NEVER_REMOTE_HEADER]
     stays = any(value.strip().lower() not in (b"", b"0", b"false", b"no") for value in said)
@@ -57,7 +57,9 @@ def handling_of(request: Request) -> Handling:
         tenant=caller.id,
         never_remote=caller.never_remote or stays,
         finished_prompts=caller.finished_prompts,
-        request_id=state_of(request).request_id,
-        large=state_of(request).body_bytes > LARGE,
+        request_id=state.request_id,
+        endpoint=state.route or getattr(request.scope.get("route"), "path", None),
+        trace_id=state.trace_id,
+        large=state.body_bytes > LARGE,
         meter=meter,
     )

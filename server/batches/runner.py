@@ -470,6 +470,8 @@ def _handling(batch: Batch) -> Handling:
         never_remote=batch.never_remote,
         finished_prompts=batch.finished_prompts,
         background=True,
+        request_id=batch.id,
+        endpoint=batch.endpoint,
     )
 
 

@@ -150,7 +150,7 @@ async def _client(
 
     # A verdict on the command line stores nothing and needs no keys, and nobody reaches it to whom that would matter.
     logging.getLogger("server.api.http.access").setLevel(logging.WARNING)
-    settings = settings.model_copy(update={"database_url": SecretStr("sqlite://"), "auth": "off"})
+    settings = settings.model_copy(update={"database_url": SecretStr("sqlite://"), "auth": "off", "audit": ""})
     profile = load_profile(settings.profile)
     print(f"guard: starting an engine for {profile.name}; --url asks a running server instead", file=sys.stderr)  # noqa: T201
     app = create_app(settings, profile, load_backend(settings, profile))

@@ -62,8 +62,9 @@ class Handling:
     not even the tokens' own probabilities are reported.
 
     The other fields change no answer. `background` work waits until live requests leave room, `finished_prompts` is the
-    caller's right to send them, and `request_id` names the HTTP request in events. A `large` request is read beside
-    the event loop (server.domain.aio.done). `meter` counts its tokens as they are spent.
+    caller's right to send them. `request_id` names the HTTP request in events, `endpoint` is its route, and `trace_id`
+    the caller's trace. A `large` request is read beside the event loop (server.domain.aio.done). `meter` counts its
+    tokens as they are spent.
     """
 
     tenant: str | None = None
@@ -74,6 +75,8 @@ class Handling:
     request_id: str | None = field(default=None, compare=False)
     large: bool = field(default=False, compare=False)
     meter: Meter | None = field(default=None, compare=False)
+    endpoint: str | None = field(default=None, compare=False)
+    trace_id: str | None = field(default=None, compare=False)
 
     @property
     def distinct(self) -> tuple[object, ...]:

@@ -282,6 +282,14 @@ class StoreUnavailable(GuardError):
     retryable = True
 
 
+class AuditUnavailable(GuardError):
+    """The audit trail cannot be written, and the operator wants no verdict without its record."""
+
+    status = 503
+    code = "audit_unavailable"
+    retryable = True
+
+
 class EngineUnavailable(GuardError):
     """The engine is dead, or not yet ready."""
 
@@ -335,5 +343,5 @@ class InternalError(GuardError):
     code = "internal_error"
 
 
-SERVERS_CONDITION = (EngineUnavailable, Overloaded, ShuttingDown, StoreUnavailable)
+SERVERS_CONDITION = (AuditUnavailable, EngineUnavailable, Overloaded, ShuttingDown, StoreUnavailable)
 """Errors that say nothing about the request: any other one would fail as well now."""

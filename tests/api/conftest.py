@@ -117,6 +117,8 @@ def start_server(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> Itera
                     """It would end the tests."""
 
             monkeypatch.setattr(serving, "Server", KnownServer)
+            # The loggers of this process are the tests'.
+            monkeypatch.setattr("server.observation.lines.set_up", lambda level, form: None)
             monkeypatch.setattr(serving, "load_backend", lambda settings, profile: backend)
             settings = Settings(profile=PROFILE, port=0, **{"drain_timeout": 3, **changes})
             thread = threading.Thread(target=serving.serve, args=[settings])

@@ -35,14 +35,15 @@ def test_a_flood_of_connections_is_told_once_a_minute(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr("server.observation.logs.time.monotonic", lambda: now)
-    warn = logs.ConnectionsWarning()
+    monkeypatch.setattr(logs, "_crowds", logs.Sparse(every_s=60.0))
+    warn = logs.warn_of_too_many_connections
     for reason in ("invalid_http", "request_timeout"):
         warn(ConnectionRefused(reason))
     assert not caplog.records, "these are mistakes of one client"
     for reason in ("idle", "slow", "too_many_connections"):
         warn(ConnectionRefused(reason))
     assert len(caplog.records) == 1
-    now += logs.REMINDER_S
+    now += 60.0
     warn(ConnectionRefused("idle"))
     warn(ConnectionRefused("idle"))
     assert len(caplog.records) == 2

@@ -15,6 +15,8 @@ from server.domain import events
 from server.domain.conversation import Conversation, Role, TextPart
 from server.domain.events import (
     Answered,
+    AuditFailed,
+    AuditWritten,
     BatchChanged,
     BreakerChanged,
     ConnectionRefused,
@@ -154,6 +156,11 @@ OTHERS: dict[str, tuple[object, dict[str, float]]] = {
     "lines out of time": (LinesDone("batch_1", expired=4), {"guard_batch_lines_total outcome=expired": 4}),
     "move": (Moved("tested"), {"guard_fallback_moves_total reason=tested": 1}),
     "call": (RemoteCalled("tested"), {"guard_remote_calls_total outcome=tested": 1}),
+    "records": (AuditWritten(3), {"guard_audit_records_total": 3}),
+    "records that failed": (
+        AuditFailed(2, "disk", refused=True),
+        {"guard_audit_failures_total reason=disk verdict=refused": 2},
+    ),
     "charge": (RemoteCharged("tested", 0.125), {"guard_cost_dollars_total backend=tested": 0.125}),
 }
 
@@ -222,6 +229,8 @@ def test_names_and_labels_are_what_dashboards_know() -> None:
         "guard_remote_calls": ("outcome",),
         "guard_remote_breaker": (),
         "guard_backend_tokens": ("backend",),
+        "guard_audit_records": (),
+        "guard_audit_failures": ("reason", "verdict"),
         "guard_cost_dollars": ("backend",),
         "guard_cost_dollars_per_million_tokens": ("backend",),
     }

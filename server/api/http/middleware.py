@@ -120,7 +120,7 @@ class RequestContext:
         method = scope["method"] if scope["method"] in METHODS else "other"
         # None without API keys, and for a request that was refused before its caller was known.
         caller = state.caller.id if state.caller is not None else None
-        publish(Answered(state.request_id, caller, route, method, state.status, state.seconds))
+        publish(Answered(state.request_id, caller, route, method, state.status, state.seconds, state.traceparent))
 
 
 def _judged_by(verdicts: Sequence[Verdict]) -> list[tuple[bytes, bytes]]:

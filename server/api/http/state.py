@@ -12,7 +12,7 @@ from starlette.types import Scope
 from server.api.http.access import Access
 from server.api.http.budget import BodyBudget
 from server.api.http.errors import ErrorShapes
-from server.api.http.ids import new_id
+from server.api.http.ids import new_id, traceparent_of
 from server.api.http.limits import Limits
 from server.api.service import Service
 from server.checkpoints.profile import Profile
@@ -92,8 +92,8 @@ class RequestState:
 
     `connection_lost` is done once the client is gone. It is None behind a server that does not report this. `route` is
     the path of a direct route, None for all others. The reply is made from `verdicts`, and `meter` counts the tokens of
-    those that it did not get to as well. `body_counted` are the bytes of the body that count in the budget. `client` and
-    `port` are the address of the client.
+    those that it did not get to as well. `body_counted` are the bytes of the body that count in the budget. `client`
+    and `port` are the address of the client, `traceparent` names the caller's span.
     """
 
     connection_lost: asyncio.Future[None] | None = None
@@ -108,6 +108,11 @@ class RequestState:
     status: int = UNANSWERED
     client: str = ""
     port: int = 0
+    traceparent: str | None = None
+
+    @property
+    def trace_id(self) -> str | None:
+        return None if self.traceparent is None else self.traceparent.split("-")[1]
 
     @property
     def seconds(self) -> float:
@@ -129,7 +134,7 @@ class RequestState:
         """Make the state of a request and put it into its scope."""
         lost = scope.get("state", {}).get(CONNECTION_LOST)
         client, port = scope.get("client") or ("", 0)
-        state = scope[_KEY] = cls(lost, client=client, port=port)
+        state = scope[_KEY] = cls(lost, client=client, port=port, traceparent=traceparent_of(scope["headers"]))
         return state
 
 
