@@ -5,6 +5,7 @@ Engines take long to load, so each is loaded once for the session and only by th
 
 import contextlib
 import gc
+import logging
 import os
 import re
 import signal
@@ -30,6 +31,7 @@ from server.checkpoints.profile import Profile, load_profile
 from server.domain.policy import Policy
 from server.families.base import family_named
 from server.families.tokenizer import PromptTokenizer
+from server.observation import lines
 from tests.reference_model import build_reference_model
 
 # A busy machine is no reason to fail.
@@ -67,6 +69,17 @@ class PostgreSQL:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that kill engines run last, so that what they leave behind disturbs nobody."""
     items.sort(key=lambda item: item.get_closest_marker("kills") is not None)
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_they_were() -> Iterator[None]:
+    """A command that a test runs in this process sets them up for good."""
+    loggers = [logging.getLogger(name) for name in (None, "server")]
+    levels = [logger.level for logger in loggers]
+    yield
+    loggers[0].handlers[:] = [each for each in loggers[0].handlers if not isinstance(each, lines.Console)]
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture

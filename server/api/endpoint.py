@@ -11,10 +11,10 @@ from typing import Any, Generic, TypeVar
 from fastapi import Request
 from pydantic import BaseModel
 
-from server.api.http.body import LARGE, read_body
+from server.api.http.body import read_body
 from server.api.http.direct import JSONReply
 from server.api.http.disconnect import until_disconnect
-from server.api.http.state import caller_of, served, state_of
+from server.api.http.state import caller_of, reading_of, served, state_of
 from server.api.service import Document, Reply, Service
 from server.domain.caller import Handling, Meter
 
@@ -60,6 +60,6 @@ def handling_of(request: Request) -> Handling:
         request_id=state.request_id,
         endpoint=state.route or getattr(request.scope.get("route"), "path", None),
         trace_id=state.trace_id,
-        large=state.body_bytes > LARGE,
+        reading=reading_of(request),
         meter=meter,
     )

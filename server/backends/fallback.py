@@ -103,7 +103,8 @@ class FallbackBackend:
     # --- One case ----------------------------------------------------------------------------------------
 
     async def complete(self, case: Case) -> Completion:
-        may_move = not case.handling.background and self.remote.refusal(case) is None
+        handling = case.handling
+        may_move = not handling.background and await handling.reading.done(lambda: self.remote.refusal(case)) is None
         if self._held >= self._places:
             if not may_move or not self.remote.available:
                 raise _full()

@@ -15,19 +15,18 @@ import time
 import traceback
 import uuid
 from collections.abc import AsyncIterator, Callable, Container, Coroutine, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from server.api.endpoint import Endpoint
-from server.api.http.body import LARGE, validate
+from server.api.http.body import validate
 from server.api.http.errors import error_body
 from server.api.service import Service
 from server.batches.endpoints import ENDPOINTS
 from server.batches.lines import Line, LineCheck, answered_line, expired_line, read_lines, request_of
 from server.batches.places import Places
 from server.batches.turns import Turns, Work
-from server.domain.aio import done, fresh
+from server.domain.aio import fresh
 from server.domain.caller import Handling
 from server.domain.errors import (
     SERVERS_CONDITION,
@@ -38,6 +37,7 @@ from server.domain.errors import (
     StoreUnavailable,
 )
 from server.domain.events import BatchChanged, LinesDone, publish
+from server.domain.reading import Reading
 from server.domain.verdict import Verdict
 from server.moderation.readiness import Readiness
 from server.store.batches import Batch, Batches, LeaseLost, LineResult, Status, Waiting
@@ -313,9 +313,8 @@ class BatchRunner:
     async def _result(self, batch: Batch, line: Line) -> LineResult:
         """The result of one line. Whatever is wrong with the line is its own result, and ends nothing else."""
         try:
-            large = len(line.content or b"") > LARGE
-            custom_id, document = await done(lambda: request_of(line), large=large)
-            handling = replace(_handling(batch), large=large)
+            handling = _handling(batch, line)
+            custom_id, document = await handling.reading.done(lambda: request_of(line))
             status, body, verdicts = await self._ask(ENDPOINTS[batch.endpoint], document, handling)
             completions = [verdict.completion for verdict in verdicts]
             return LineResult(
@@ -341,7 +340,7 @@ class BatchRunner:
             try:
                 if isinstance(document, InvalidRequest):
                     raise fresh(document)
-                body = await done(partial(validate, document, endpoint.body), large=handling.large)
+                body = await handling.reading.done(partial(validate, document, endpoint.body))
                 if getattr(body, "stream", None):
                     raise InvalidRequest("A line of a batch cannot be streamed. Leave out 'stream'.", param="stream")
                 reply = await endpoint.answer(self._service, body, handling)
@@ -464,12 +463,13 @@ def _custom_id(line: Line) -> str:
         return ""
 
 
-def _handling(batch: Batch) -> Handling:
+def _handling(batch: Batch, line: Line) -> Handling:
     return Handling(
         tenant=batch.owner or None,
         never_remote=batch.never_remote,
         finished_prompts=batch.finished_prompts,
         background=True,
+        reading=Reading(batch.owner, len(line.content or b"")),
         request_id=batch.id,
         endpoint=batch.endpoint,
     )

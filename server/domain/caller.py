@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from server.domain.reading import Reading
+
 
 class Scope(StrEnum):
     """The right of a key: to ask for verdicts, to keep files and run batches, to see the state of the server."""
@@ -63,8 +65,8 @@ class Handling:
 
     The other fields change no answer. `background` work waits until live requests leave room, `finished_prompts` is the
     caller's right to send them. `request_id` names the HTTP request in events, `endpoint` is its route, and `trace_id`
-    the caller's trace. A `large` request is read beside the event loop (server.domain.aio.done). `meter` counts its
-    tokens as they are spent.
+    the caller's trace. `reading` says how it is read, and who shares in the threads for that. `meter` counts its tokens
+    as they are spent.
     """
 
     tenant: str | None = None
@@ -73,7 +75,7 @@ class Handling:
     background: bool = False
     top_logprobs: int | None = None
     request_id: str | None = field(default=None, compare=False)
-    large: bool = field(default=False, compare=False)
+    reading: Reading = field(default=Reading(), compare=False)
     meter: Meter | None = field(default=None, compare=False)
     endpoint: str | None = field(default=None, compare=False)
     trace_id: str | None = field(default=None, compare=False)

@@ -27,15 +27,16 @@ from server.domain.errors import (
     TooManyImages,
 )
 from server.domain.pictures import PictureSizes
+from server.domain.turns import Turns
 from server.images.colours import Colours
 from server.images.drawing import composed, decoded, too_slow
 from server.images.fetch import ImageFetcher
 from server.images.formats import read
+from server.images.memory import WorkingMemory
 from server.images.picture import Picture, not_an_image
 from server.images.sampling import sampled
 from server.images.seen import as_seen, readings, rendered
 from server.images.sizes import draft_size, shown_size
-from server.images.turns import Turns, WorkingMemory
 from server.images.url import read_data_url, scheme_of, too_many_bytes
 
 WORKING_BYTES = 208 * 2**20
@@ -110,7 +111,7 @@ class ImageDecoder:
         """`sizes` are those of the model that gets the pictures."""
         self._limits = limits
         self._sizes = sizes
-        self._turns = Turns(workers)
+        self._turns = Turns(workers, "image-decoder")
         self._memory = WorkingMemory(WORKING_BYTES)
         self._quick_memory = WorkingMemory(QUICK_BYTES)
         self._fetcher = fetcher or ImageFetcher(limits.max_bytes, limits.timeout_s)

@@ -175,7 +175,7 @@ class Moderator:
     async def _judge(self, question: Question, deadline: float, at_once: int) -> Verdict:
         """The strictest verdict of all passes. They run together if `at_once` allows as many."""
         images, passes = question.conversation.images, question.passes.passes
-        decoded = await self._decoder.decode(images, question.handling.tenant or "") if images else []
+        decoded = await self._decoder.decode(images, question.handling.reading.holder) if images else []
         pictures = dict(zip(images, decoded, strict=True))
 
         async def judged(asked: Pass) -> Verdict:

@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from server.backends.base import Case
-from server.domain.aio import done
 from server.domain.caller import Handling
 from server.domain.conversation import Conversation, ImagePart, Role, TextPart
 from server.domain.errors import ContextLengthExceeded
@@ -119,9 +118,11 @@ class Questions:
             plain = spelt_once(self._most_marks)
             return self._questions(conversations, policy, handling, self._passes(conversations, plain))
         plain, passes = spelt_once(self._most_marks), list[Passes]()
-        for share in _shares(conversations, lengths):
-            passes += await done(partial(self._passes, share, plain), large=True)
-        return await done(lambda: self._questions(conversations, policy, handling, passes), large=True)
+        for share, length in _shares(conversations, lengths):
+            passes += await handling.reading.beside(partial(self._passes, share, plain), length)
+        return await handling.reading.beside(
+            lambda: self._questions(conversations, policy, handling, passes), sum(lengths)
+        )
 
     def _questions(
         self, conversations: Sequence[Conversation], policy: Policy, handling: Handling, passes: Sequence[Passes]
@@ -191,16 +192,16 @@ def _length_of_texts(conversation: Conversation) -> int:
     return PART * len(parts) + sum(len(part.text) for part in parts if isinstance(part, TextPart))
 
 
-def _shares(conversations: Sequence[Conversation], lengths: Sequence[int]) -> Iterator[list[Conversation]]:
-    """The conversations in order, about SHARE of them at a time."""
+def _shares(conversations: Sequence[Conversation], lengths: Sequence[int]) -> Iterator[tuple[list[Conversation], int]]:
+    """The conversations in order, about SHARE of them at a time, with their length."""
     share, length = list[Conversation](), 0
     for conversation, its_length in zip(conversations, lengths, strict=True):
         if share and length + its_length > SHARE:
-            yield share
+            yield share, length
             share, length = [], 0
         share.append(conversation)
         length += its_length
-    yield share
+    yield share, length
 
 
 def _add(digest: "_Hash", text: str) -> None:

@@ -46,7 +46,7 @@ def said(**fields: Any) -> dict[str, Any]:
     return {"guard": fields}
 
 
-class _Console(logging.Handler):
+class Console(logging.Handler):
     """Standard error, whatever that is at the time of the line."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -59,10 +59,10 @@ class _Console(logging.Handler):
 
 def set_up(level: str, form: str) -> None:
     """Have every logger write to standard error in this form, in place of plain streams and of an earlier call's."""
-    console = _Console()
+    console = Console()
     console.setFormatter(Lines(as_json=form == "json"))
     root = logging.getLogger()
-    root.handlers[:] = [each for each in root.handlers if type(each) not in (logging.StreamHandler, _Console)] + [
+    root.handlers[:] = [each for each in root.handlers if type(each) not in (logging.StreamHandler, Console)] + [
         console
     ]
     root.setLevel(logging.ERROR if level == "error" else logging.WARNING)

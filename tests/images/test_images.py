@@ -30,9 +30,10 @@ from server.domain.errors import (
 )
 from server.domain.pictures import PictureSizes
 from server.families.llama_guard.pictures import SIZES
-from server.images import DecodedImage, ImageDecoder, ImageLimits, decoder, sampling, seen, turns, url
+from server.images import DecodedImage, ImageDecoder, ImageLimits, decoder, sampling, seen, url
 from server.images.colours import Colours
 from server.images.fetch import ImageFetcher
+from server.images.memory import WorkingMemory
 from server.images.picture import Layer, Picture
 from tests.images.files import colours_in, contrast, pixel
 
@@ -472,7 +473,7 @@ async def test_all_work_is_done_off_the_event_loop(monkeypatch):
 
 
 def test_working_memory_is_shared_in_order():
-    memory, order = turns.WorkingMemory(10), []
+    memory, order = WorkingMemory(10), []
     deadline = time.monotonic() + 5
 
     def use(name, size):

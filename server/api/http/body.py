@@ -18,14 +18,10 @@ from starlette.requests import ClientDisconnect
 from server.api.http import json_reader
 from server.api.http.encoding import BYTE_ORDER_MARK, check_charset, encoding_of, unpacked
 from server.api.http.json_reader import MAX_DEPTH, MAX_KEYS, MAX_TEXT_BYTES, MAX_VALUES, Rules, TooMuchText, Unreadable
-from server.api.http.state import served, state_of
-from server.domain.aio import done
+from server.api.http.state import reading_of, served, state_of
 from server.domain.errors import ContextLengthExceeded, InvalidRequest, RequestTimeout, RequestTooLarge
 
 Model = TypeVar("Model", bound=BaseModel)
-
-LARGE = 65_536
-"""A body of more bytes is read beside the event loop, and so is all that is made of its texts."""
 
 AT_ONCE = 262_144
 """A body of more bytes is read in small steps. Python's parser is faster, and reads so many in some milliseconds."""
@@ -47,7 +43,7 @@ JUDGED = frozenset({"input", "instructions", "messages", "prompt", "structured_m
 async def read_body(request: Request, model: type[Model]) -> Model:
     """The request's JSON body as `model`. Raises RequestTooLarge or InvalidRequest, without any value of the body."""
     body = await _content(request)
-    return await done(lambda: validate(parse(body), model), large=len(body) > LARGE)
+    return await reading_of(request).done(lambda: validate(parse(body), model))
 
 
 def validate(document: dict[str, Any], model: type[Model]) -> Model:
@@ -64,8 +60,9 @@ async def _content(request: Request) -> bytes | bytearray:
     encoding = encoding_of(request.scope["headers"])
     content = await _read(request)
     if encoding is not None:
-        # In a thread: 64 MB take longer to unpack than the event loop may be away.
-        content = await asyncio.to_thread(unpacked, content, served(request).settings.max_body_bytes)
+        limit, packed = served(request).settings.max_body_bytes, content
+        # Beside the event loop, however small: 64 kB may hold 64 MB.
+        content = await reading_of(request).beside(lambda: unpacked(packed, limit), len(packed))
         _count(request, len(content))
     return content.removeprefix(BYTE_ORDER_MARK) if content.startswith(BYTE_ORDER_MARK) else content
 

@@ -293,6 +293,7 @@ class Connection(HttpToolsProtocol):
         retry = b"" if error.retry_after is None else b"retry-after: %d\r\n" % error.retry_after
         length = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(content)
         self.transport.write(STATUS_LINE[error.status] + length + retry + b"connection: close\r\n\r\n" + content)
+        self._joining.end_writing()
         self.flow.resume_reading()
         self._joining.hold_reading(False)
         self.loop.call_later(LINGER_S, self.transport.close)
@@ -340,6 +341,12 @@ class JoiningTransport:
         else:
             self._held = data
             self._loop.call_soon(self._flush)
+
+    def end_writing(self) -> None:
+        """Tell the client that nothing more comes, so that it need not wait. It is still read."""
+        self._flush()
+        if self._transport.can_write_eof():  # not with TLS
+            self._transport.write_eof()
 
     def close(self) -> None:
         self._flush()

@@ -9,7 +9,7 @@ from server.api.http.errors import ErrorShape
 from server.domain.caller import Scope
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Dialect:
     """The routes of one dialect.
 

@@ -17,6 +17,7 @@ from server.api.http.limits import Limits
 from server.api.service import Service
 from server.checkpoints.profile import Profile
 from server.domain.caller import Caller, Meter
+from server.domain.reading import Reading
 from server.domain.verdict import Verdict
 from server.moderation.judges import Judge
 from server.moderation.readiness import Readiness
@@ -141,6 +142,13 @@ class RequestState:
 def state_of(request: Request) -> RequestState:
     found: RequestState = request.scope[_KEY]
     return found
+
+
+def reading_of(request: Request) -> Reading:
+    """How the request is read: by its deadline, which begins with its arrival."""
+    state = state_of(request)
+    deadline = time.monotonic() + served(request).settings.deadline - state.seconds
+    return Reading(state.holder, state.body_bytes, deadline)
 
 
 def caller_of(request: Request) -> Caller:

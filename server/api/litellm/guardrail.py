@@ -21,7 +21,6 @@ from server.api.litellm import examples
 from server.api.litellm.body import AdditionalParameters, GuardrailRequest
 from server.api.litellm.conversations import conversations_of
 from server.api.service import Reply, Service
-from server.domain.aio import done
 from server.domain.caller import Handling, Scope
 from server.domain.verdict import Verdict
 
@@ -38,7 +37,7 @@ class Guardrail(Closed):
 
 async def guard(service: Service, body: GuardrailRequest, handling: Handling) -> Reply[Guardrail]:
     most = service.settings.max_list
-    conversations = await done(lambda: conversations_of(body, most), large=handling.large)
+    conversations = await handling.reading.done(lambda: conversations_of(body, most))
     own = body.additional_provider_specific_params or AdditionalParameters()
     verdicts = await service.judge(
         conversations, model=None, policy=own.policy, scores=own.category_scores, handling=handling

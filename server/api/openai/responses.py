@@ -34,7 +34,6 @@ from server.api.openai.usage import OutputTokensDetails
 from server.api.policy import PolicyOptions, ScoresWanted
 from server.api.service import Reply, Service
 from server.api.wire import Object, WireModel
-from server.domain.aio import done
 from server.domain.caller import Handling
 from server.domain.conversation import Conversation, Message, TextPart
 from server.domain.errors import ContextLengthExceeded, NothingToJudge
@@ -218,10 +217,10 @@ async def respond(service: Service, body: ResponsesRequest, handling: Handling) 
     wants_logprobs = LOGPROBS in (body.include or ())
     if wants_logprobs:
         handling = replace(handling, top_logprobs=body.top_logprobs or 0)
-    layout = await done(lambda: layout_for(body.wanted(), service, body.policy), large=handling.large)
+    layout = await handling.reading.done(lambda: layout_for(body.wanted(), service, body.policy))
     try:
         (verdict,) = await service.judge(
-            [await done(body.to_conversation, large=handling.large)],
+            [await handling.reading.done(body.to_conversation)],
             model=body.model,
             policy=body.policy,
             scores=body.category_scores,

@@ -183,14 +183,15 @@ class OpenRouterBackend:
     # --- One case ----------------------------------------------------------------------------------------
 
     async def complete(self, case: Case) -> Completion:
-        if (refused := self.refusal(case)) is not None:
+        reading = case.handling.reading
+        if (refused := await reading.done(lambda: self.refusal(case))) is not None:
             raise fresh(refused)
         began = time.monotonic()
         asked = (case, self._settings, self._family.longest_answer)
-        if case.images or case.handling.large:
+        if case.images:  # their encoding keeps no other thread waiting
             body = await asyncio.get_running_loop().run_in_executor(None, body_of, *asked)
         else:
-            body = body_of(*asked)
+            body = await reading.done(lambda: body_of(*asked))
         self._budget.deposit()
         attempt = 0
         while True:

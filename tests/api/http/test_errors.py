@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import threading
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ from fastapi import FastAPI
 
 from server.api.http.middleware import METHODS
 from server.domain.errors import EngineFailure, EngineUnavailable, GuardError
+from server.domain.reading import Reading
 from tests.api.shapes import error_of
 from tests.fakes import FakeBackend, Gate, Script, always, failing, hanging, held_at
 
@@ -242,6 +244,19 @@ async def test_bodies_in_memory_are_bounded_and_shared(app: FastAPI, backend: Fa
     assert {response.status_code for response in await asyncio.gather(*held, small, other)} == {200}
     assert (await asked("10.0.0.1", 12, large[-1])).status_code == 200
     assert budget.free == 320_000, "everything was given back"
+
+
+@pytest.mark.parametrize("settings", [{"deadline": 0.3}], indirect=True)
+async def test_a_body_that_is_not_read_in_time_has_no_verdict(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    held = threading.Event()
+    readers = [asyncio.create_task(Reading("others").beside(held.wait, 1)) for _ in range(2)]
+    try:
+        response = await client.post("/v1/moderations", json={"input": "x" * 100_000})
+    finally:
+        held.set()
+        await asyncio.gather(*readers)
+    error_of(response, 504, code="deadline_exceeded")
+    assert backend.cases == []
 
 
 @pytest.mark.parametrize("settings", [{"deadline": 0.2}], indirect=True)

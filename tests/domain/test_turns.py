@@ -5,12 +5,12 @@ import time
 
 import pytest
 
-from server.images.turns import Turns
+from server.domain.turns import Turns
 
 
 @pytest.fixture
 def turns():
-    turns = Turns(workers=1)
+    turns = Turns(workers=1, name="test")
     yield turns
     turns.close(wait=True)
 
@@ -73,7 +73,7 @@ def test_errors_reach_whoever_waits(turns):
 
 
 def test_jobs_that_wait_are_cancelled_when_all_ends():
-    turns, release = Turns(workers=1), threading.Event()
+    turns, release = Turns(workers=1, name="test"), threading.Event()
     turns.submit(lambda: release.wait(5), quick=False)
     time.sleep(0.05)
     waiting = turns.submit(lambda: None, quick=False)

@@ -1,16 +1,13 @@
-"""The order of decoding, and its memory. Small pictures never wait for large ones, and large ones of one caller wait
-for each other before those of another caller wait for them."""
+"""Threads that callers share. Small jobs never wait for large ones, and large jobs of one caller wait for each other
+before those of another caller wait for them."""
 
-import contextlib
 import heapq
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
-
-from server.images.drawing import too_slow
 
 Result = TypeVar("Result")
 
@@ -70,9 +67,10 @@ class Turns:
     large job goes before small ones that arrive after its patience has run out. Callers share each lane (`Shares`).
     """
 
-    def __init__(self, workers: int) -> None:
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="image-decoder")
-        self._quick_pool = ThreadPoolExecutor(1, thread_name_prefix="image-decoder-quick")
+    def __init__(self, workers: int, name: str) -> None:
+        """`name` begins the names of the threads."""
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
+        self._quick_pool = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-quick")
         self._quick = Shares()
         self._long = Shares()
         self._numbers = itertools.count()
@@ -116,28 +114,3 @@ class Turns:
             future.set_exception(error)
         finally:
             del future, job  # the error holds this frame, which would hold the error
-
-
-class WorkingMemory:
-    """Bytes that decoding threads share. They are served in the order in which they ask."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._free = size
-        self._freed = threading.Condition()
-        self._turn = threading.Lock()
-
-    @contextlib.contextmanager
-    def reserved(self, size: int, deadline: float) -> Iterator[None]:
-        """Hold `size` bytes. Raises DeadlineExceeded when they do not come free before `deadline` (monotonic)."""
-        # Whoever waits keeps the turn, so that small images cannot overtake a large one for ever.
-        with self._turn, self._freed:
-            if not self._freed.wait_for(lambda: self._free >= size, max(0.0, deadline - time.monotonic())):
-                raise too_slow()
-            self._free -= size
-        try:
-            yield
-        finally:
-            with self._freed:
-                self._free += size
-                self._freed.notify_all()
