@@ -14,6 +14,7 @@ from server.store.files import CHUNK_BYTES, Files, StoredFile
 from server.store.retention import Retention
 from server.store.tables import file_chunks, files
 from tests.store.conftest import make_read_only
+from tests.store.made import batch_of
 
 NOWHERE = [
     "file-" + "0" * 32,
@@ -193,16 +194,7 @@ async def test_a_file_that_a_batch_reads_stays(database: Database) -> None:
     time = [1000.0]
     store, batches = Files(database, now=lambda: time[0]), Batches(database, now=lambda: time[0])
     file = await store.add("anna", "batch", "rows.jsonl", pieces(b"x"), 3600)
-    batch = await batches.create(
-        "anna",
-        never_remote=False,
-        finished_prompts=False,
-        endpoint="/v1/moderations",
-        completion_window="24h",
-        input_file_id=file.id,
-        output_expires_after=None,
-        metadata=None,
-    )
+    batch = await batch_of(batches, "anna", file.id)
     with pytest.raises(Conflict):
         await store.delete("anna", file.id)
     time[0] += 4000

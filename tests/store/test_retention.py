@@ -16,6 +16,7 @@ from server.store.files import CHUNK_BYTES, Files, StoredFile
 from server.store.retention import KINDS, Retention, Which
 from server.store.tables import batch_results, batches, file_chunks, files
 from tests.fakes import until
+from tests.store.made import batch_of
 from tests.store.test_batches import result
 
 KEEP_S = 10_000
@@ -41,16 +42,7 @@ class Store:
     async def batch(self, owner: str = "anna") -> Batch:
         """One that a server works on."""
         file = await self.add(owner)
-        made = await self.batches.create(
-            owner,
-            never_remote=False,
-            finished_prompts=False,
-            endpoint="/v1/moderations",
-            completion_window="24h",
-            input_file_id=file.id,
-            output_expires_after=None,
-            metadata=None,
-        )
+        made = await batch_of(self.batches, owner, file.id)
         await self.batches.claim("worker", made.id)
         return await self.batches.start(made.id, "worker", model="m", total=1)
 

@@ -1,7 +1,6 @@
 """Answers as JSON: `response_format` and forced tools of a request, and the verdict in the schema that they ask for."""
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,6 +8,7 @@ from typing import Any
 
 from server.api.chat.plans import Plan, Spellings, Told, plan_of
 from server.api.chat.schemas import Budget, Unfit
+from server.api.http.body import FIELD_NAME
 from server.domain.errors import InvalidRequest
 from server.domain.taxonomy import Taxonomy
 from server.domain.verdict import Verdict
@@ -20,7 +20,6 @@ ADVICE = (
 )
 _FORCED = frozenset({"required", "any"})
 _FREE = frozenset({"auto", "none"})
-_FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 
 class Place(StrEnum):
@@ -100,7 +99,7 @@ def _spellings(taxonomy: Taxonomy, codes: Mapping[str, str]) -> Spellings:
 def _refusal(fault: Unfit, param: str) -> InvalidRequest:
     path = param
     for step in fault.path:
-        if _FIELD_NAME.fullmatch(step) is None:
+        if FIELD_NAME.fullmatch(step) is None:
             break
         path += f".{step}"
     return InvalidRequest(f"The schema cannot be honoured: {fault}. {ADVICE}", param=path)

@@ -34,7 +34,8 @@ _STRING = re.compile(r'"(?>[^"\\]+|\\.)*+"?', re.DOTALL)
 """A JSON string. It also matches a string that never ends, since the search would be quadratic otherwise."""
 
 _NO_BRACKETS = re.compile(r"[^\[\]{}]+")
-_FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+"""A name that may be repeated in an error. Any other may be content."""
 
 JUDGED = frozenset({"input", "instructions", "messages", "prompt", "structured_messages", "texts", "tool_calls"})
 """Fields whose texts are judged, in any dialect."""
@@ -227,7 +228,7 @@ def _path(location: tuple[int | str, ...]) -> str:
     for step in location:
         if isinstance(step, int):
             path += f"[{step}]"
-        elif _FIELD_NAME.fullmatch(step):
+        elif FIELD_NAME.fullmatch(step):
             path += f".{step}" if path else step
         elif not step.startswith("<"):
             break

@@ -22,7 +22,7 @@ import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from server.api.http.chunks import Chunks
-from server.api.http.errors import error_body
+from server.api.http.errors import error_body, error_headers
 from server.api.http.head import BadHead, body_of, check_target, checked, end_of
 from server.api.http.state import CONNECTION_LOST
 from server.domain.errors import GuardError, InvalidHttp, RequestTimeout, TooManyConnections
@@ -290,9 +290,14 @@ class Connection(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         content = orjson.dumps(error_body(error))
-        retry = b"" if error.retry_after is None else b"retry-after: %d\r\n" % error.retry_after
-        length = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(content)
-        self.transport.write(STATUS_LINE[error.status] + length + retry + b"connection: close\r\n\r\n" + content)
+        headers = {
+            "content-type": "application/json",
+            "content-length": str(len(content)),
+            **error_headers(error),
+            "connection": "close",
+        }
+        head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self.transport.write(STATUS_LINE[error.status] + head.encode() + b"\r\n" + content)
         self._joining.end_writing()
         self.flow.resume_reading()
         self._joining.hold_reading(False)

@@ -34,6 +34,16 @@ def error_body(error: GuardError) -> Error:
     return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
 
 
+def error_headers(error: GuardError) -> dict[str, str]:
+    """The headers of an error in every shape. `x-should-retry` tells OpenAI's clients whether another try may help."""
+    headers = {"x-should-retry": "true" if error.retryable else "false"}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(error.retry_after)
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return headers
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorShape:
     """How a dialect writes errors: `body` makes the JSON body of an error, `type` is the type of such bodies."""
@@ -61,15 +71,9 @@ class ErrorShapes:
         return most_specific(path, self._shapes) or USUAL
 
     def response(self, error: GuardError, path: str) -> JSONResponse:
-        """The response to a request for `path`; publishes the error's kind. `x-should-retry` tells OpenAI's clients
-        whether another try may help."""
+        """The response to a request for `path`; publishes the error's kind."""
         publish(ErrorAnswered(error.code or error.type, error.status))
-        headers = {"x-should-retry": "true" if error.retryable else "false"}
-        if error.retry_after is not None:
-            headers["retry-after"] = str(error.retry_after)
-        if error.status == 401:
-            headers["www-authenticate"] = "Bearer"
-        return JSONResponse(self.at(path).body(error), status_code=error.status, headers=headers)
+        return JSONResponse(self.at(path).body(error), status_code=error.status, headers=error_headers(error))
 
 
 def install(app: FastAPI, shapes: ErrorShapes) -> None:
