@@ -1,4 +1,4 @@
-"""The command line: `llama-guard-server serve | check | batch | doctor | keys | erase`, or `python -m server ...`.
+"""The command line: `llama-guard-server serve | check | batch | doctor | keys | erase | audit`, or `python -m server`.
 
 vLLM starts its processes by importing this module again, so nothing heavy is imported before a command is known.
 """
@@ -80,6 +80,12 @@ def _erase(options: argparse.Namespace) -> int:
     return erase.run(_settings(), options)
 
 
+def _audit(options: argparse.Namespace) -> int:
+    from server.commands import audit
+
+    return audit.run(_settings(), options)
+
+
 def _settings(**flags: Any) -> Any:
     """Settings from the environment, overridden by the flags that were given."""
     from pydantic import ValidationError
@@ -124,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--out", metavar="FILE", help="write the rows with their verdicts to this file, in its format")
     check.add_argument("--column", metavar="NAME", default="text", help="column of the text (default %(default)s)")
     check.add_argument("--overwrite", action="store_true", help="replace --out, and forget an earlier run")
+    check.add_argument("--policy", metavar="FILE", help="JSON object that goes as `policy` with every question")
     check.add_argument("--threshold", type=float, metavar="P", help="unsafe when P(unsafe) is at least this")
     check.add_argument("--exclude", metavar="CODES", help="categories not to ask about, such as S5,S13")
     check.add_argument(
@@ -160,11 +167,13 @@ def _parser() -> argparse.ArgumentParser:
         default=200 * 2**20,
         help="make several batches of a file that is larger than the server accepts (default %(default)s)",
     )
+    submit.add_argument("--overwrite", action="store_true", help="replace --out")
     status = actions.add_parser("status", help="show the progress of a batch, or of all batches")
     status.add_argument("id", nargs="?")
     fetch = actions.add_parser("fetch", help="wait for a batch and write all its answers to a file")
     fetch.add_argument("id")
     fetch.add_argument("--out", metavar="JSONL", required=True, help="the file")
+    fetch.add_argument("--overwrite", action="store_true", help="replace --out")
     cancel = actions.add_parser("cancel", help="end a batch; lines that are judged keep their results")
     cancel.add_argument("id")
     for name, action in (("submit", submit), ("status", status), ("fetch", fetch), ("cancel", cancel)):
@@ -209,6 +218,24 @@ def _parser() -> argparse.ArgumentParser:
     erase.add_argument("--older-than", type=float, metavar="DAYS", help="erase what is older, whoever it belongs to")
     erase.add_argument("--json", action="store_true", help="print JSON")
     erase.set_defaults(run=_erase)
+
+    audit = commands.add_parser("audit", help="check the audit trail, or judge again what it has records of")
+    audit.set_defaults(run=_audit)
+    audit_commands = audit.add_subparsers(required=True, dest="audit_command", metavar="COMMAND")
+    verify = audit_commands.add_parser(
+        "verify",
+        help="look for records that were altered, removed or cut off: exit status 0 whole, 1 tampered, 2 error",
+    )
+    verify.add_argument("place", nargs="?", help="folder of the trail, or `database` (default: GUARD_AUDIT)")
+    replay = audit_commands.add_parser(
+        "replay", help="judge a file again and show which verdicts differ: exit status 0 none, 1 some, 2 not compared"
+    )
+    replay.add_argument("file", metavar="FILE", help="JSONL: rows as for check --file, request bodies, or batch lines")
+    replay.add_argument("--url", required=True, help="URL of the server that judges again")
+    replay.add_argument("--api-key", metavar="KEY", help="key for that server (default: $GUARD_API_KEY)")
+    replay.add_argument("--place", help="folder of the trail, or `database` (default: GUARD_AUDIT)")
+    for command in (verify, replay):
+        command.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 

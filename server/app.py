@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
@@ -33,10 +33,13 @@ from server.api.names import ModelNames
 from server.api.openai import dialect as openai
 from server.api.openrouter import dialect as openrouter
 from server.api.service import Service
+from server.audit.ledger import SERVER, ledger_of
+from server.audit.records import Facts
 from server.backends.base import Backend
 from server.backends.fallback import parts
 from server.batches.runner import BatchRunner
 from server.checkpoints.profile import Profile
+from server.domain.errors import OperatorError
 from server.domain.policy import Policy
 from server.families.base import family_named
 from server.images import ImageDecoder
@@ -52,6 +55,9 @@ from server.store.database import database_of
 from server.store.keys import Keyring
 from server.store.pepper import pepper_of
 from server.store.retention import Retention
+
+if TYPE_CHECKING:
+    from server.observation.spans import Spans
 
 Said = TypeVar("Said")
 
@@ -69,8 +75,11 @@ DIALECTS: tuple[Dialect, ...] = (
 )
 """All dialects. A new one is a folder, and a line here."""
 
-CHARACTERS_PER_TOKEN = 64
+CHARACTERS_PER_TOKEN = 20
 """More characters than a token has on average in any text, except endless lines of one character."""
+
+TOKENS_PER_MARK = 3
+"""The fewest tokens of a mark in a text that looks like a conversation: its words and the quotation marks around it."""
 
 STAND_IN = "\n\n**The model served here, {model}, is a stand-in, not a moderator: do not put it in front of users.**"
 
@@ -87,6 +96,7 @@ def create_moderator(settings: Settings, profile: Profile, backend: Backend) -> 
         list_concurrency=settings.list_concurrency,
         deadline_s=settings.deadline,
         max_characters=profile.context_tokens * CHARACTERS_PER_TOKEN,
+        most_marks=profile.context_tokens // TOKENS_PER_MARK,
         served=repr((_facts(profile, policy, settings), profile.chat_template)),
         cache=VerdictCache(settings.verdict_cache, settings.verdict_cache_ttl),
     )
@@ -96,6 +106,7 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
     """The application. Its start-up starts `backend`, its shutdown closes it."""
     moderator = create_moderator(settings, profile, backend)
     served = _served(settings, profile, moderator)
+    spans = _spans(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -103,6 +114,10 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
             await served.database.open()
             if served.database.opened_alone:  # now, before another server begins to work on the same batches
                 await Batches(served.database).release_all()
+            if served.service.ledger is not None:
+                await served.service.ledger.open()
+            if spans is not None:
+                spans.listen()
             await served.access.open()
             await backend.start()
             await moderator.probe()
@@ -121,6 +136,10 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
             moderator.close()
             await backend.close()
             await served.access.close()
+            if served.service.ledger is not None:
+                await served.service.ledger.close()
+            if spans is not None:
+                await asyncio.to_thread(spans.close)
             await served.database.close()
 
     # Swagger UI is served from this machine: the page loads nothing from elsewhere.
@@ -162,6 +181,7 @@ def _served(settings: Settings, profile: Profile, moderator: Moderator) -> Serve
             taxonomy=profile.taxonomy,
             settings=settings,
             fingerprint=_fingerprint(profile, moderator.policy, settings),
+            ledger=ledger_of(settings, SERVER, _audited_facts(settings, profile)),
         ),
         readiness=_readiness(settings, moderator, keyring),
         judges=judges_of(settings, profile, backend),
@@ -176,6 +196,19 @@ def _served(settings: Settings, profile: Profile, moderator: Moderator) -> Serve
         database=database,
         charge=metrics.LocalCost(parts(backend)[0].name, settings.price_per_hour).count if priced else _free_of_charge,
     )
+
+
+def _spans(settings: Settings) -> "Spans | None":
+    """None without a collector: then nothing of OpenTelemetry is even imported. Raises OperatorError."""
+    if not settings.otlp_endpoint:
+        return None
+    try:
+        from server.observation.spans import Spans
+    except ImportError:
+        raise OperatorError(
+            "GUARD_OTLP_ENDPOINT needs OpenTelemetry. Install the extra `otel`, or leave the setting empty."
+        ) from None
+    return Spans.to(settings.otlp_endpoint, __version__)
 
 
 def _readiness(settings: Settings, moderator: Moderator, keyring: Keyring | None) -> Readiness:
@@ -210,6 +243,14 @@ def _warning(served: Served) -> str:
 def _fingerprint(profile: Profile, policy: Policy, settings: Settings) -> str:
     """Changes whenever the same request could be judged differently."""
     return f"fp_{hashlib.sha256(_facts(profile, policy, settings).encode()).hexdigest()[:10]}"
+
+
+def _audited_facts(settings: Settings, profile: Profile) -> Facts | None:
+    if not settings.audit:
+        return None  # to hash the code takes milliseconds
+    model = (profile.name, profile.family, profile.model, profile.revision, dict(profile.engine))
+    remote = (settings.backend, settings.fallback, settings.openrouter_model) if settings.is_remote else None
+    return Facts.of(repr((model, remote)), profile.chat_template)
 
 
 def _facts(profile: Profile, policy: Policy, settings: Settings) -> str:

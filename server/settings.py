@@ -32,6 +32,9 @@ MINIMUM_PEPPER = 32
 
 NO_CATEGORY = "none"
 
+DATABASE = "database"
+"""What stands in place of a folder if something is kept in the database."""
+
 Code = Annotated[str, StringConstraints(min_length=1)]
 Codes = Annotated[tuple[Code, ...], NoDecode]
 Names = Annotated[tuple[str, ...], NoDecode]
@@ -233,6 +236,43 @@ class Settings(BaseSettings):
         description="Longest time that uploads, results of batches and ended batches are kept.",
     )
 
+    audit: str = Field(
+        "",
+        description="Where the audit trail is kept: a folder, or `database`; empty: there is none (docs/audit.md).",
+    )
+    audit_seals: str = Field(
+        "",
+        description="Where the seals of the audit trail are kept: a folder, or `database`; empty: the database for a"
+        " trail in files, the folder `audit-seals` of the data folder for a trail in the database.",
+    )
+    audit_seal_interval: float = Field(60.0, gt=0, description="Time after which new records are sealed.")
+    audit_failure: Literal["refuse", "continue"] = Field(
+        "refuse",
+        description="What happens when a record cannot be written: `refuse` answers 503 in place of the verdict;"
+        " `continue` lets the verdict go, and counts it.",
+    )
+    audit_rotate_bytes: int = Field(
+        64 * 2**20, ge=4096, description="Size at which a file of the audit trail is followed by another."
+    )
+    audit_retention: int = Field(
+        0,
+        ge=0,
+        description="Time that audit records are kept, by whole files in a folder, to the record in a database; 0: for"
+        " ever.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least level of the server's own log lines; other packages log warnings and errors."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Form of log lines: `text`, or one JSON object each."
+    )
+    otlp_endpoint: str = Field(
+        "",
+        pattern=r"^(https?://[!-~]+)?$",
+        description="URL of an OpenTelemetry collector (OTLP over HTTP, without `/v1/traces`); empty: nothing is"
+        " traced, whatever OpenTelemetry's own variables say.",
+    )
+
     probe_interval: float = Field(5.0, gt=0, description="Interval at which an idle engine is asked for a verdict.")
     ready_max_age: float = Field(
         12.0, gt=0, description="The server is not ready when its last verdict is older than this."
@@ -285,6 +325,8 @@ class Settings(BaseSettings):
     def _refuse_contradictions(self) -> "Settings":
         if self.ready_max_age <= self.probe_interval:
             raise ValueError("ready_max_age must exceed probe_interval, or an idle server would never be ready")
+        if self.audit and self.places_of_audit[0] == self.places_of_audit[1]:
+            raise ValueError("audit_seals must be another place than audit: whoever cuts one off would reach both")
         if self.hung_after <= self.ready_max_age:
             raise ValueError("hung_after must exceed ready_max_age, or a server would be restarted that may recover")
         if self.list_concurrency > self.max_queue:
@@ -345,6 +387,14 @@ class Settings(BaseSettings):
                 " messages is judged by this server's policy."
             )
         return changes
+
+    @property
+    def places_of_audit(self) -> tuple[Path | None, Path | None]:
+        """The folders of the audit's records and of its seals, None for the database. Only with an audit trail."""
+        records = None if self.audit == DATABASE else Path(self.audit).expanduser().absolute()
+        if self.audit_seals:
+            return records, None if self.audit_seals == DATABASE else Path(self.audit_seals).expanduser().absolute()
+        return records, None if records is not None else (self.data_folder / "audit-seals").absolute()
 
     @property
     def data_folder(self) -> Path:

@@ -148,7 +148,7 @@ def open_backend(profile: Profile) -> VllmBackend:
 
 @dataclass
 class RunningServer:
-    """A `python -m server serve` of its own process group, its console kept."""
+    """A `llama-guard-server serve` of its own process group, its console kept."""
 
     process: subprocess.Popen[str]
     url: str

@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("checkpoints",),
     ("settings",),
     ("backends", "store"),
-    ("moderation", "loading"),
+    ("moderation", "loading", "audit"),
     ("api",),
     ("batches",),
     ("app",),
@@ -55,7 +55,14 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "uvicorn": ("commands.serve", "api.http.connection"),
     "uvloop": ("commands.serve",),
     "cachetools": ("moderation.verdict_cache",),
-    "httpx": ("images.fetch", "commands.check", "commands.batch", "rows.asking", "backends.openrouter.client"),
+    "httpx": (
+        "images.fetch",
+        "commands.check",
+        "commands.batch",
+        "commands.audit",
+        "rows.asking",
+        "backends.openrouter.client",
+    ),
     "requests": (),
     "tokenizers": ("families.tokenizer", "families.byte_pairs", "backends.vllm.mends.shared_tokenizers"),
     "tiktoken": ("families.byte_pairs",),
@@ -73,6 +80,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "PIL": ("images", "backends"),
     "sqlalchemy": ("store",),
     "alembic": ("store",),
+    "opentelemetry": ("observation.spans",),
 }
 """Packages and the only modules or packages of server/ that may import them."""
 

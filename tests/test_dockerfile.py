@@ -111,7 +111,7 @@ def test_the_container_is_closed_until_a_key_is_made(monkeypatch: pytest.MonkeyP
         monkeypatch.setenv(name, value)
     settings = Settings()
     assert settings.needs_keys
-    (command,) = re.findall(r"docker exec CONTAINER python -m server (.*)", DOCKERFILE.read_text())
+    (command,) = re.findall(r"docker exec CONTAINER llama-guard-server (.*)", DOCKERFILE.read_text())
     assert vars(_parser().parse_args(command.split()))["name"] == "NAME"
     # What it writes survives the container, and is where both processes look.
     assert settings.data_folder.is_relative_to(arguments("VOLUME")[0])

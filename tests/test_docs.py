@@ -68,7 +68,10 @@ def unreadable(page: str) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=path_of)
 def test_a_page_can_be_read_in_one_sitting(page):
-    assert unreadable(page.read_text(encoding="utf-8")) == []
+    found = unreadable(page.read_text(encoding="utf-8"))
+    if page.name == "CHANGELOG.md":  # it grows for ever, and is read by the version
+        found = [each for each in found if not each.endswith(" words")]
+    assert found == []
 
 
 @pytest.mark.parametrize(

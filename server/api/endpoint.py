@@ -11,12 +11,12 @@ from typing import Any, Generic, TypeVar
 from fastapi import Request
 from pydantic import BaseModel
 
-from server.api.http.body import read_body
+from server.api.http.body import LARGE, read_body
 from server.api.http.direct import JSONReply
 from server.api.http.disconnect import until_disconnect
 from server.api.http.state import caller_of, served, state_of
 from server.api.service import Document, Reply, Service
-from server.domain.caller import Handling
+from server.domain.caller import Handling, Meter
 
 NEVER_REMOTE_HEADER = b"x-guard-never-remote"
 
@@ -48,7 +48,8 @@ async def answered(request: Request, body: Body, answer: Answer[Body, Document])
 
 
 def handling_of(request: Request) -> Handling:
-    caller = caller_of(request)
+    caller, state, limits = caller_of(request), state_of(request), served(request).limits
+    meter = state.meter = Meter(lambda tokens: limits.debit(caller, tokens))
     # Any value except a clear no keeps the request on this machine.
     said = [value for name, value in request.scope["headers"] if name == NEVER_REMOTE_HEADER]
     stays = any(value.strip().lower() not in (b"", b"0", b"false", b"no") for value in said)
@@ -56,5 +57,9 @@ def handling_of(request: Request) -> Handling:
         tenant=caller.id,
         never_remote=caller.never_remote or stays,
         finished_prompts=caller.finished_prompts,
-        request_id=state_of(request).request_id,
+        request_id=state.request_id,
+        endpoint=state.route or getattr(request.scope.get("route"), "path", None),
+        trace_id=state.trace_id,
+        large=state.body_bytes > LARGE,
+        meter=meter,
     )

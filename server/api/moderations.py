@@ -22,6 +22,7 @@ from server.api.openai.moderations import InputModeration
 from server.api.policy import PolicyOptions, ScoresWanted
 from server.api.service import Reply, Service
 from server.api.wire import Object, WireModel
+from server.domain.aio import done
 from server.domain.caller import Handling, Scope
 from server.domain.conversation import Conversation
 from server.domain.errors import ContextLengthExceeded, GuardError, InvalidRequest
@@ -88,7 +89,8 @@ async def moderate(service: Service, body: ModerationRequest, handling: Handling
 async def _moderate_messages(
     service: Service, body: ModerationRequest, messages: llama.Messages, handling: Handling
 ) -> Reply[Moderation]:
-    verdicts = await _judge(service, body, [llama.conversation(messages)], handling)
+    conversation = await done(lambda: llama.conversation(messages), large=handling.large)
+    verdicts = await _judge(service, body, [conversation], handling)
     return Reply(llama.document(verdicts[0], service.names.id), verdicts)
 
 
@@ -97,7 +99,8 @@ async def _moderate_input(
 ) -> Reply[Moderation]:
     if body.on_error == "per_item":
         return await _moderate_each(service, body, input_, handling)
-    conversations = openai.conversations(input_, service.settings.max_list)
+    most = service.settings.max_list
+    conversations = await done(lambda: openai.conversations(input_, most), large=handling.large)
     try:
         verdicts = await _judge(service, body, conversations, handling)
     except ContextLengthExceeded as error:
@@ -109,7 +112,8 @@ async def _moderate_input(
 async def _moderate_each(
     service: Service, body: ModerationRequest, input_: openai.Input, handling: Handling
 ) -> Reply[Moderation]:
-    conversations = openai.conversations_apart(input_, service.settings.max_list)
+    most = service.settings.max_list
+    conversations = await done(lambda: openai.conversations_apart(input_, most), large=handling.large)
     outcomes = await service.judge_each(
         conversations, model=body.model, policy=body.policy, scores=body.category_scores, handling=handling
     )

@@ -1,15 +1,18 @@
 """The one way from every dialect to a verdict. It knows nothing of HTTP."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from server.api.names import ModelNames
 from server.api.policy import PolicyOptions, ScoresWanted, apply
+from server.audit.ledger import Ledger
 from server.domain.aio import fresh
 from server.domain.caller import Handling
 from server.domain.conversation import Conversation
 from server.domain.errors import GuardError
+from server.domain.policy import Policy
 from server.domain.taxonomy import Taxonomy
 from server.domain.verdict import Verdict
 from server.families.base import Family
@@ -22,7 +25,10 @@ Document = TypeVar("Document", bound=Mapping[str, object])
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """The served model, its names and the operator's choices. `taxonomy` holds all of the model's own categories."""
+    """The served model, its names and the operator's choices. `taxonomy` holds all of the model's own categories.
+
+    `ledger` is None without an audit trail.
+    """
 
     moderator: Moderator
     names: ModelNames
@@ -31,6 +37,7 @@ class Service:
     taxonomy: Taxonomy
     settings: Settings
     fingerprint: str
+    ledger: Ledger | None = None
 
     async def judge(
         self,
@@ -41,12 +48,19 @@ class Service:
         handling: Handling,
         scores: ScoresWanted = None,
     ) -> list[Verdict]:
-        """One verdict for each conversation, in order. Raises the errors of server.domain.errors."""
+        """One verdict for each conversation, in order. Raises the errors of server.domain.errors.
+
+        With an audit trail, the verdicts are recorded first. That is a call and no event: a listener cannot keep a
+        verdict from leaving, and a record that could not be written must.
+        """
+        started = time.monotonic()
         self.names.check(model)
         admitted = [self.sight.admit(conversation) for conversation in conversations]
         chosen = apply(policy, self.moderator.policy, allowed=self.settings.request_policy, scores=scores)
         verdicts = await self.moderator.moderate_all(admitted, chosen, handling)
-        return [self.sight.tell(verdict, sent) for verdict, sent in zip(verdicts, conversations, strict=True)]
+        told = [self.sight.tell(verdict, sent) for verdict, sent in zip(verdicts, conversations, strict=True)]
+        await self._record(told, conversations, chosen, handling, started)
+        return told
 
     async def judge_each(
         self,
@@ -61,18 +75,21 @@ class Service:
 
         Raises errors about the whole request, and about the state of the server.
         """
+        started = time.monotonic()
         self.names.check(model)
         chosen = apply(policy, self.moderator.policy, allowed=self.settings.request_policy, scores=scores)
         admitted = [self._admitted(one) for one in conversations]
         asked = [one for one in admitted if isinstance(one, Conversation)]
         judged = iter(await self.moderator.moderate_each(asked, chosen, handling))
         outcomes = [next(judged) if isinstance(one, Conversation) else one for one in admitted]
-        return [
+        told = [
             self.sight.tell(outcome, sent)
             if isinstance(outcome, Verdict) and isinstance(sent, Conversation)
             else outcome
             for outcome, sent in zip(outcomes, conversations, strict=True)
         ]
+        await self._record(told, conversations, chosen, handling, started)
+        return told
 
     def _admitted(self, conversation: Conversation | GuardError) -> Conversation | GuardError:
         if isinstance(conversation, GuardError):
@@ -81,6 +98,24 @@ class Service:
             return self.sight.admit(conversation)
         except GuardError as error:
             return fresh(error)
+
+    async def _record(
+        self,
+        outcomes: Sequence[Verdict | GuardError],
+        conversations: Sequence[Conversation | GuardError],
+        policy: Policy,
+        handling: Handling,
+        started: float,
+    ) -> None:
+        if self.ledger is None:
+            return
+        pairs = [
+            (outcome, sent)
+            for outcome, sent in zip(outcomes, conversations, strict=True)
+            if isinstance(outcome, Verdict) and isinstance(sent, Conversation)
+        ]
+        if pairs:
+            await self.ledger.verdicts(pairs, policy, handling, started)
 
     @property
     def draining(self) -> bool:

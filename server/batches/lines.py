@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.api.http.body import parse
+from server.api.http.encoding import BYTE_ORDER_MARK
 from server.api.http.ids import new_id
 from server.api.names import ModelNames
 from server.domain.errors import InvalidRequest, ModelNotFound
@@ -26,14 +27,17 @@ class Line:
 
 
 async def read_lines(pieces: AsyncIterator[bytes], limit: int) -> AsyncIterator[list[Line]]:
-    """All lines that are not blank, in one list for each piece. At most `limit` bytes of a line are kept."""
+    """All lines that are not blank, in one list for each piece. At most `limit` bytes of a line are kept.
+
+    A byte order mark at the start is no part of the first line.
+    """
     number, rest, too_long = 1, bytearray(), False
     async for piece in pieces:
         head, *tails = piece.split(b"\n")
         rest += head
         found: list[Line] = []
         if tails:
-            found += _line(number, rest, limit, too_long)
+            found += _line(number, _unmarked(number, rest), limit, too_long)
             *whole, tail = tails
             # All at once: a piece may hold a million blank lines, and a call for each would block the event loop.
             found += [
@@ -45,13 +49,17 @@ async def read_lines(pieces: AsyncIterator[bytes], limit: int) -> AsyncIterator[
         if len(rest) > limit:
             rest, too_long = bytearray(), True
         yield found
-    yield list(_line(number, rest, limit, too_long))
+    yield list(_line(number, _unmarked(number, rest), limit, too_long))
+
+
+def _unmarked(number: int, content: bytearray) -> bytearray:
+    return content.removeprefix(BYTE_ORDER_MARK) if number == 1 else content
 
 
 def _line(number: int, content: bytearray, limit: int, too_long: bool) -> Iterator[Line]:
     if too_long or len(content) > limit:
         yield Line(number, None)
-    elif content.strip():
+    elif content and not content.isspace():
         yield Line(number, bytes(content))
 
 
@@ -118,6 +126,7 @@ class LineCheck:
 class _Fault(Exception):
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(code)
+        self.message = message
         self._entry = {"code": code, "message": message, "param": param}
 
     def entry(self, line: int | None) -> dict[str, Any]:
@@ -130,14 +139,26 @@ def _parse(line: Line) -> dict[str, Any]:
     try:
         return parse(line.content)
     except InvalidRequest:
-        message = "The line is not a JSON object in UTF-8, or parsers could read it in different ways."
+        message = (
+            "The line is not a JSON object in UTF-8, or parsers could read it in different ways, or it holds too much."
+        )
         raise _Fault("invalid_json_line", message) from None
 
 
-def request_of(line: Line) -> tuple[str, dict[str, Any]]:
-    """The custom_id and the body of a line that passed the check."""
-    document = _parse(line)
-    return document["custom_id"], document["body"]
+def request_of(line: Line) -> tuple[str, dict[str, Any] | InvalidRequest]:
+    """The custom_id and the body of a line that passed the check, or an error in place of the body.
+
+    What may be read may differ between versions and settings of the server. A line that cannot be read any more is that
+    line's error, and never the error of those around it. Its custom_id is then unknown, and empty.
+    """
+    try:
+        document = _parse(line)
+        custom_id, body = document.get("custom_id"), document.get("body")
+    except _Fault as fault:
+        return "", InvalidRequest(fault.message)
+    if not isinstance(custom_id, str) or not isinstance(body, dict):
+        return "", InvalidRequest("The line has no 'custom_id' or no 'body'.")
+    return custom_id, body
 
 
 # --- Lines that go back ----------------------------------------------------------------------------------

@@ -15,16 +15,19 @@ import time
 import traceback
 import uuid
 from collections.abc import AsyncIterator, Callable, Container, Coroutine, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from server.api.endpoint import Endpoint
-from server.api.http.body import validate
+from server.api.http.body import LARGE, validate
 from server.api.http.errors import error_body
 from server.api.service import Service
 from server.batches.endpoints import ENDPOINTS
 from server.batches.lines import Line, LineCheck, answered_line, expired_line, read_lines, request_of
 from server.batches.places import Places
 from server.batches.turns import Turns, Work
+from server.domain.aio import done, fresh
 from server.domain.caller import Handling
 from server.domain.errors import (
     SERVERS_CONDITION,
@@ -310,8 +313,10 @@ class BatchRunner:
     async def _result(self, batch: Batch, line: Line) -> LineResult:
         """The result of one line. Whatever is wrong with the line is its own result, and ends nothing else."""
         try:
-            custom_id, document = request_of(line)
-            status, body, verdicts = await self._ask(ENDPOINTS[batch.endpoint], document, _handling(batch))
+            large = len(line.content or b"") > LARGE
+            custom_id, document = await done(lambda: request_of(line), large=large)
+            handling = replace(_handling(batch), large=large)
+            status, body, verdicts = await self._ask(ENDPOINTS[batch.endpoint], document, handling)
             completions = [verdict.completion for verdict in verdicts]
             return LineResult(
                 line=line.number,
@@ -328,13 +333,15 @@ class BatchRunner:
             return _failed(line.number, _custom_id(line), InternalError("The server failed on this line."))
 
     async def _ask(
-        self, endpoint: Endpoint[Any, Any], document: dict[str, Any], handling: Handling
+        self, endpoint: Endpoint[Any, Any], document: dict[str, Any] | InvalidRequest, handling: Handling
     ) -> tuple[int, Mapping[str, object], Sequence[Verdict]]:
         """The status and body that a single request would get, after retries if they may help."""
         tries = failures = 0
         while True:
             try:
-                body = validate(document, endpoint.body)
+                if isinstance(document, InvalidRequest):
+                    raise fresh(document)
+                body = await done(partial(validate, document, endpoint.body), large=handling.large)
                 if getattr(body, "stream", None):
                     raise InvalidRequest("A line of a batch cannot be streamed. Leave out 'stream'.", param="stream")
                 reply = await endpoint.answer(self._service, body, handling)
@@ -463,6 +470,8 @@ def _handling(batch: Batch) -> Handling:
         never_remote=batch.never_remote,
         finished_prompts=batch.finished_prompts,
         background=True,
+        request_id=batch.id,
+        endpoint=batch.endpoint,
     )
 
 

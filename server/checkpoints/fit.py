@@ -144,7 +144,7 @@ def check_fits(profile: Profile, network: Network, memory_bytes: int) -> None:
         f"{profile.name} does not fit: weights {gib(found.weights_bytes)}, KV cache {gib(found.kv_bytes)} for "
         f"{found.context_tokens} tokens and about {gib(found.headroom_bytes)} for the rest, but the engine may use "
         f"only {gib(found.usable_bytes)} of {gib(found.memory_bytes)} (gpu_memory_utilization). With this profile "
-        f"{remedy}. `python -m server doctor` shows which variant fits. These figures are computed, not measured."
+        f"{remedy}. `llama-guard-server doctor` shows which variant fits. These figures are computed, not measured."
     )
 
 

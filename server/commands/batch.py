@@ -1,4 +1,4 @@
-"""`python -m server batch`: upload a file to a running server, watch its batch, and fetch the results.
+"""`llama-guard-server batch`: upload a file to a running server, watch its batch, and fetch the results.
 
 Exit status as for `check`: 0 if all fetched lines are safe, or the command is done; 1 if a line is unsafe; 2 for an
 error, a batch that did not complete, or a line without a verdict.
@@ -22,7 +22,7 @@ from server.batches.lines import MAX_LINES
 from server.commands.urls import base_url
 from server.domain.errors import OperatorError
 from server.rows.messages import messages_of
-from server.rows.reading import Source
+from server.rows.reading import Placed, Source
 from server.settings import API_KEY_VARIABLE
 
 SAFE, UNSAFE, ERROR = 0, 1, 2
@@ -48,16 +48,23 @@ def run(options: argparse.Namespace) -> int:
 
 
 def submit(client: httpx.Client, options: argparse.Namespace) -> int:
+    file = Path(options.file)
     if options.out:
-        _check_out(Path(options.out), besides=Path(options.file))
-    batches = []
-    with contextlib.closing(_parts(Path(options.file), options.endpoint, options.part_bytes)) as parts:
-        for number, (endpoint, lines) in enumerate(parts, start=1):
-            name = Path(options.file).name if number == 1 else f"{Path(options.file).stem}-{number}.jsonl"
-            file = _ask(client, "POST", "files", data={"purpose": "batch"}, files={"file": (name, lines)})
-            body = {"input_file_id": file["id"], "endpoint": endpoint, "completion_window": "24h"}
-            batches.append(_ask(client, "POST", "batches", json=body)["id"])
-            print(batches[-1], flush=True)  # noqa: T201
+        _check_out(Path(options.out), overwrite=options.overwrite, besides=file)
+    _ask(client, "GET", "batches", params={"limit": 1})  # a wrong URL or key is told before anything is read
+    batches: list[str] = []
+    try:
+        with contextlib.closing(_parts(file, options.endpoint, options.part_bytes)) as parts:
+            for endpoint, lines in parts:
+                for batch_id in _submit_part(client, file.name, endpoint, lines):
+                    batches.append(batch_id)
+                    print(batch_id, flush=True)  # noqa: T201
+    except (OperatorError, httpx.HTTPError) as error:
+        if not batches:
+            raise
+        raise OperatorError(
+            f"{error} {len(batches)} batches were made before, and go on. Fetch them, or end them with `batch cancel`."
+        ) from None
     if options.out:
         return _fetch(client, batches, Path(options.out))
     if options.wait:
@@ -81,7 +88,7 @@ def status(client: httpx.Client, options: argparse.Namespace) -> int:
 
 
 def fetch(client: httpx.Client, options: argparse.Namespace) -> int:
-    _check_out(Path(options.out))
+    _check_out(Path(options.out), overwrite=options.overwrite)
     return _fetch(client, [options.id], Path(options.out))
 
 
@@ -114,6 +121,7 @@ def _lines(source: Source, endpoint: str | None) -> Iterator[tuple[bytes, str]]:
         row = placed.row
         if "custom_id" in row and "body" in row:
             endpoint = endpoint or str(row.get("url"))
+            line = placed.raw.encode() or _line_of_table(source, placed)
         else:
             if endpoint not in (None, CHAT):
                 raise source.refuse(
@@ -126,18 +134,65 @@ def _lines(source: Source, endpoint: str | None) -> Iterator[tuple[bytes, str]]:
                 body = {"messages": messages_of(row, source.file.parent)}
             except OperatorError as error:
                 raise source.refuse(placed, str(error)) from None
-            row = {"custom_id": str(row.get("id", placed.place)), "method": "POST", "url": CHAT, "body": body}
-        yield json.dumps(row, default=str).encode() + b"\n", endpoint
+            custom_id = str(placed.place if row.get("id") is None else row["id"])
+            line = json.dumps({"custom_id": custom_id, "method": "POST", "url": CHAT, "body": body}).encode()
+        yield line + b"\n", endpoint
 
 
-def _check_out(out: Path, besides: Path | None = None) -> None:
+def _line_of_table(source: Source, placed: Placed) -> bytes:
+    """A batch line from a table, which may hold its body as JSON."""
+    row = {name: value for name, value in placed.row.items() if value is not None}
+    try:
+        if isinstance(row["body"], str):
+            row["body"] = json.loads(row["body"])
+        return json.dumps(row).encode()
+    except (ValueError, TypeError, RecursionError):
+        raise source.refuse(placed, "its body is not JSON.") from None
+
+
+def _submit_part(client: httpx.Client, name: str, endpoint: str, lines: IO[bytes]) -> Iterator[str]:
+    """Ids of the batches of these lines: several if the server takes no file of this length."""
+    try:
+        file = _post(client, "files", lines, data={"purpose": "batch"}, files={"file": (name, lines)})
+    except _TooLarge:
+        with contextlib.ExitStack() as stack:
+            halves = _halves(lines, stack)
+            if halves is None:
+                raise
+            for half in halves:
+                yield from _submit_part(client, name, endpoint, half)
+            return
+    body = {"input_file_id": file["id"], "endpoint": endpoint, "completion_window": "24h"}
+    yield _post(client, "batches", None, json=body)["id"]
+
+
+def _halves(lines: IO[bytes], stack: contextlib.ExitStack) -> tuple[IO[bytes], IO[bytes]] | None:
+    """Two files with half of the lines each. None if there is one line only."""
+    lines.seek(0)
+    number = sum(1 for _ in lines)
+    if number < 2:
+        return None
+    lines.seek(0)
+    first, second = stack.enter_context(tempfile.TemporaryFile()), stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+    for at, line in enumerate(lines):
+        (first if at < number // 2 else second).write(line)
+    return first, second
+
+
+def _check_out(out: Path, *, overwrite: bool, besides: Path | None = None) -> None:
     """Raises OperatorError if the results would replace a file, since this command did not write it."""
+    if out.suffix.lower() in (".csv", ".parquet", ".gz"):
+        raise OperatorError(f"{out}: the answers of a batch are JSON Lines. `check --file` writes tables.")
     if not out.parent.is_dir():
         raise OperatorError(f"{out.parent}: there is no such folder. Make it, or choose another file with --out.")
     if besides is not None and out.exists() and besides.exists() and out.samefile(besides):
         raise OperatorError(f"{out}: is the input itself. Choose another file with --out.")
-    if out.exists():
-        raise OperatorError(f"{out}: there is already such a file. Choose another one with --out, or move it away.")
+    if out.is_dir():
+        raise OperatorError(f"{out}: is a folder. Choose another file with --out.")
+    if out.exists() and not overwrite:
+        raise OperatorError(
+            f"{out}: there is already such a file. Choose another one with --out, or replace it with --overwrite."
+        )
 
 
 # --- Watching and fetching -------------------------------------------------------------------------------
@@ -173,6 +228,8 @@ def _fetch(client: httpx.Client, batch_ids: Sequence[str], out: Path) -> int:
     try:
         with part.open("x", encoding="utf-8") as sink:
             status = max(_outcome(client, batch, lambda line: sink.write(line + "\n")) for batch in batches)
+            sink.flush()
+            os.fsync(sink.fileno())
         part.replace(out)
     except OSError as error:
         raise OperatorError(f"{out}: cannot be written: {error.strerror}.") from error
@@ -238,7 +295,44 @@ def _say(batch: dict[str, Any]) -> None:
 
 
 class _Unavailable(OperatorError):
-    """The server can be reached, but cannot answer now."""
+    """The server can be reached, but cannot answer now. `took_nothing`: the request may be sent again."""
+
+    def __init__(self, message: str, *, took_nothing: bool) -> None:
+        super().__init__(message)
+        self.took_nothing = took_nothing
+
+
+class _TooLarge(OperatorError):
+    """The server takes no file of this length."""
+
+
+def _post(client: httpx.Client, path: str, lines: IO[bytes] | None, **request: Any) -> dict[str, Any]:
+    """As `_ask`, but the server may be away for a while, as in a restart.
+
+    What makes something is sent again only if the server surely did not take it. A file that nobody uses expires.
+    """
+    since = time.monotonic()
+    while True:
+        if lines is not None:
+            lines.seek(0)
+        try:
+            return _ask(client, "POST", path, **request)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            lost: Exception = error
+        except httpx.TransportError as error:
+            if lines is None:
+                raise OperatorError(
+                    f"The connection was lost ({type(error).__name__}). `batch status` shows whether the batch was"
+                    " made."
+                ) from None
+            lost = error
+        except _Unavailable as error:
+            if lines is None and not error.took_nothing:
+                raise
+            lost = error
+        if time.monotonic() - since > PATIENCE_S:
+            raise lost
+        time.sleep(1.0)
 
 
 def _ask(client: httpx.Client, method: str, path: str, **request: Any) -> dict[str, Any]:
@@ -256,8 +350,12 @@ def _ask(client: httpx.Client, method: str, path: str, **request: Any) -> dict[s
 
 def _refused(response: httpx.Response) -> OperatorError:
     try:
-        message = response.json()["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        message = f"status {response.status_code}"
-    kind = _Unavailable if response.status_code in (429, 502, 503, 504) else OperatorError
-    return kind(f"The server refused the request: {message}")
+        message, code = response.json()["error"]["message"], response.json()["error"].get("code")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        message, code = f"status {response.status_code}", None
+    words, status = f"The server refused the request: {message}", response.status_code
+    if status == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
+        return _TooLarge(words)
+    if status in (429, 502, 503, 504) and code != "insufficient_quota":
+        return _Unavailable(words, took_nothing=status in (429, 503))
+    return OperatorError(words)

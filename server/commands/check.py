@@ -1,4 +1,4 @@
-"""`python -m server check`: judge one text, or every row of a file, from the command line.
+"""`llama-guard-server check`: judge one text, or every row of a file, from the command line.
 
 Its own engine and a running server get the same requests: both are HTTP to the same API, the former without a socket.
 So the command line gives the same verdict as a client would get.
@@ -8,9 +8,11 @@ import argparse
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from tqdm import tqdm
 
 from server.commands.urls import base_url
 from server.domain.errors import OperatorError
-from server.rows.asking import Asker
+from server.rows.asking import CONNECT_S, Asker, timeout_for
 from server.rows.messages import messages_of
 from server.rows.pipeline import Run, check_files, work_through
 from server.settings import API_KEY_VARIABLE, Settings
@@ -51,8 +53,9 @@ async def _single(settings: Settings, options: argparse.Namespace) -> int:
     if options.response is not None:
         row["response"] = options.response
     messages = messages_of(row, Path())
-    async with _client(settings, options) as client:
-        asker = Asker(client, _policy(options), SINGLE_PATIENCE_S)
+    policy = _policy(options)
+    async with _client(settings, options, httpx.Timeout(TIMEOUT_S, connect=CONNECT_S)) as client:
+        asker = Asker(client, policy, SINGLE_PATIENCE_S)
         await asker.check_server()
         answer = await asker.ask(messages)
     print(json.dumps(answer) if options.json else _in_words(answer))  # noqa: T201
@@ -82,14 +85,15 @@ async def _file(settings: Settings, options: argparse.Namespace) -> int:
         overwrite=options.overwrite,
     )
     check_files(run)
-    async with _client(settings, options) as client:
+    async with _client(settings, options, timeout_for(options.patience)) as client:
         asker = Asker(client, run.policy, options.patience)
-        await asker.check_server()
+        run = replace(run, model=await asker.check_server())
         with tqdm(unit="row") as bar:
 
-            def show(rows: int, counts: Mapping[str, int]) -> None:
-                bar.update(rows)
+            def show(rows: int, total: int, counts: Mapping[str, int]) -> None:
+                bar.total = total
                 bar.set_postfix(counts, refresh=False)
+                bar.update(rows)
 
             summary = await work_through(run, asker.ask, show)
     print(f"guard: {summary}; written to {run.out}", file=sys.stderr)  # noqa: T201
@@ -97,12 +101,25 @@ async def _file(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _policy(options: argparse.Namespace) -> dict[str, Any]:
-    """The request's `policy` that the flags ask for. Empty: the server's own."""
-    policy: dict[str, Any] = {}
+    """The request's `policy` that the flags ask for. Empty: the server's own. Raises OperatorError."""
+    policy: dict[str, Any] = {} if options.policy is None else _read_policy(Path(options.policy))
     if options.threshold is not None:
         policy["threshold"] = options.threshold
     if options.exclude:
         policy["excluded_categories"] = [code.strip() for code in options.exclude.split(",") if code.strip()]
+    return policy
+
+
+def _read_policy(file: Path) -> dict[str, Any]:
+    """What is in it is for the server to check, which knows its categories."""
+    try:
+        policy = json.loads(file.read_bytes())
+    except OSError as error:
+        raise OperatorError(f"{file}: cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise OperatorError(f"{file}: is not JSON ({error}).") from None
+    if not isinstance(policy, dict):
+        raise OperatorError(f'{file}: must hold one JSON object, such as {{"threshold": 0.3}} (docs/api.md).')
     return policy
 
 
@@ -114,24 +131,30 @@ def _status(answer: dict[str, Any]) -> int:
 
 
 @contextlib.asynccontextmanager
-async def _client(settings: Settings, options: argparse.Namespace) -> AsyncIterator[httpx.AsyncClient]:
+async def _client(
+    settings: Settings, options: argparse.Namespace, timeouts: httpx.Timeout
+) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the server at --url, or of one in this process."""
     if options.url:
         base = base_url(options.url)
         key = options.api_key or os.environ.get(API_KEY_VARIABLE)
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        async with httpx.AsyncClient(base_url=base, headers=headers, timeout=TIMEOUT_S) as client:
+        # --concurrency is the only limit: with httpx's own, rows beyond 100 would take the wait for an absent server.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        async with httpx.AsyncClient(base_url=base, headers=headers, timeout=timeouts, limits=limits) as client:
             yield client
         return
     from server.app import create_app
     from server.checkpoints.profile import load_profile
     from server.loading import load_backend
 
-    # A verdict on the command line stores nothing and needs no keys.
-    settings = settings.model_copy(update={"database_url": SecretStr("sqlite://"), "auth": "off"})
+    # A verdict on the command line stores nothing and needs no keys, and nobody reaches it to whom that would matter.
+    logging.getLogger("server.api.http.access").setLevel(logging.WARNING)
+    settings = settings.model_copy(update={"database_url": SecretStr("sqlite://"), "auth": "off", "audit": ""})
     profile = load_profile(settings.profile)
+    print(f"guard: starting an engine for {profile.name}; --url asks a running server instead", file=sys.stderr)  # noqa: T201
     app = create_app(settings, profile, load_backend(settings, profile))
-    transport = httpx.ASGITransport(app)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://localhost/v1/", timeout=None) as client,  # noqa: S113

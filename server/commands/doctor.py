@@ -1,4 +1,4 @@
-"""`python -m server doctor`: the facts of this machine, and the variants of a profile that fit it.
+"""`llama-guard-server doctor`: the facts of this machine, and the variants of a profile that fit it.
 
 It loads no engine and downloads nothing. If a remote backend is configured, it gets the current offer. Exit status: 0
 if the selected profile fits (or the only backend, a remote one, can serve), 1 if not, 2 for an error.
@@ -112,7 +112,7 @@ def _machine(profile: Profile, gpu_memory_gib: float | None) -> Machine:
     elif profile.runs_on_cpu:
         judged, source = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "main memory, without a GPU"
     else:
-        source = "nothing: no GPU was found. Try --gpu-memory 48"
+        source = "unknown: no GPU was found. Try --gpu-memory 48"
     return Machine(platform.python_version(), _installed_engine(), gpus, judged, source)
 
 
@@ -195,7 +195,7 @@ def _as_text(machine: Machine, diagnoses: Sequence[Diagnosis], selected: Profile
         f"Python   {machine.python}",
         f"Engine   {machine.engine or 'not installed: the extra cuda or cpu brings it'}",
         *(f"GPU      {gpu}" for gpu in gpus or ["none found"]),
-        f"Fit for  {judged}",
+        f"Memory   {judged}",
         f"Profile  {selected.name}, network {diagnoses[0].network_source}",
         "",
         *_table(diagnoses),

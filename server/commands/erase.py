@@ -1,4 +1,4 @@
-"""`python -m server erase`: erases what has expired, what belongs to a key, or what is old, also beside a server."""
+"""`llama-guard-server erase`: erases what has expired, what belongs to a key, or what is old, also beside a server."""
 
 import argparse
 import asyncio

@@ -1,20 +1,26 @@
-"""`python -m server keys create | list | revoke`: works on the database, whether a server is running or not."""
+"""`llama-guard-server keys create | list | revoke`: works on the database, whether a server is running or not."""
 
 import argparse
 import asyncio
 import json
+import logging
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from server.audit.ledger import KEYS, Ledger, ledger_of
 from server.domain.caller import Scope
-from server.domain.errors import OperatorError, StoreUnavailable
+from server.domain.errors import GuardError, OperatorError, StoreUnavailable
+from server.observation import lines
+from server.observation.lines import said
 from server.settings import Settings
 from server.store.database import Database, DatabaseError, database_of
 from server.store.keys import ApiKey, create, list_all, revoke
 from server.store.pepper import pepper_of
+
+log = logging.getLogger(__name__)
 
 DAY_S = 24 * 60 * 60
 LARGEST_LIMIT = 2**31 - 1
@@ -26,6 +32,7 @@ Command = Callable[[Database, Settings, argparse.Namespace], Awaitable[None]]
 
 def run(settings: Settings, options: argparse.Namespace) -> int:
     """Run the command. Raises OperatorError if it cannot be done."""
+    lines.set_up(settings.log_level, settings.log_format)
     commands: dict[str, Command] = {"create": _create, "list": _list, "revoke": _revoke}
     try:
         asyncio.run(_with_database(commands[options.keys_command], settings, options))
@@ -56,6 +63,7 @@ async def _create(database: Database, settings: Settings, options: argparse.Name
         raise OperatorError(f"A limit must be a whole number from 1 to {LARGEST_LIMIT}.")
     if options.expires is not None and not 0 < options.expires <= 36500:
         raise OperatorError("--expires takes 1 to 36500 days.")
+    ledger = await _ledger(settings)  # before the key is made: a trail that cannot be written begins no key
     key, made = await create(
         database,
         pepper_of(settings),
@@ -67,6 +75,12 @@ async def _create(database: Database, settings: Settings, options: argparse.Name
         tokens_per_minute=options.tokens_per_minute,
         expires_at=None if options.expires is None else int(time.time()) + options.expires * DAY_S,
     )
+    try:
+        await _record(ledger, "created", made)
+    except GuardError as error:
+        await revoke(database, made.id)
+        raise OperatorError(f"{error.message} The new key is revoked.") from error
+    log.info("key %s is created", made.id, extra=said(event="key_created", key_id=made.id))
     if options.json:
         _print(json.dumps({"key": key, **_document(made)}))
     else:
@@ -87,13 +101,41 @@ async def _list(database: Database, settings: Settings, options: argparse.Namesp
 
 
 async def _revoke(database: Database, settings: Settings, options: argparse.Namespace) -> None:
+    # A key is revoked first, and its record comes after: no full disk may keep a stolen key alive.
     key = await revoke(database, options.id)
     if key is None:
         raise OperatorError("No key has this id or prefix. `keys list` shows all keys.")
+    log.info("key %s is revoked", key.id, extra=said(event="key_revoked", key_id=key.id))
+    try:
+        await _record(await _ledger(settings), "revoked", key)
+    except (GuardError, OperatorError) as error:
+        raise OperatorError(f"{key.id} is revoked, but the audit trail has no record of that: {error}") from error
     if options.json:
         _print(json.dumps(_document(key)))
     else:
         _print(f"{key.id} ({key.name}) is revoked; running servers refuse it within seconds")
+
+
+async def _ledger(settings: Settings) -> Ledger | None:
+    """The audit trail of this process, open, or None. Raises OperatorError."""
+    ledger = ledger_of(settings, KEYS)
+    if ledger is not None:
+        await ledger.open()
+    return ledger
+
+
+async def _record(ledger: Ledger | None, change: str, key: ApiKey) -> None:
+    """Record a change of a key, and close the trail. The key's name stays out: people write anything into it."""
+    if ledger is None:
+        return
+    try:
+        rights = _document(key)
+        await ledger.key(change, rights.pop("id"), {name: rights[name] for name in rights if name not in _UNRECORDED})
+    finally:
+        await ledger.close()
+
+
+_UNRECORDED = frozenset({"name", "prefix", "state"})
 
 
 def _document(key: ApiKey) -> dict[str, Any]:

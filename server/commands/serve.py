@@ -1,4 +1,4 @@
-"""`python -m server serve`: the application in uvicorn, from the first line on the console to the drained end."""
+"""`llama-guard-server serve`: the application in uvicorn, from the first line on the console to the drained end."""
 
 import asyncio
 import contextlib
@@ -23,6 +23,7 @@ from server.checkpoints.profile import load_profile
 from server.domain.errors import GuardError, OperatorError
 from server.loading import load_backend
 from server.moderation.judges import Judge
+from server.observation import lines
 from server.settings import API_KEY_VARIABLE, Settings
 from server.store.database import DatabaseError
 
@@ -152,6 +153,7 @@ TRY = (
 
 def serve(settings: Settings) -> int:
     """Serve until a signal. Returns the exit status. Raises OperatorError if serving cannot begin."""
+    lines.set_up(settings.log_level, settings.log_format)
     profile = load_profile(settings.profile)
     for change in settings.changed_meanings:
         log.warning("%s See docs/upgrade.md.", change)
@@ -162,6 +164,7 @@ def serve(settings: Settings) -> int:
         raise OperatorError(str(error)) from error
     except GuardError as error:
         raise OperatorError(f"The settings contradict the profile {profile.name}: {error.message}") from error
+    lines.adopt("uvicorn", "uvicorn.error", "uvicorn.access", "vllm")  # vLLM is imported by now
     if settings.is_remote:
         what = "EVERY request" if settings.backend == "openrouter" else "each request that the engine cannot judge now"
         log.warning("%s is sent to %s", what, settings.openrouter_url)

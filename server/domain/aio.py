@@ -9,11 +9,15 @@ whether this works.
 
 import asyncio
 import copy
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 E = TypeVar("E", bound=Exception)
+
+_READERS = ThreadPoolExecutor(2, thread_name_prefix="reader")
+"""Few threads: each that computes makes the event loop wait for the interpreter's lock for some milliseconds."""
 
 
 def fresh(error: E) -> E:
@@ -38,3 +42,13 @@ async def together(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]
         await ended(*tasks)
         tasks.clear()
         raise
+
+
+async def done(work: Callable[[], Result], *, large: bool) -> Result:
+    """The result of `work`, which only computes. `large` work is done beside the event loop.
+
+    It still holds the interpreter's lock now and then, so none of its calls into C may take long.
+    """
+    if not large:
+        return work()
+    return await asyncio.get_running_loop().run_in_executor(_READERS, work)

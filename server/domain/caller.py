@@ -1,5 +1,6 @@
 """The caller, and how a request is handled: everything about it except its question."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -37,6 +38,21 @@ ANYONE = Caller(None, frozenset(Scope))
 """Every caller of a server without keys."""
 
 
+class Meter:
+    """Counts the tokens that one request spent, whether or not it is answered in the end."""
+
+    def __init__(self, debit: Callable[[int], None]) -> None:
+        """`debit` is told of tokens at once, so that other requests of the caller see them."""
+        self._debit = debit
+        self.tokens = 0
+
+    def spend(self, tokens: int) -> None:
+        """Count `tokens`. A negative number takes back what was counted too much."""
+        if tokens:
+            self.tokens += tokens
+            self._debit(tokens)
+
+
 @dataclass(frozen=True, slots=True)
 class Handling:
     """How a request is handled, apart from its messages and its policy.
@@ -46,7 +62,9 @@ class Handling:
     not even the tokens' own probabilities are reported.
 
     The other fields change no answer. `background` work waits until live requests leave room, `finished_prompts` is the
-    caller's right to send them, and `request_id` names the HTTP request in events.
+    caller's right to send them. `request_id` names the HTTP request in events, `endpoint` is its route, and `trace_id`
+    the caller's trace. A `large` request is read beside the event loop (server.domain.aio.done). `meter` counts its
+    tokens as they are spent.
     """
 
     tenant: str | None = None
@@ -55,6 +73,10 @@ class Handling:
     background: bool = False
     top_logprobs: int | None = None
     request_id: str | None = field(default=None, compare=False)
+    large: bool = field(default=False, compare=False)
+    meter: Meter | None = field(default=None, compare=False)
+    endpoint: str | None = field(default=None, compare=False)
+    trace_id: str | None = field(default=None, compare=False)
 
     @property
     def distinct(self) -> tuple[object, ...]:

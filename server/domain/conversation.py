@@ -18,6 +18,8 @@ INVISIBLE = r"\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\p{Noncharacter_Code_P
 renderers ignore by Unicode's rules, noncharacters, the blank Braille pattern, the null notehead, a filler."""
 
 _VISIBLE = regex.compile(rf"[^\s{INVISIBLE}]")
+_SLICE = 65_536
+"""Characters that one call looks at: it keeps other threads waiting."""
 
 
 class Role(StrEnum):
@@ -178,9 +180,10 @@ class Conversation:
 
 def says_something(text: str) -> bool:
     """Whether `text` has any visible character."""
-    # Most texts begin with one. For a long text that does not, each distinct character is checked once.
-    return _VISIBLE.search(text, endpos=256) is not None or (
-        len(text) > 256 and _VISIBLE.search("".join(set(text))) is not None
+    # Most texts begin with one. For a long text that does not, each distinct character of a slice is checked once.
+    return _VISIBLE.search(text, endpos=256) is not None or any(
+        _VISIBLE.search("".join(set(text[start : start + _SLICE]))) is not None
+        for start in range(256, len(text), _SLICE)
     )
 
 

@@ -250,6 +250,14 @@ class TooManyConnections(GuardError):
     retryable = True
 
 
+class OutOfMemory(GuardError):
+    """The server had no memory left for an image within the limits."""
+
+    status = 503
+    code = "out_of_memory"
+    retryable = True
+
+
 class KeysUnavailable(GuardError):
     """The database cannot be asked which keys are valid, so every key is refused."""
 
@@ -271,6 +279,14 @@ class StoreUnavailable(GuardError):
 
     status = 503
     code = "store_unavailable"
+    retryable = True
+
+
+class AuditUnavailable(GuardError):
+    """The audit trail cannot be written, and the operator wants no verdict without its record."""
+
+    status = 503
+    code = "audit_unavailable"
     retryable = True
 
 
@@ -327,5 +343,5 @@ class InternalError(GuardError):
     code = "internal_error"
 
 
-SERVERS_CONDITION = (EngineUnavailable, Overloaded, ShuttingDown, StoreUnavailable)
+SERVERS_CONDITION = (AuditUnavailable, EngineUnavailable, Overloaded, ShuttingDown, StoreUnavailable)
 """Errors that say nothing about the request: any other one would fail as well now."""

@@ -1,4 +1,4 @@
-"""Events: what happens in the server, published once. Metrics and logs listen; an audit log would listen the same way.
+"""Events: what happens in the server, published once. Metrics, logs and spans listen.
 
 The code that publishes an event does not know the listeners. Events hold no content of requests, only identifiers,
 counts, seconds and checked verdicts.
@@ -24,7 +24,7 @@ class Answered:
     """An HTTP request ended. `status` is 499 if the client left before the response.
 
     `route` is one of this server's paths, or "unknown". `method` is "other" unless it is one of HTTP's usual ones.
-    `caller` is the id of the API key, None without one.
+    `caller` is the id of the API key, None without one. `traceparent` names the caller's span, None if there is none.
     """
 
     request_id: str
@@ -33,6 +33,7 @@ class Answered:
     method: str
     status: int
     seconds: float
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ class ErrorAnswered:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionRefused:
-    """A connection ended before its request was read. `reason` is an error's code, or `idle` if it made room."""
+    """A connection ended before its request was read. `reason` is an error's code, or `idle` or `slow` if it made room
+    for others."""
 
     reason: str
 
@@ -58,7 +60,7 @@ class Judged:
     """A caller's question has a verdict, computed or not (`verdict.cache`).
 
     `judged` is the speaker whose message was judged. `seconds` is the time from admission to the verdict, 0 if it was
-    not computed. `request_id` is None for a line of a batch, `caller` is None without an API key.
+    not computed. `request_id` is the batch's id for a line of a batch, `caller` is None without an API key.
     """
 
     verdict: Verdict
@@ -128,6 +130,25 @@ class BreakerChanged:
     state: str
 
 
+# --- The audit trail -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AuditWritten:
+    """Records are in the audit trail, written together."""
+
+    records: int
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFailed:
+    """Records could not be written. `reason` is full, disk or late; with `refused`, their verdicts did not leave."""
+
+    records: int
+    reason: str
+    refused: bool
+
+
 # --- Publishing ------------------------------------------------------------------------------------------
 
 Event = TypeVar("Event")
@@ -141,6 +162,11 @@ def listen(kind: type[Event], listener: Listener[Event]) -> None:
     listeners = _listeners.get(kind, ())
     if listener not in listeners:
         _listeners[kind] = (*listeners, listener)
+
+
+def forget(kind: type[Event], listener: Listener[Event]) -> None:
+    """Call `listener` no more."""
+    _listeners[kind] = tuple(other for other in _listeners.get(kind, ()) if other != listener)
 
 
 def on(kind: type[Event]) -> Callable[[Listener[Event]], Listener[Event]]:

@@ -22,6 +22,7 @@ from server.domain.errors import (
     ImageTooLarge,
     InvalidImage,
     InvalidRequest,
+    OutOfMemory,
     RemoteImagesDisabled,
     TooManyImages,
 )
@@ -324,7 +325,10 @@ def _told_as_the_callers() -> Iterator[None]:
         yield
     except GuardError:
         raise
-    except (Image.DecompressionBombError, MemoryError):
+    except MemoryError:
+        # Within the limits, so it is the server that has too little.
+        raise OutOfMemory("The server has no memory left to decode the image. Try again later.") from None
+    except Image.DecompressionBombError:
         raise ImageTooLarge("The image needs too much memory to decode. Send a smaller one.") from None
     except Exception:
         raise not_an_image() from None

@@ -5,9 +5,11 @@ both. No tokenizer can tell them apart: one text spelt like three turns gives ex
 this module reads a text as a lenient reader of the prompt would, and also looks for the marks of other templates.
 """
 
+import math
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import regex
 
@@ -70,7 +72,12 @@ _EMPHASIS = " \t#*_>|()[]{}<-•–—+=~`“”„‘’'«»"
 _LONGEST = 40
 """The most characters of a label."""
 
+_SLICE = 65_536
+"""Characters of a long text that one call reads."""
+
 _FILLING = regex.compile(rf"[\s{INVISIBLE}]+")
+_SEEN = regex.compile(rf"[^\s{INVISIBLE}]")
+_WITHIN_WORD = regex.compile(rf"(?<=\w)[{INVISIBLE}]+(?=\w)")
 _ASIDE = regex.compile(r"\([^()]*\)?|[0-9]+[.)]?")
 _UNSEEN = rf"[\s{INVISIBLE}]*+"
 _SEPARATOR = rf"[\s_{INVISIBLE}/|\-]*+"
@@ -117,6 +124,10 @@ class _Mark:
     speaker: Role | None
 
 
+class TooManyMarks(Exception):
+    """A text holds more marks than a prompt has room for."""
+
+
 def is_lookalike(text: str) -> bool:
     """Whether `text` holds a mark of a conversation."""
     return next(_marks(text), None) is not None
@@ -135,10 +146,15 @@ def messages_in(text: str, speaker: Role) -> list[tuple[Role, str]]:
     return [(role, words) for role, words in messages if says_something(words)]
 
 
-def spelt_plainly(text: str) -> str:
-    """`text` without any mark: each is put in ‹angular› quotation marks, on one line and without its brackets."""
+def spelt_plainly(text: str, most: float = math.inf) -> str:
+    """`text` without any mark: each is put in ‹angular› quotation marks, on one line and without its brackets.
+
+    Raises TooManyMarks for more than `most`.
+    """
     pieces, start = list[str](), 0
-    for mark in _marks(text):
+    for number, mark in enumerate(_marks(text), 1):
+        if number > most:
+            raise TooManyMarks
         pieces += (text[start : mark.start], _quoted(text[mark.start : mark.end]))
         start = mark.end
     return "".join((*pieces, text[start:])) if start else text
@@ -155,10 +171,10 @@ def _marks(text: str) -> Iterator[_Mark]:
     if text.isascii() and not (":" in text or "<" in text or "[" in text or "{" in text):
         return  # most texts
     # Every change keeps the positions of characters, so that the marks' positions are those in the text.
-    lines = text if text.isascii() else text.translate(_AS_ASCII)
+    # A long text is read in a thread. `concurrent` and slices let other threads run meanwhile.
+    lines = text if text.isascii() else _translated(text)
     if "\\" in lines or "<" in lines or "&#" in lines or "%0" in lines:
-        lines = _SPELT_BREAK.sub(lambda spelt: " " * (len(spelt[0]) - 1) + "\n", lines)
-    # `concurrent` lets other threads run: a long text is read in a thread.
+        lines = _SPELT_BREAK.sub(lambda spelt: " " * (len(spelt[0]) - 1) + "\n", lines, concurrent=True)
     markers = _MARKER.finditer(lines, concurrent=True) if "<" in lines or "[" in lines or "{" in lines else ()
     start = 0
     for marker in markers:
@@ -180,32 +196,44 @@ def _labels(text: str, start: int, end: int) -> Iterator[_Mark]:
     """Speakers' names followed by a colon, each at the start of a line of `text[start:end]`."""
     if text.find(":", start, end) < 0:
         return
-    for line in text[start:end].splitlines(keepends=True):
+    for line in _lines(text, start, end):
         at = 0
         while (colon := line.find(":", at)) >= 0:
             label, at = line[at:colon], colon + 1
-            if (speaker := _speaker(label)) is not None:
+            words = _words(label)
+            if (speaker := _speaker(words, label)) is not None:
                 emphasis = len(line) - at - len(line[at:].lstrip("*_”’»"))
                 yield _Mark(start, start + at + emphasis, speaker)
                 break
-            if not _is_carrier(label):
+            if not (len(words) == 1 and words[0] in CARRIERS):
                 break
         start += len(line)
 
 
-def _speaker(label: str) -> Role | None:
-    """The speaker that a label names, if any. A label is the text before a colon."""
-    words = _words(label)
+def _translated(text: str) -> str:
+    return "".join(text[start : start + _SLICE].translate(_AS_ASCII) for start in range(0, len(text), _SLICE))
+
+
+def _lines(text: str, start: int, end: int) -> Iterator[str]:
+    """The lines of `text[start:end]` with their ends, as `splitlines` finds them, in slices."""
+    size = _SLICE
+    while start < end:
+        stop = min(end, start + size)
+        lines = text[start:stop].splitlines(keepends=True)
+        if stop < end:
+            lines.pop()  # it may go on behind the slice
+        yield from lines
+        read = sum(map(len, lines))
+        start, size = start + read, _SLICE if read else 2 * size
+
+
+def _speaker(words: Sequence[str], label: str) -> Role | None:
+    """The speaker that a label of these words names, if any. A label is the text before a colon."""
     if not 1 <= len(words) <= 3:
         return None
     if len(words) == 1 and "#" in label and words[0] in HEADINGS:
         return HEADINGS[words[0]]
     return SPEAKERS.get(words[0]) if all(word in QUALIFIERS for word in words[1:]) else None
-
-
-def _is_carrier(label: str) -> bool:
-    words = _words(label)
-    return len(words) == 1 and words[0] in CARRIERS
 
 
 def _words(label: str) -> list[str]:
@@ -214,7 +242,10 @@ def _words(label: str) -> list[str]:
     if (len(bare) > _LONGEST and bare.isascii()) or "‹" in bare:  # a quoted mark names nobody
         return []
     if not (bare.isascii() and bare.isprintable()):
-        bare = _FILLING.sub(" ", regex.sub(rf"(?<=\w)[{INVISIBLE}]+(?=\w)", "", bare)).strip(_EMPHASIS)
+        if len(list(islice(_SEEN.finditer(bare, concurrent=True), _LONGEST + 1))) > _LONGEST:
+            return []
+        bare = _WITHIN_WORD.sub("", bare, concurrent=True)
+        bare = _FILLING.sub(" ", bare, concurrent=True).strip(_EMPHASIS)
     if len(bare) > _LONGEST:
         return []
     return [word.strip(_EMPHASIS) for word in _ASIDE.sub(" ", bare).casefold().split() if word.strip(_EMPHASIS)]
@@ -222,12 +253,9 @@ def _words(label: str) -> list[str]:
 
 def _without_end(words: str) -> str:
     """Words without surrounding white space, and without line breaks at the end, real or spelt out."""
-    end = len(words)
-    while end:
-        if words[end - 1].isspace():
-            end -= 1
-        elif (spelt := _ENDS_IN_BREAK.search(words[max(0, end - _LONGEST_BREAK) : end])) is not None:
-            end -= len(spelt[0])
-        else:
-            break
-    return words[:end].lstrip()
+    words = words.strip()
+    if _ENDS_IN_BREAK.search(words, max(0, len(words) - _LONGEST_BREAK)) is None:
+        return words  # nearly all
+    # One break after another from the end would take seconds for a million of them.
+    blanked = _SPELT_BREAK.sub(lambda spelt: " " * len(spelt[0]), words, concurrent=True)
+    return words[: len(blanked.rstrip())]

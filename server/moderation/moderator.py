@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from dataclasses import replace
 from typing import TypeVar
 
-from server.backends.base import Backend
+from server.backends.base import Backend, Case
 from server.backends.fallback import parts
 from server.domain.aio import fresh, together
 from server.domain.caller import ORDINARY, Handling
 from server.domain.conversation import Conversation, TextPart
-from server.domain.errors import SERVERS_CONDITION, DeadlineExceeded, EngineFailure, GuardError
+from server.domain.errors import SERVERS_CONDITION, DeadlineExceeded, EngineFailure, GuardError, InvalidRequest
 from server.domain.events import publish
 from server.domain.policy import Policy
 from server.domain.verdict import CacheUse, Completion, Verdict, judge, strictest
@@ -24,6 +24,9 @@ from server.moderation.question import Key, Question, Questions
 from server.moderation.verdict_cache import VerdictCache
 
 Result = TypeVar("Result")
+
+CHARACTERS_PER_TOKEN = 4
+"""Of ordinary English: a prompt's tokens are estimated until they are known."""
 
 PROBE = Conversation.from_user(TextPart("hello"))
 """The server judges this on its own to check that verdicts still come through."""
@@ -42,10 +45,11 @@ class Moderator:
         list_concurrency: int = 32,
         deadline_s: float = 60.0,
         max_characters: float = math.inf,
+        most_marks: float = math.inf,
         served: str = "",
         cache: VerdictCache | None = None,
     ) -> None:
-        """A conversation of more than `max_characters` is refused before it is read.
+        """A conversation of more than `max_characters`, or with more than `most_marks` marks in a text, is refused.
 
         `served` identifies everything but the request that could change a verdict: the model, and how it is asked.
         """
@@ -57,7 +61,7 @@ class Moderator:
         self._decoder = decoder
         self._list_concurrency = list_concurrency
         self._deadline_s = deadline_s
-        self._questions = Questions(served, policy, max_characters)
+        self._questions = Questions(served, policy, max_characters, most_marks)
         self._probe = self._questions.question(PROBE, policy, ORDINARY, passes_of(PROBE))
         self._in_flight: InFlight[Verdict] = InFlight()
         self._cache = cache or VerdictCache(0, 1.0)
@@ -171,14 +175,12 @@ class Moderator:
     async def _judge(self, question: Question, deadline: float, at_once: int) -> Verdict:
         """The strictest verdict of all passes. They run together if `at_once` allows as many."""
         images, passes = question.conversation.images, question.passes.passes
-        pictures = (
-            dict(zip(images, await self._decoder.decode(images, question.handling.tenant or ""), strict=True))
-            if images
-            else {}
-        )
+        decoded = await self._decoder.decode(images, question.handling.tenant or "") if images else []
+        pictures = dict(zip(images, decoded, strict=True))
 
         async def judged(asked: Pass) -> Verdict:
-            completion = await self.backend.complete(question.case(asked, pictures, deadline))
+            case = question.case(asked, pictures, deadline)
+            completion = await _metered(case, self.backend.complete)
             if pictures:
                 completion = _with_frames(completion, [pictures[image] for image in asked.conversation.images])
             return judge(completion, question.policy)
@@ -213,6 +215,24 @@ class Moderator:
         raise DeadlineExceeded(
             f"No verdict within {self._deadline_s:g} seconds. The operator sets the limit with GUARD_DEADLINE."
         )
+
+
+async def _metered(case: Case, complete: Callable[[Case], Awaitable[Completion]]) -> Completion:
+    """Complete `case` and count its tokens: an estimate at once, and what is missing or too much of it at the end.
+
+    Work that is cancelled or fails was computed all the same, as far as anybody knows, so its estimate stays.
+    """
+    if (meter := case.handling.meter) is None:
+        return await complete(case)
+    estimate = sum(len(text) for turn in case.conversation.turns for text in turn.texts) // CHARACTERS_PER_TOKEN
+    meter.spend(estimate)
+    try:
+        completion = await complete(case)
+    except (InvalidRequest, *SERVERS_CONDITION):
+        meter.spend(-estimate)  # nothing was computed
+        raise
+    meter.spend(completion.prompt_tokens + completion.completion_tokens - estimate)
+    return completion
 
 
 def _is_being_cancelled() -> bool:

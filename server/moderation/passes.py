@@ -6,16 +6,17 @@ hides by being split; then text by text, so that nothing hides behind the texts 
 several messages is split the same way. The strictest verdict wins (docs/prompt.md).
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 from server.domain.conversation import Conversation, ImagePart, Part, Role, TextPart, Turn
 from server.domain.verdict import About
 from server.moderation.lookalikes import messages_in, spelt_plainly
 
 Plain = Callable[[str], str]
-"""`spelt_plainly`, cached so that a request reads each of its texts once."""
+"""`spelt_plainly`, or the same for the texts of one request (`spelt_once`)."""
 
 MAX_PASSES = 32
 """The most prompts for one verdict."""
@@ -52,22 +53,20 @@ class Passes:
         return replace(self, passes=tuple(one for one in self.passes if one.whole))
 
 
-def passes_of(conversation: Conversation) -> Passes:
+def spelt_once(most_marks: float = math.inf) -> Plain:
+    """`spelt_plainly` for the texts of one request, each of which is read once, however many conversations hold it.
+
+    It raises TooManyMarks for a text with more than `most_marks`.
+    """
+    return cache(partial(spelt_plainly, most=most_marks))
+
+
+def passes_of(conversation: Conversation, plain: Plain = spelt_plainly) -> Passes:
     """The passes for the last turn of `conversation`.
 
     The operator's texts are context for the other texts of their turn. If a turn is only the operator's and follows the
     model's, it is judged, and so is the model's turn before it, so that it cannot shield the model.
     """
-    return _passes_of(conversation, spelt_plainly)
-
-
-def passes_of_all(conversations: Iterable[Conversation]) -> list[Passes]:
-    """The same for conversations that may share texts, in time linear in the length of all distinct texts."""
-    plain = cache(spelt_plainly)
-    return [_passes_of(conversation, plain) for conversation in conversations]
-
-
-def _passes_of(conversation: Conversation, plain: Plain) -> Passes:
     *before, turn = conversation.turns
     if _is_one_message(turn) and all(plain(text) == text for each in conversation.turns for text in each.texts):
         return Passes((Pass(conversation),))  # nearly all
@@ -81,6 +80,12 @@ def _passes_of(conversation: Conversation, plain: Plain) -> Passes:
     return both if len(passes) <= MAX_PASSES else both.joined
 
 
+def passes_of_all(conversations: Iterable[Conversation], plain: Plain | None = None) -> list[Passes]:
+    """The same for conversations that may share texts, in time linear in the length of all distinct texts."""
+    plain = plain or spelt_once()
+    return [passes_of(conversation, plain) for conversation in conversations]
+
+
 def _is_one_message(turn: Turn) -> bool:
     """Whether `turn` is one text or image that is not the operator's."""
     return len(turn.parts) == 1 and not turn.parts[0].operator
@@ -90,7 +95,7 @@ def _about(before: Sequence[Turn], turn: Turn, plain: Plain) -> Passes:
     """The passes for `turn`, which follows `before`."""
     told, said = _told_and_said(turn)
     context = [_spelt_plainly(one, plain) for one in (*before, *told)]
-    whole = Pass(Conversation((*context, Turn(turn.role, (*turn.images, *_joined(said))))))
+    whole = Pass(Conversation((*context, Turn(turn.role, (*turn.images, *_joined(said, plain))))))
     marked = [plain(part.text) != part.text for part in said]
     if len(said) <= 1 and not any(marked):
         return Passes((whole,))
@@ -126,12 +131,12 @@ def _only_operator(parts: Iterable[Part]) -> bool:
     return all(part.operator for part in parts)
 
 
-def _joined(said: Sequence[TextPart]) -> tuple[TextPart, ...]:
+def _joined(said: Sequence[TextPart], plain: Plain) -> tuple[TextPart, ...]:
     """Texts joined into one by blank lines, spelt so that they read as one message."""
     if not said:
         return ()
     text = said[0].text if len(said) == 1 else "\n\n".join(part.text.strip() for part in said)
-    return (TextPart(spelt_plainly(text), said[0].param),)
+    return (TextPart(plain(text), said[0].param),)
 
 
 def _spelt_plainly(turn: Turn, plain: Plain) -> Turn:

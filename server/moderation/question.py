@@ -1,27 +1,35 @@
 """A question: a conversation, everything its verdict could depend on, and a key by which equal questions are found."""
 
-import asyncio
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from server.backends.base import Case
+from server.domain.aio import done
 from server.domain.caller import Handling
-from server.domain.conversation import Conversation, ImagePart, Role
+from server.domain.conversation import Conversation, ImagePart, Role, TextPart
 from server.domain.errors import ContextLengthExceeded
 from server.domain.events import Judged
 from server.domain.policy import Policy
 from server.domain.verdict import Verdict
 from server.images import DecodedImage, scheme_of
-from server.moderation.passes import MAX_PASSES, Pass, Passes, passes_of_all
+from server.moderation.lookalikes import TooManyMarks
+from server.moderation.passes import MAX_PASSES, Pass, Passes, Plain, passes_of_all, spelt_once
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
 LONG_TEXT = 16_384
-"""A request of up to so many characters is searched for look-alikes on the event loop, and its passes run together."""
+"""A request of up to this length is read on the event loop, and its passes run together."""
+
+PART = 16
+"""The length of each text or image beside its characters: it has a label in the prompt, and to read it takes time."""
+
+SHARE = 262_144
+"""The length that is read at a time. Other requests are read in between."""
 
 
 class AskedOnce:
@@ -49,7 +57,7 @@ class Question:
     @property
     def is_long(self) -> bool:
         """Whether its passes run one after another, to find their common part in the engine's prefix cache."""
-        return _characters(self.conversation) > LONG_TEXT
+        return _length_of_texts(self.conversation) > LONG_TEXT
 
     def case(self, asked: Pass, pictures: Mapping[ImagePart, DecodedImage], deadline: float) -> Case:
         """One of its passes, as a backend gets it: with the frames of the pictures in the order of the conversation.
@@ -77,19 +85,23 @@ class Question:
 class Questions:
     """Turns conversations into questions and makes their keys, which reveal no content."""
 
-    def __init__(self, served: str, policy: Policy, max_characters: float = math.inf) -> None:
+    def __init__(
+        self, served: str, policy: Policy, max_characters: float = math.inf, most_marks: float = math.inf
+    ) -> None:
         """`served` identifies the model and how it is asked. `policy` is the one that most requests use.
 
-        A conversation of more than `max_characters` is refused before it is read.
+        A conversation of more than `max_characters` is refused before it is read, and so is one that has a text with
+        more than `most_marks` marks of a conversation.
         """
         self._served = served
         self._policy = policy
         self._max_characters = max_characters
+        self._most_marks = most_marks
         self._begun = self._begin(policy)
 
     def check_length(self, conversation: Conversation) -> None:
         """Raises ContextLengthExceeded for a conversation that is longer than any context."""
-        length = _characters(conversation)
+        length = sum(len(text) for turn in conversation.turns for text in turn.texts)
         if length > self._max_characters:
             raise ContextLengthExceeded(
                 f"The messages have {length} characters. This model's context holds at most"
@@ -102,7 +114,18 @@ class Questions:
 
         Raises ContextLengthExceeded for a conversation that is longer than any context.
         """
-        passes = await self._passes(conversations)
+        lengths = [self._length(conversation) for conversation in conversations]
+        if sum(lengths) <= LONG_TEXT:
+            plain = spelt_once(self._most_marks)
+            return self._questions(conversations, policy, handling, self._passes(conversations, plain))
+        plain, passes = spelt_once(self._most_marks), list[Passes]()
+        for share in _shares(conversations, lengths):
+            passes += await done(partial(self._passes, share, plain), large=True)
+        return await done(lambda: self._questions(conversations, policy, handling, passes), large=True)
+
+    def _questions(
+        self, conversations: Sequence[Conversation], policy: Policy, handling: Handling, passes: Sequence[Passes]
+    ) -> list[Question]:
         too_many = len(passes) > 1 and sum(len(each.passes) for each in passes) > MAX_PASSES
         return [
             self.question(conversation, policy, handling, each, fewer=too_many)
@@ -141,14 +164,20 @@ class Questions:
                     return AskedOnce()
         return digest.digest()
 
-    async def _passes(self, conversations: Sequence[Conversation]) -> list[Passes]:
-        characters = 0
-        for conversation in conversations:
-            self.check_length(conversation)
-            characters += _characters(conversation)
-        if characters <= LONG_TEXT:
-            return passes_of_all(conversations)
-        return await asyncio.to_thread(passes_of_all, conversations)
+    def _passes(self, conversations: Sequence[Conversation], plain: Plain) -> list[Passes]:
+        try:
+            return passes_of_all(conversations, plain)
+        except TooManyMarks:
+            raise ContextLengthExceeded(
+                f"A text has more than {self._most_marks} marks of a conversation, such as the names of speakers. This"
+                " model's context has no room for as many. Please reduce the length of the messages.",
+                param="messages",
+            ) from None
+
+    def _length(self, conversation: Conversation) -> int:
+        """How much there is to read. Raises ContextLengthExceeded if there is more than any context holds."""
+        self.check_length(conversation)
+        return _length_of_texts(conversation) + sum(len(image.url) for image in conversation.images)
 
     def _begin(self, policy: Policy) -> "_Hash":
         digest = hashlib.sha256()
@@ -157,8 +186,21 @@ class Questions:
         return digest
 
 
-def _characters(conversation: Conversation) -> int:
-    return sum(len(text) for turn in conversation.turns for text in turn.texts)
+def _length_of_texts(conversation: Conversation) -> int:
+    parts = [part for turn in conversation.turns for part in turn.parts]
+    return PART * len(parts) + sum(len(part.text) for part in parts if isinstance(part, TextPart))
+
+
+def _shares(conversations: Sequence[Conversation], lengths: Sequence[int]) -> Iterator[list[Conversation]]:
+    """The conversations in order, about SHARE of them at a time."""
+    share, length = list[Conversation](), 0
+    for conversation, its_length in zip(conversations, lengths, strict=True):
+        if share and length + its_length > SHARE:
+            yield share
+            share, length = [], 0
+        share.append(conversation)
+        length += its_length
+    yield share
 
 
 def _add(digest: "_Hash", text: str) -> None:

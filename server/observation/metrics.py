@@ -12,6 +12,8 @@ from prometheus_client import REGISTRY, Counter, Enum, Gauge, Histogram
 
 from server.domain.events import (
     Answered,
+    AuditFailed,
+    AuditWritten,
     BatchChanged,
     BreakerChanged,
     ConnectionRefused,
@@ -37,7 +39,7 @@ ERRORS = Counter("guard_errors", "Error responses, by the error's code, or its t
 
 CONNECTIONS_REFUSED = Counter(
     "guard_connections_refused",
-    "Connections that ended before a request was read, by reason: an error's code, or idle if room was needed.",
+    "Connections that ended before a request was read, by reason: an error's code, or idle or slow if room was needed.",
     ["reason"],
 )
 
@@ -60,6 +62,27 @@ def count_error(event: ErrorAnswered) -> None:
 @on(ConnectionRefused)
 def count_refused_connection(event: ConnectionRefused) -> None:
     CONNECTIONS_REFUSED.labels(event.reason).inc()
+
+
+# --- The audit trail -------------------------------------------------------------------------------------
+
+AUDIT_RECORDS = Counter("guard_audit_records", "Records written to the audit trail.")
+AUDIT_FAILURES = Counter(
+    "guard_audit_failures",
+    "Audit records that could not be written, by reason (full: too many wait; disk: the place failed; late: it took too"
+    " long) and by what happened to the verdict (refused or continued).",
+    ["reason", "verdict"],
+)
+
+
+@on(AuditWritten)
+def count_records(event: AuditWritten) -> None:
+    AUDIT_RECORDS.inc(event.records)
+
+
+@on(AuditFailed)
+def count_lost_records(event: AuditFailed) -> None:
+    AUDIT_FAILURES.labels(event.reason, "refused" if event.refused else "continued").inc(event.records)
 
 
 # --- Verdicts --------------------------------------------------------------------------------------------

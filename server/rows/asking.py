@@ -1,6 +1,7 @@
 """Questions to a server that may be busy or restarting."""
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import Iterable, Mapping
@@ -23,12 +24,21 @@ STOPS = frozenset({401, 403, 404, 405})
 
 PATIENCE_S = 300.0
 
+CONNECT_S = 10.0
+LEAST_READ_S = 60.0
+"""A slow answer is no absent server: so long it may take, however little patience there is."""
+
+
+def timeout_for(patience_s: float) -> httpx.Timeout:
+    """For the client of an Asker: a server that accepts questions and answers none is away, too."""
+    return httpx.Timeout(max(patience_s, LEAST_READ_S), connect=CONNECT_S)
+
 
 class Asker:
     """Asks for verdicts on conversations.
 
     While the server cannot be reached, is not ready or is busy, it waits and tries again. It gives up once no question
-    has been answered for `patience_s`.
+    has been answered for `patience_s`. A question that fails for so long while others are answered is at fault itself.
     """
 
     def __init__(self, client: httpx.AsyncClient, policy: Mapping[str, Any], patience_s: float = PATIENCE_S) -> None:
@@ -38,17 +48,36 @@ class Asker:
         self._patience_s = patience_s
         self._heard_at = time.monotonic()
 
-    async def check_server(self) -> None:
-        """Raises OperatorError if there is no such server, so that a wrong URL costs no time."""
-        try:
-            response = await self._client.get("models")
-        except (httpx.TransportError, httpx.InvalidURL) as error:
-            raise OperatorError(
-                f"The server at {self._client.base_url} cannot be reached ({_cause(error)}). Check that it is running,"
-                " and that --url is right."
-            ) from None
-        if response.status_code in STOPS:
+    async def check_server(self) -> str | None:
+        """The name of the model that judges. Waits for a server that is starting.
+
+        Raises OperatorError if there is no such server, so that a wrong URL costs no time.
+        """
+        self._heard_at = time.monotonic()
+        failures = 0
+        while True:
+            try:
+                response = await self._client.get("models")
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                raise OperatorError(
+                    f"The server at {self._client.base_url} cannot be reached ({_cause(error)}). Check that it is"
+                    " running, and that --url is right."
+                ) from None
+            if response.status_code not in (*AWAY, BUSY):
+                break
+            failures += 1
+            await self._wait_for_server(f"status {response.status_code}", response, failures, self._heard_at)
+        if not response.is_success:
             raise _refused(response)
+        self._heard_at = time.monotonic()
+        try:
+            models = response.json()["data"]
+            return str(models[0]["id"]) if models else None
+        except (ValueError, KeyError, TypeError):
+            raise OperatorError(
+                f"The server at {self._client.base_url} is none that judges. Check that --url is the address of a"
+                " llama-guard-server."
+            ) from None
 
     async def ask(self, messages: Iterable[Any]) -> Answer:
         """The verdict's detail, or `{"error": {"message", "code"}}` if this question has none.
@@ -58,40 +87,83 @@ class Asker:
         body: dict[str, Any] = {"messages": list(messages)}
         if self._policy:
             body["policy"] = self._policy
-        failures = tries = 0
+        # Not httpx's JSON, which is UTF-8: half a surrogate, which is in many a scraped text, has none.
+        content, headers = json.dumps(body).encode(), {"content-type": "application/json"}
+        failures, tries, since = 0, 0, time.monotonic()
         while True:
-            failures += 1
             try:
-                response = await self._client.post("chat/completions", json=body)
+                response = await self._client.post("chat/completions", content=content, headers=headers)
             except httpx.TransportError as error:
-                self._check_patience(_cause(error))
-                await asyncio.sleep(_wait(failures))
+                failures += 1
+                if not await self._wait_for_server(_cause(error), None, failures, since):
+                    return _no_answer(_cause(error))
                 continue
+            except httpx.HTTPError as error:
+                return _no_answer(_cause(error))
             status = response.status_code
-            if status in AWAY:
-                self._check_patience(f"status {status}")
-            else:
-                self._heard_at = time.monotonic()
-                tries += status != BUSY
-                if status in STOPS:
-                    raise _refused(response)
-                if not _may_help(response) or tries >= TRIES:
-                    return _answer_of(response)
-            told = response.headers.get("retry-after", "")
-            await asyncio.sleep(max(_wait(failures), min(float(told), LONGEST_WAIT_S) if told.isdecimal() else 0.0))
+            if status not in STOPS and _is_not_of_the_server(response):
+                failures += 1
+                if not await self._wait_for_server(f"status {status}", response, failures, since):
+                    return _no_answer(f"status {status}")
+                continue
+            self._heard_at = time.monotonic()
+            if status in STOPS or _blames_policy(response):
+                raise _refused(response)
+            tries += status != BUSY
+            if not _may_help(response) or tries >= TRIES:
+                return _answer_of(response)
+            failures += 1
+            await asyncio.sleep(self._pause(response, failures))
+            since = time.monotonic()
 
-    def _check_patience(self, why: str) -> None:
-        if time.monotonic() - self._heard_at > self._patience_s:
+    async def _wait_for_server(self, why: str, response: httpx.Response | None, failures: int, since: float) -> bool:
+        """Wait before the next try. False if the question is at fault, which is failing since then, not the server.
+
+        Raises OperatorError if the server has been away for too long.
+        """
+        if time.monotonic() - max(self._heard_at, since) > self._patience_s and not await self._is_ready():
             raise OperatorError(
                 f"The server has not answered for {self._patience_s:g} seconds ({why}). Once it is back, run the same"
                 " command again: it goes on where it stopped."
             )
+        if time.monotonic() - since > self._patience_s:
+            return False
+        await asyncio.sleep(self._pause(response, failures))
+        return True
+
+    async def _is_ready(self) -> bool:
+        try:
+            response = await self._client.get(self._client.base_url.join("../ready"), timeout=CONNECT_S)
+        except httpx.HTTPError:
+            return False
+        return response.is_success
+
+    def _pause(self, response: httpx.Response | None, failures: int) -> float:
+        """Seconds, longer after each failure and never the same, so that rows do not all come back at once."""
+        longest: float = min(LONGEST_WAIT_S, 0.1 * 2 ** min(failures, 10))
+        told = "" if response is None else response.headers.get("retry-after", "")
+        asked = min(float(told), self._patience_s) if told.isascii() and told.isdecimal() else 0.0
+        return asked + longest * random.uniform(0.5, 1.0)  # noqa: S311
 
 
-def _wait(failures: int) -> float:
-    """Seconds, longer after each failure and never the same, so that rows do not all come back at once."""
-    longest: float = min(LONGEST_WAIT_S, 0.1 * 2 ** min(failures, 10))
-    return longest * random.uniform(0.5, 1.0)  # noqa: S311
+def _is_not_of_the_server(response: httpx.Response) -> bool:
+    """Whether it is not up, or something in front of it answers in its place, such as a page about maintenance."""
+    if response.status_code in AWAY and response.headers.get("x-should-retry") != "false":
+        return True
+    try:
+        return not isinstance(response.json(), dict)
+    except ValueError:
+        return True
+
+
+def _blames_policy(response: httpx.Response) -> bool:
+    """Whether the server refuses the policy, which goes with every question."""
+    if response.status_code != httpx.codes.BAD_REQUEST:
+        return False
+    try:
+        return str(response.json()["error"]["param"]).partition(".")[0] == "policy"
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _may_help(response: httpx.Response) -> bool:
@@ -105,13 +177,19 @@ def _answer_of(response: httpx.Response) -> Answer:
     """Anything that is not clearly a verdict is an error."""
     try:
         body = response.json()
-        answer: Answer = body["guard"] if response.is_success else {"error": body["error"]}
-        if response.is_success and answer["verdict"] not in ("safe", "unsafe"):
-            raise ValueError
-        return answer
-    except (ValueError, KeyError, TypeError):
-        message = f"The server answered with status {response.status_code} and without a verdict."
-        return {"error": {"message": message, "code": None}}
+        if response.is_success:
+            answer: Answer = body["guard"]
+            if answer["verdict"] in ("safe", "unsafe") and not answer.get("error"):
+                return answer
+        else:
+            return {"error": {"message": str(body["error"]["message"]), "code": body["error"].get("code")}}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return _no_answer(f"status {response.status_code}")
+
+
+def _no_answer(why: str) -> Answer:
+    return {"error": {"message": f"The server gave no verdict on this row ({why}).", "code": "no_verdict"}}
 
 
 def _refused(response: httpx.Response) -> OperatorError:

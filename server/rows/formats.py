@@ -23,10 +23,12 @@ def format_of(file: Path) -> Format:
     """Raises OperatorError if the name ends in none of the known ways."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
     packed = suffixes[-1:] == [".gz"]
-    kind = _KINDS.get((suffixes[:-1] if packed else suffixes)[-1:][0]) if len(suffixes) > packed else None
-    if kind is None or (packed and kind == "parquet"):
+    if packed:
+        suffixes.pop()
+    kind = _KINDS.get(suffixes[-1]) if suffixes else None
+    if kind is None:
         raise OperatorError(
-            f"{file}: the name must end in .jsonl, .ndjson, .csv (each also with .gz after it) or .parquet, which tells"
-            " the format."
+            f"{file}: the name must end in .jsonl, .ndjson, .csv or .parquet, each also with .gz after it. It tells the"
+            " format."
         )
     return Format(kind, packed)

@@ -12,24 +12,33 @@ from typing import Any
 from server.domain.errors import OperatorError
 from server.rows.formats import format_of
 from server.rows.journal import Answer, Journal
-from server.rows.messages import messages_of
+from server.rows.messages import COLUMNS, messages_of
 from server.rows.reading import Placed, Row, Source
-from server.rows.writing import write
+from server.rows.writing import Kind, Table, write
 
 Ask = Callable[[Sequence[Any]], Awaitable[Answer]]
 """Messages to a verdict's detail, or to an error."""
 
-Progress = Callable[[int, Mapping[str, int]], None]
-"""Called with the number of rows answered since the last call, and the counts of all."""
+Progress = Callable[[int, int, Mapping[str, int]], None]
+"""Called with the number of rows answered since the last call, the number of all rows, and the counts so far."""
 
 TEXT_COLUMNS = ("text", "messages", "images")
 
-VERDICT_COLUMNS = ("verdict", "flagged", "categories", "p_unsafe", "threshold", "model", "error", "error_code")
+VERDICT_COLUMNS: Mapping[str, Kind] = {
+    "verdict": str,
+    "flagged": bool,
+    "categories": list,
+    "p_unsafe": float,
+    "threshold": float,
+    "model": str,
+    "error": str,
+    "error_code": str,
+}
 WHOLE_COLUMN = "guard"
 """In JSON Lines also the whole detail of the verdict, as in a reply."""
 
 PREFIX = "guard_"
-"""Before all of these names, if the input has one of them."""
+"""Before all of these names, as often as it takes, if the input has one of them."""
 
 
 @dataclass(slots=True)
@@ -45,70 +54,83 @@ class Summary:
         return self.counts.total()
 
     def __str__(self) -> str:
-        pace = f"{self.answered / self.seconds:.1f} a second" if self.seconds else "none asked about"
+        pace = f"{self.seconds:.1f} s, {self.answered / self.seconds:.1f} rows a second" if self.answered else "0.0 s"
         before = f", {self.rows - self.answered} of them answered before" if self.rows > self.answered else ""
         return (
             f"{self.rows} rows{before}: {self.counts['safe']} safe, {self.counts['unsafe']} unsafe,"
-            f" {self.counts['errors']} errors; {self.seconds:.1f} s, {pace}"
+            f" {self.counts['errors']} errors; {pace}"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One file to work through. `text` is the column of the text. `policy` is part of what makes a run the same."""
+    """One file to work through. `text` is the column of the text.
+
+    `policy` and `model` are part of what makes a run the same: verdicts of several are never mixed.
+    """
 
     file: Path
     out: Path
     text: str = "text"
     policy: Mapping[str, Any] = field(default_factory=dict)
+    model: str | None = None
     concurrency: int = 16
     overwrite: bool = False
 
 
 def check_files(run: Run) -> Source:
-    """Everything that can be wrong with the files before any work is done. Raises OperatorError."""
-    source = Source(run.file)
+    """Everything that can be wrong with the files' names and columns, before any work is done. Raises OperatorError."""
     format_of(run.out)
+    source = Source(run.file)
     if not run.out.parent.is_dir():
         raise OperatorError(f"{run.out.parent}: there is no such folder. Make it, or choose another file with --out.")
-    if run.out.exists() and run.file.exists() and run.out.samefile(run.file):
+    if run.out.exists() and run.out.samefile(run.file):
         raise OperatorError(f"{run.out}: is the input itself. Choose another file with --out.")
-    wanted = {run.text, *TEXT_COLUMNS}
-    if source.columns is not None and not wanted.intersection(source.columns):
-        there = ", ".join(source.columns) or "none"
+    if source.columns is not None:
+        _check_columns(run, source.columns)
+    return source
+
+
+def _check_columns(run: Run, columns: Sequence[str]) -> None:
+    wanted = {run.text} if run.text != "text" else set(TEXT_COLUMNS)
+    if not wanted.intersection(columns):
+        there = ", ".join(columns) or "none"
         raise OperatorError(
             f"{run.file}: has no column {run.text!r} (its columns: {there}). Name the column of the text with --column."
         )
-    return source
 
 
 async def work_through(run: Run, ask: Ask, progress: Progress = lambda *_: None) -> Summary:
     """Ask about every row that has no answer yet, and write the output. Raises OperatorError."""
     source, summary, started = check_files(run), Summary(), time.monotonic()
+    before = _stamp(run.file)
+    survey = source.survey()
+    if not survey.rows:
+        raise OperatorError(f"{run.file}: the file has no rows to judge.")
+    _check_columns(run, survey.columns)
     journal = Journal(run.out)
-    identity = {"input": _digest(run.file), "policy": dict(run.policy), "column": run.text}
+    identity = {"input": _digest(run.file), "policy": dict(run.policy), "column": run.text, "model": run.model}
     journal.open(identity, anew=run.overwrite)
-    try:
-        await _answer_rows(run, source, journal, ask, summary, progress)
-        if not summary.rows:
-            raise OperatorError(f"{run.file}: the file has no rows to judge.")
-        summary.seconds = time.monotonic() - started
-        _write_output(run, source, journal)
-    except BaseException:
+    if journal.receipt is not None:
         journal.close()
-        raise
-    if summary.counts["errors"]:
-        journal.close()  # the same command asks about these rows again
-    else:
-        journal.discard()
+        return Summary(Counter(journal.receipt))
+    try:
+        await _answer_rows(run, source, survey.rows, journal, ask, summary, progress)
+        _check_unchanged(run.file, before)
+        _write_output(run, source, survey.columns, journal, before)
+        summary.seconds = time.monotonic() - started
+        if not summary.counts["errors"]:
+            journal.finish(summary.counts)  # otherwise the same command asks about these rows again
+    finally:
+        journal.close()
     return summary
 
 
 async def _answer_rows(
-    run: Run, source: Source, journal: Journal, ask: Ask, summary: Summary, progress: Progress
+    run: Run, source: Source, total: int, journal: Journal, ask: Ask, summary: Summary, progress: Progress
 ) -> None:
     def rows_to_ask() -> Iterator[tuple[int, Placed]]:
-        for number, placed in enumerate(source):
+        for number, placed in enumerate(source.rows(only={run.text, *COLUMNS})):
             if journal.answered(number):
                 count(journal.get(number))
             else:
@@ -116,7 +138,7 @@ async def _answer_rows(
 
     def count(answer: Answer) -> None:
         summary.counts["errors" if "error" in answer else answer["verdict"]] += 1
-        progress(1, summary.counts)
+        progress(1, total, summary.counts)
 
     # All workers take from one iterator, so only their own rows are in memory.
     waiting = rows_to_ask()
@@ -135,40 +157,33 @@ async def _answer_rows(
 
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(run.concurrency):
+            for _ in range(min(run.concurrency, total)):
                 group.create_task(work())
-    except* OperatorError as errors:
+    except BaseExceptionGroup as errors:
         raise _first(errors) from None
 
 
-def _write_output(run: Run, source: Source, journal: Journal) -> None:
-    columns = _columns_of(source)
-    prefix = PREFIX if {*VERDICT_COLUMNS, WHOLE_COLUMN} & set(columns) else ""
+def _write_output(run: Run, source: Source, columns: Sequence[str], journal: Journal, before: object) -> None:
+    names, prefix = {*VERDICT_COLUMNS, WHOLE_COLUMN}, ""
+    while {prefix + name for name in names} & set(columns):
+        prefix += PREFIX
     whole = format_of(run.out).kind == "jsonl"
 
-    def rows() -> Iterator[Row]:
-        for number, placed in enumerate(source):
-            answer = journal.get(number)
-            row = {**placed.row, **{prefix + name: value for name, value in _verdict_of(answer).items()}}
-            if whole and "error" not in answer:
-                row[prefix + WHOLE_COLUMN] = {name: value for name, value in answer.items() if name != "row"}
-            yield row
+    def added(number: int) -> Row:
+        answer = journal.get(number)
+        row = {prefix + name: value for name, value in _verdict_of(answer).items()}
+        if whole and "error" not in answer:
+            row[prefix + WHOLE_COLUMN] = answer
+        return row
 
     part = journal.begin_part()
     try:
-        write(part, run.out, rows, [*columns, *(prefix + name for name in VERDICT_COLUMNS)], source.schema)
+        kinds = {prefix + name: kind for name, kind in VERDICT_COLUMNS.items()}
+        write(part, run.out, Table(source, columns, kinds, added))
+        _check_unchanged(run.file, before)
         journal.publish(part)
     finally:
         part.unlink(missing_ok=True)
-
-
-def _columns_of(source: Source) -> list[str]:
-    if source.columns is not None:
-        return list(source.columns)
-    columns: dict[str, None] = {}
-    for placed in source:
-        columns.update(dict.fromkeys(placed.row))
-    return list(columns)
 
 
 def _verdict_of(answer: Answer) -> Row:
@@ -181,17 +196,17 @@ def _verdict_of(answer: Answer) -> Row:
         "p_unsafe": answer.get("p_unsafe"),
         "threshold": answer.get("threshold"),
         "model": answer.get("model"),
-        "error": error.get("message"),
+        # It may name an image by what no file can be named by.
+        "error": message.encode("utf-8", "backslashreplace").decode() if (message := error.get("message")) else None,
         "error_code": error.get("code"),
     }
 
 
 def _named(row: Row, text: str) -> Row:
-    """The row with its text under the name `text`, and without fields that are not there."""
-    named = {name: value for name, value in row.items() if value is not None}
-    if text != "text" and text in named:
-        named["text"] = named.pop(text)
-    return named
+    """The row with its text under the name `text`. Who names a column wants that one, whatever `messages` holds."""
+    if text == "text":
+        return row
+    return {"text": row.get(text)} | {name: row.get(name) for name in ("images", "response") if name != text}
 
 
 def _digest(file: Path) -> str:
@@ -202,9 +217,19 @@ def _digest(file: Path) -> str:
         raise OperatorError(f"{file}: cannot be read: {error.strerror}.") from error
 
 
-def _first(errors: BaseExceptionGroup[OperatorError]) -> OperatorError:
+def _stamp(file: Path) -> tuple[int, int, int]:
+    stat = file.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _check_unchanged(file: Path, before: object) -> None:
+    """The journal knows rows by their number, so another file under this name would get verdicts on other rows."""
+    if not file.exists() or _stamp(file) != before:
+        raise OperatorError(f"{file}: was changed during the run. The output was not written.")
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     error: BaseException = errors
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    assert isinstance(error, OperatorError)
     return error

@@ -105,7 +105,7 @@ class Database:
             self._engine = create_async_engine(url, pool_pre_ping=self.dialect != "sqlite", **options)
             if self.dialect == "sqlite":
                 durability = "OFF" if self.is_temporary else "FULL"
-                event.listen(self._engine.sync_engine, "connect", functools.partial(_prepare_sqlite, durability))
+                event.listen(self._engine.sync_engine, "connect", functools.partial(prepare_sqlite, durability))
             async with self._engine.begin() as connection:
                 # A new database needs no migration, and Alembic is slow.
                 await connection.run_sync(metadata.create_all if self.is_temporary else _upgrade)
@@ -239,7 +239,7 @@ def _be_present(path: str) -> tuple[int, bool]:
     return descriptor, alone
 
 
-def _prepare_sqlite(durability: str, connection: Any, _: Any) -> None:
+def prepare_sqlite(durability: str, connection: Any, _: Any) -> None:
     cursor = connection.cursor()
     # With INCREMENTAL, a new database can give the space of what was erased back to the disk. With secure_delete, what
     # was erased is overwritten. With WAL, readers and the writer do not wait for each other. With FULL, commits survive

@@ -135,3 +135,15 @@ batch_suspects = Table(
     # How often it was judged alone.
     Column("tries", Integer, nullable=False),
 )
+
+# The audit trail, if it is kept here (server.audit). Nobody but `audit verify` looks into a line.
+audit_lines = Table(
+    "audit_lines",
+    metadata,
+    # What the line is part of: records or seals.
+    Column("kind", String(10), primary_key=True),
+    # The id of the process that wrote it, and the line's number in that process's chain, from 0.
+    Column("chain", String(40), primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("line", Text, nullable=False),
+)

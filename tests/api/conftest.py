@@ -67,7 +67,7 @@ def be(monkeypatch: pytest.MonkeyPatch) -> As:
 
 @dataclass
 class LiveServer:
-    """What `python -m server serve` runs, in a thread of this process and with the fake backend."""
+    """What `llama-guard-server serve` runs, in a thread of this process and with the fake backend."""
 
     server: serving.Server
     thread: threading.Thread
@@ -117,6 +117,8 @@ def start_server(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> Itera
                     """It would end the tests."""
 
             monkeypatch.setattr(serving, "Server", KnownServer)
+            # The loggers of this process are the tests'.
+            monkeypatch.setattr("server.observation.lines.set_up", lambda level, form: None)
             monkeypatch.setattr(serving, "load_backend", lambda settings, profile: backend)
             settings = Settings(profile=PROFILE, port=0, **{"drain_timeout": 3, **changes})
             thread = threading.Thread(target=serving.serve, args=[settings])

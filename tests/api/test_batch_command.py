@@ -1,12 +1,14 @@
-"""`python -m server batch` against a server on the fake backend."""
+"""`llama-guard-server batch` against a server on the fake backend."""
 
 import json
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from server.__main__ import main
-from tests.api.conftest import LiveServer
+from tests.api.conftest import LiveServer, StartServer
 from tests.fakes import FakeBackend, always
 
 ROWS = [{"id": "a", "text": "bread"}, {"messages": [{"role": "user", "content": "bread"}]}]
@@ -151,3 +153,86 @@ def test_no_file_is_replaced(live: LiveServer, rows: Path, tmp_path: Path, capsy
 def test_what_is_no_url_is_told(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["batch", "status", "--url", url]) == 2
     assert "is not a URL such as http://127.0.0.1:8000" in capsys.readouterr().err
+
+
+def test_an_output_is_replaced_when_asked(live: LiveServer, rows: Path, tmp_path: Path) -> None:
+    out = tmp_path / "other.jsonl"
+    out.write_text("mine")
+    assert guard(live, "submit", rows, "--out", out, "--overwrite") == 0
+    assert len(out.read_text().splitlines()) == 2
+    assert guard(live, "submit", rows, "--out", rows, "--overwrite") == 2
+
+
+def test_a_server_that_takes_only_short_files_gets_shorter_ones(
+    start_server: StartServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    live = start_server(max_file_bytes=1024)
+    file, out = write(tmp_path / "rows.jsonl", *({"text": f"bread {n}"} for n in range(40))), tmp_path / "out.jsonl"
+    assert guard(live, "submit", file, "--out", out) == 0
+    answers = [json.loads(line)["custom_id"] for line in out.read_text().splitlines()]
+    assert answers == [str(number) for number in range(1, 41)]
+    capsys.readouterr()
+    assert guard(live, "submit", write(tmp_path / "long.jsonl", {"text": "a" * 2000}), "--out", tmp_path / "o") == 2
+    assert "larger than 1024 bytes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["a.csv", "a.parquet", "a.jsonl.gz"])
+def test_answers_are_json_lines(live: LiveServer, rows: Path, tmp_path: Path, out: str) -> None:
+    assert guard(live, "submit", rows, "--out", tmp_path / out) == 2
+    assert live.backend.cases == []
+
+
+def test_tables_become_lines_too(live: LiveServer, tmp_path: Path) -> None:
+    table, lines = tmp_path / "rows.csv", tmp_path / "lines.csv"
+    table.write_text("id,text\na,bread\nb,a bomb\n")
+    lines.write_text('custom_id,method,url,body\nx,POST,/v1/moderations,"{""input"": ""a bomb""}"\n')
+    assert guard(live, "submit", table, "--wait") == 1
+    assert guard(live, "submit", lines, "--wait") == 1
+    lines.write_text("custom_id,method,url,body\nx,POST,/v1/moderations,{\n")
+    assert guard(live, "submit", lines, "--wait") == 2
+
+
+def test_a_restart_between_two_batches_loses_nothing(
+    live: LiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second upload finds nobody, then a server that is not ready."""
+    file, out = write(tmp_path / "rows.jsonl", *({"text": f"bread {n}"} for n in range(10))), tmp_path / "out.jsonl"
+    uploads, send = [], httpx.Client.send
+
+    def flaky(client: httpx.Client, request: httpx.Request, **options: Any) -> httpx.Response:
+        if request.method == "POST":
+            uploads.append(request.url.path)
+            if len(uploads) in (3, 6):
+                raise httpx.ConnectError("refused")
+            if len(uploads) in (4, 7):
+                return httpx.Response(503, json={"error": {"message": "not ready"}}, request=request)
+        return send(client, request, **options)
+
+    monkeypatch.setattr(httpx.Client, "send", flaky)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    assert guard(live, "submit", file, "--part-bytes", 500, "--out", out) == 0
+    assert len(out.read_text().splitlines()) == 10
+    assert len(uploads) > 7
+    uploads.clear()
+    monkeypatch.setattr("server.commands.batch.PATIENCE_S", -1.0)
+    assert guard(live, "submit", file, "--part-bytes", 500) == 2
+    assert "1 batches were made before, and go on" in capsys.readouterr().err
+
+
+def test_a_batch_that_may_have_been_made_is_not_made_twice(
+    live: LiveServer, rows: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    send = httpx.Client.send
+
+    def flaky(client: httpx.Client, request: httpx.Request, **options: Any) -> httpx.Response:
+        response = send(client, request, **options)
+        if request.method == "POST" and request.url.path.endswith("/batches"):
+            raise httpx.ReadError("reset")
+        return response
+
+    with monkeypatch.context() as patch:
+        patch.setattr(httpx.Client, "send", flaky)
+        assert guard(live, "submit", rows) == 2
+    assert "`batch status` shows whether the batch was made" in capsys.readouterr().err
+    assert guard(live, "status") == 0
+    assert capsys.readouterr().out.count("batch_") == 1

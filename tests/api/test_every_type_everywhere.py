@@ -22,7 +22,7 @@ from tests.api.test_structured import FORMAT, RESPONSE_FORMAT, RESPONSE_TOOL, VE
 from tests.api.test_tolerance import WHOLE
 
 TYPES: list[Any] = [
-    *(None, True, False, 0, -1, 2**63, 0.5, 1e300, "", "x", "{", "é"),
+    *(None, True, False, 0, -1, 2**63, 2**70, 0.5, 1e300, "", "x", "{", "é"),
     *([], [None], ["x"], [{}], {}, {"x": None}, {"type": "x"}, {"type": {}}, {"": {}}),
 ]
 """A value of each type, empty and not, and some that break what only looks at the type."""

@@ -119,7 +119,7 @@ def test_a_context_beyond_the_checkpoint_is_told(capsys: pytest.CaptureFixture[s
 def test_the_table_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.run(None, 48, as_json=False) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[3] == "Fit for  48.0 GiB (--gpu-memory)"
+    assert lines[3] == "Memory   48.0 GiB (--gpu-memory)"
     assert lines[6:9] == [
         "variant                       weights  KV/token  context    its KV   engine  room for",
         "llama-guard-4-12b:80gb       22.4 GiB   192 KiB  163,840  30.0 GiB  1.8 GiB   109,104  does not fit",

@@ -1,4 +1,4 @@
-"""`python -m server keys`, as a person and as a script types it."""
+"""`llama-guard-server keys`, as a person and as a script types it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`python -m server check` and `doctor`, as a person types them."""
+"""`llama-guard-server check` and `doctor`, as a person types them."""
 
 import json
 import subprocess
@@ -103,9 +103,21 @@ def test_file_is_judged_row_by_row_and_resumed(check, tmp_path, image):
     assert check("--file", str(file), "--out", str(out), "--threshold", "1").returncode == 2
     strict = tmp_path / "strict.jsonl"
     file.write_text(json.dumps(rows[0]) + "\n")
-    done = check("--file", str(file), "--out", str(strict), "--threshold", "0.000001", "--exclude", "S1,S2")
-    assert done.returncode == 1
+    assert check("--file", str(file), "--out", str(strict), "--threshold", "0.000001").returncode == 1
     assert json.loads(strict.read_text())["threshold"] == 0.000001
+    excluded, policy = tmp_path / "excluded.jsonl", tmp_path / "policy.json"
+    assert check("--file", str(file), "--out", str(excluded), "--exclude", "S1,S2").returncode == 0
+    assert not {"S1", "S2"} & set(json.loads(excluded.read_text())["guard"]["category_scores"])
+    policy.write_text('{"threshold": 0.000001, "excluded_categories": ["S5"]}')
+    chosen = tmp_path / "chosen.jsonl"
+    done = check("--file", str(file), "--out", str(chosen), "--policy", str(policy), "--threshold", "0.9")
+    assert done.returncode == 0
+    assert json.loads(chosen.read_text())["threshold"] == 0.9
+    # What every row would be refused for ends the run at once.
+    for flags in (("--threshold", "5"), ("--exclude", "S99"), ("--policy", str(file))):
+        done = check("--file", str(file), "--out", str(tmp_path / "none.jsonl"), *flags)
+        assert done.returncode == 2
+        assert "refuses every row with status 400" in done.stderr
 
 
 def test_nothing_judged_is_never_safe(check, tmp_path):

@@ -43,6 +43,22 @@ def said(code: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
+# --- The console ----------------------------------------------------------------------------------------------
+
+
+@ON_CPUS
+def test_vllm_still_speaks_before_it_reads_its_level():
+    code = "import os; os.environ['VLLM_LOGGING_LEVEL'] = 'ERROR'; import vllm.triton_utils"
+    assert "Triton" in without_mends(code, companions=False).stderr, "this mend is no longer needed"
+
+
+def test_vllm_keeps_to_its_level_from_the_first_word():
+    environment = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR"}
+    code = "import torch, logging; logging.getLogger('vllm.x').warning('x'); import vllm.triton_utils"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # --- torch and its companions ---------------------------------------------------------------------------------
 
 

@@ -134,7 +134,7 @@ async def _next_token(
         prompt = {"prompt_token_ids": list(ids)}
         if images:
             assert backend._images is not None
-            prompt = (await stack.enter_async_context(backend._images.shown(images)))(ids)
+            prompt = (await stack.enter_async_context(backend._images.shown(images)))(list(ids))
         outputs = [output async for output in backend.engine.generate(prompt, sampling, name)]
     logprobs = outputs[-1].outputs[0].logprobs[0]
     return outputs[-1].prompt_token_ids, {token: entry.logprob for token, entry in logprobs.items()}

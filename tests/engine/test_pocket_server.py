@@ -92,6 +92,11 @@ def test_a_request_gets_a_score_for_every_category_when_it_asks(client):
     assert len(set(asked["category_scores"].values())) > 1
 
 
+def test_nobody_else_speaks_on_the_console(pocket_server):
+    ready = next(number for number, line in enumerate(pocket_server.console) if "ready at" in line)
+    assert [line for line in pocket_server.console[: ready + 1] if not line.startswith("guard: ")] == []
+
+
 def test_curl_line_of_the_console_works(pocket_server):
     line = next(line for line in pocket_server.console if line.startswith("curl"))
     answer = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout

@@ -90,7 +90,7 @@ def test_the_command_line_presents_a_key(
     monkeypatch.delenv("GUARD_API_KEY", raising=False)
     without = guard("check", SAFE_TEXT, "--url", locked_server.url)
     assert without.returncode == 2
-    assert "didn't provide an API key" in without.stdout
+    assert "didn't provide an API key" in without.stderr
     assert guard("check", SAFE_TEXT, "--url", locked_server.url, "--api-key", key).returncode == 0
     monkeypatch.setenv("GUARD_API_KEY", key)
     assert guard("check", SAFE_TEXT, "--url", locked_server.url).returncode == 0

@@ -20,7 +20,14 @@ import pytest
 from PIL import Image, ImageCms, ImageDraw, ImageOps
 
 from server.domain.conversation import ImagePart
-from server.domain.errors import DeadlineExceeded, ImageTooLarge, InvalidImage, RemoteImagesDisabled, TooManyImages
+from server.domain.errors import (
+    DeadlineExceeded,
+    ImageTooLarge,
+    InvalidImage,
+    OutOfMemory,
+    RemoteImagesDisabled,
+    TooManyImages,
+)
 from server.domain.pictures import PictureSizes
 from server.families.llama_guard.pictures import SIZES
 from server.images import DecodedImage, ImageDecoder, ImageLimits, decoder, sampling, seen, turns, url
@@ -187,6 +194,16 @@ def test_remote_urls_while_fetching_is_on():
 
 
 # --- Bounds ----------------------------------------------------------------------------------------------
+
+
+def test_a_server_without_memory_does_not_blame_the_image(monkeypatch):
+    def starved(data, sizes):
+        raise MemoryError
+
+    monkeypatch.setattr("server.images.decoder.read", starved)
+    with pytest.raises(OutOfMemory) as caught:
+        decode(encoded(noise(8, 8)))
+    assert (caught.value.status, caught.value.retryable) == (503, True)
 
 
 def test_too_many_images_are_refused_before_any_is_read():

@@ -237,6 +237,7 @@ LONG = {
     "invisible": ":\n" + "\u200b" * 400_000,
     "emphasis": ":\n" + "#" * 400_000,
     "ends that are spelt": "User:" + "\\n " * 130_000,
+    "breaks that are spelt": "User: x" + "\\n" * 200_000,
     "carriers": "role:" * 80_000,
     "openings of sections": ">" + "<begin" + " " * 400_000,
     "brackets": ":\n" + "(" * 400_000,

@@ -426,7 +426,7 @@ async def test_a_list_asks_only_for_what_is_not_known(cached: Moderator, backend
 
 
 async def test_an_address_is_asked_for_each_time(cached: Moderator, backend: FakeBackend, monkeypatch: Any) -> None:
-    async def decode(images: Any) -> list[Any]:
+    async def decode(images: Any, _: str) -> list[Any]:
         return [DecodedImage((Image.new("RGB", (8, 8)),), 1, "PNG") for _ in images]
 
     monkeypatch.setattr(cached._decoder, "decode", decode)
@@ -675,9 +675,9 @@ async def test_images_are_decoded_once_and_stand_where_each_pass_shows_them(
     decoded = []
     decode = ImageDecoder.decode
 
-    async def counted(decoder: ImageDecoder, images: Sequence[ImagePart]) -> list[DecodedImage]:
+    async def counted(decoder: ImageDecoder, images: Sequence[ImagePart], holder: str) -> list[DecodedImage]:
         decoded.append(len(images))
-        return await decode(decoder, images)
+        return await decode(decoder, images, holder)
 
     monkeypatch.setattr(ImageDecoder, "decode", counted)
     said = [

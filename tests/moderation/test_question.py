@@ -109,10 +109,23 @@ def test_every_field_of_handling_is_thought_of() -> None:
         *("tenant", "never_remote", "top_logprobs"),
         # They change which conversation is asked about, not what is answered about it.
         *("finished_prompts", "background", "request_id"),
+        # They change where a request is read, and who is told what it cost.
+        *("large", "meter"),
+        # They are for the audit trail.
+        *("endpoint", "trace_id"),
     }
 
 
-@pytest.mark.parametrize("change", [{"background": True}, {"finished_prompts": True}, {"request_id": "req_1"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"background": True},
+        {"finished_prompts": True},
+        {"request_id": "req_1"},
+        {"endpoint": "/v1/moderations"},
+        {"trace_id": "1"},
+    ],
+)
 def test_what_changes_no_answer_asks_the_same(change: dict[str, object]) -> None:
     other = replace(ORDINARY, **change)  # type: ignore[arg-type]
     assert QUESTIONS.key(HELLO, POLICY, other) == QUESTIONS.key(HELLO, POLICY, ORDINARY)

@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from server.domain.events import Answered, publish
+from server.domain.events import Answered, ConnectionRefused, publish
 from server.observation import logs
 
 
@@ -28,3 +28,22 @@ def test_a_request_that_failed_is_told(caplog: pytest.LogCaptureFixture) -> None
 )
 def test_what_is_no_failure_of_a_request_is_not(caplog: pytest.LogCaptureFixture, event: Answered) -> None:
     assert said(caplog, event) == []
+
+
+def test_a_flood_of_connections_is_told_once_a_minute(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("server.observation.logs.time.monotonic", lambda: now)
+    monkeypatch.setattr(logs, "_crowds", logs.Sparse(every_s=60.0))
+    warn = logs.warn_of_too_many_connections
+    for reason in ("invalid_http", "request_timeout"):
+        warn(ConnectionRefused(reason))
+    assert not caplog.records, "these are mistakes of one client"
+    for reason in ("idle", "slow", "too_many_connections"):
+        warn(ConnectionRefused(reason))
+    assert len(caplog.records) == 1
+    now += 60.0
+    warn(ConnectionRefused("idle"))
+    warn(ConnectionRefused("idle"))
+    assert len(caplog.records) == 2

@@ -15,8 +15,11 @@ from server.domain import events
 from server.domain.conversation import Conversation, Role, TextPart
 from server.domain.events import (
     Answered,
+    AuditFailed,
+    AuditWritten,
     BatchChanged,
     BreakerChanged,
+    ConnectionRefused,
     ErrorAnswered,
     FinishedPromptJudged,
     Judged,
@@ -141,6 +144,7 @@ OTHERS: dict[str, tuple[object, dict[str, float]]] = {
             "guard_request_seconds_sum route=/tested": 0.5,
         },
     ),
+    "connection": (ConnectionRefused("tested"), {"guard_connections_refused_total reason=tested": 1}),
     "error": (ErrorAnswered("tested", 400), {"guard_errors_total kind=tested": 1}),
     "prompt that is trusted": (FinishedPromptJudged(trusted=True), {"guard_finished_prompts_total policy=prompt": 1}),
     "prompt that is not": (FinishedPromptJudged(trusted=False), {"guard_finished_prompts_total policy=server": 1}),
@@ -152,6 +156,11 @@ OTHERS: dict[str, tuple[object, dict[str, float]]] = {
     "lines out of time": (LinesDone("batch_1", expired=4), {"guard_batch_lines_total outcome=expired": 4}),
     "move": (Moved("tested"), {"guard_fallback_moves_total reason=tested": 1}),
     "call": (RemoteCalled("tested"), {"guard_remote_calls_total outcome=tested": 1}),
+    "records": (AuditWritten(3), {"guard_audit_records_total": 3}),
+    "records that failed": (
+        AuditFailed(2, "disk", refused=True),
+        {"guard_audit_failures_total reason=disk verdict=refused": 2},
+    ),
     "charge": (RemoteCharged("tested", 0.125), {"guard_cost_dollars_total backend=tested": 0.125}),
 }
 
@@ -199,6 +208,7 @@ def test_names_and_labels_are_what_dashboards_know() -> None:
         "guard_requests": ("route", "method", "status"),
         "guard_request_seconds": ("route",),
         "guard_errors": ("kind",),
+        "guard_connections_refused": ("reason",),
         "guard_verdicts": ("verdict", "judged", "backend"),
         "guard_verdict_categories": ("category",),
         "guard_verdict_seconds": (),
@@ -219,6 +229,8 @@ def test_names_and_labels_are_what_dashboards_know() -> None:
         "guard_remote_calls": ("outcome",),
         "guard_remote_breaker": (),
         "guard_backend_tokens": ("backend",),
+        "guard_audit_records": (),
+        "guard_audit_failures": ("reason", "verdict"),
         "guard_cost_dollars": ("backend",),
         "guard_cost_dollars_per_million_tokens": ("backend",),
     }

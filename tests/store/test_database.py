@@ -43,6 +43,7 @@ async def test_a_database_of_the_first_release_is_brought_up_to_date(database_ur
             await connection.execute(text(f"ALTER TABLE {table} DROP COLUMN finished_prompts"))
         await connection.execute(text("ALTER TABLE batches DROP COLUMN falls"))
         await connection.execute(text("DROP TABLE batch_suspects"))
+        await connection.execute(text("DROP TABLE audit_lines"))
         await connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
         await connection.execute(
             text(

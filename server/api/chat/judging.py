@@ -12,6 +12,7 @@ from server.api.detail import Guard, verdict_detail
 from server.api.names import ModelNames
 from server.api.policy import PolicyOptions, ScoresWanted, apply
 from server.api.service import Service
+from server.domain.aio import done
 from server.domain.caller import Handling
 from server.domain.conversation import Conversation
 from server.domain.errors import InvalidRequest
@@ -59,10 +60,11 @@ async def judge(service: Service, body: ChatRequest, handling: Handling) -> Judg
     """Judge the last message. Raises the errors of server.domain.errors."""
     check_stops(service, body)
     handling = _handling_of(body, service, handling)
-    prompt = body.finished_prompt(service.family)
+    prompt = await done(lambda: body.finished_prompt(service.family), large=handling.large)
     if prompt is not None:
         return await judge_prompt(prompt, "messages[0].content", service, body, handling)
-    return await judge_conversation(body.conversation(), service, body, handling)
+    conversation = await done(body.conversation, large=handling.large)
+    return await judge_conversation(conversation, service, body, handling)
 
 
 def check_stops(service: Service, body: Asked) -> None:
@@ -74,7 +76,7 @@ def check_stops(service: Service, body: Asked) -> None:
 
 async def judge_conversation(conversation: Conversation, service: Service, body: Asked, handling: Handling) -> Judged:
     """Judge the last turn by the server's policy. Raises the errors of server.domain.errors."""
-    layout = layout_for(body.wanted(), service, body.policy)
+    layout = await done(lambda: layout_for(body.wanted(), service, body.policy), large=handling.large)
     verdict = await _verdict_on(conversation, body.policy, service, body, handling)
     answer = service.family.write(verdict, max_tokens=body.token_limit, stop=body.stops)
     return Judged(verdict, answer, verdict_detail(verdict), laid_out(layout, verdict))
@@ -126,9 +128,11 @@ async def judge_prompt(prompt: FinishedPrompt, param: str, service: Service, bod
     """
     trusted = handling.finished_prompts or service.settings.finished_prompts
     options, codes = _options_of(prompt, body.policy, service) if trusted else (body.policy, {})
-    conversation = prompt.conversation() if trusted else prompt.everything(service.taxonomy)
+    conversation = await done(
+        prompt.conversation if trusted else lambda: prompt.everything(service.taxonomy), large=handling.large
+    )
     try:
-        layout = layout_for(body.wanted(), service, options, codes)
+        layout = await done(lambda: layout_for(body.wanted(), service, options, codes), large=handling.large)
         verdict = await _verdict_on(conversation, options, service, body, handling)
     except InvalidRequest as error:
         if error.param is not None and error.param.startswith("policy") and body.policy is None:

@@ -10,6 +10,13 @@ MAX_LINE = 256
 
 MAX_TRAILERS = 8 * 1024
 
+MOST_LINES = 200
+"""Lines that are taken at once, in about 0.4 ms. The event loop may read 32 times before others have their turn."""
+
+TINY = 64
+MOST_TINY = 65_536
+"""Chunks of less than TINY bytes that one body may have. Real clients send kilobytes in each."""
+
 _SIZE = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(;[^\n]*)?\r\n")
 
 
@@ -18,6 +25,8 @@ class Chunks:
 
     def __init__(self) -> None:
         self.ended = False
+        self._tiny = 0
+        """The number of tiny chunks so far."""
         self._left = 0
         """Bytes of the current chunk that are still to come, and of the line end after it."""
         self._trailers = False
@@ -25,9 +34,9 @@ class Chunks:
         """The start of a line whose end has not come. In the trailers: of all lines."""
 
     def take(self, data: bytes) -> int:
-        """The number of bytes of `data` that belong to the body. Raises BadHead."""
-        at = 0
-        while at < len(data) and not self.ended:
+        """The number of bytes of `data` that belong to the body. The caller asks again for the rest. Raises BadHead."""
+        at = lines = 0
+        while at < len(data) and not self.ended and lines < MOST_LINES:
             if self._left:
                 step = min(self._left, len(data) - at)
                 self._left -= step
@@ -36,6 +45,7 @@ class Chunks:
                 at = self._take_trailers(data, at)
             else:
                 at = self._take_line(data, at)
+                lines += 1
         return at
 
     def _take_line(self, data: bytes, at: int) -> int:
@@ -52,9 +62,16 @@ class Chunks:
         self._line = b""
         if length := int(size[1], 16):
             self._left = length + len(b"\r\n")
+            self._count(length)
         else:
             self._trailers = True
         return end
+
+    def _count(self, length: int) -> None:
+        if length < TINY:
+            self._tiny += 1
+            if self._tiny > MOST_TINY:
+                raise BadHead(InvalidHttp(f"The request's body has too many chunks of less than {TINY} bytes."))
 
     def _take_trailers(self, data: bytes, at: int) -> int:
         """Trailers end with an empty line. Without trailers, that is all."""

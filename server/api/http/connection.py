@@ -4,6 +4,9 @@ Uvicorn's parser takes heads and chunk extensions of any size, keeps silent conn
 a request that offers an upgrade. So it gets a head only once the head is whole and within bounds (head.py), and every
 wait for the client has an end.
 
+libuv hands over as much as has arrived, up to 8 MB, before any other connection has its turn. So a connection takes one
+request at a time and a bounded number of chunks, and reads nothing more until it has taken what it holds.
+
 A reply is sent in one piece. Uvicorn and uvloop would send the headers and then the body: two system calls, two
 segments, and a client that wakes up twice. A request also learns from a future that its client is gone: ASGI only has a
 message to wait for, which takes one more task per request.
@@ -20,7 +23,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from server.api.http.chunks import Chunks
 from server.api.http.errors import error_body
-from server.api.http.head import BadHead, body_of, checked, end_of
+from server.api.http.head import BadHead, body_of, check_target, checked, end_of
 from server.api.http.state import CONNECTION_LOST
 from server.domain.errors import GuardError, InvalidHttp, RequestTimeout, TooManyConnections
 from server.domain.events import ConnectionRefused, publish
@@ -60,10 +63,13 @@ class Connection(HttpToolsProtocol):
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(cast(asyncio.Transport, JoiningTransport(transport, self.loop)))
+        self._joining = JoiningTransport(transport, self.loop)
+        super().connection_made(cast(asyncio.Transport, self._joining))
         self._lost = self.loop.create_future()
         self.app_state = {**self.app_state, CONNECTION_LOST: self._lost}
         self._idle_since = time.monotonic()
+        self._pending = b""
+        """What has arrived and must wait: for the reply to the request before it, or for the next turn of the loop."""
         self._held = b""
         """A head that is not complete yet."""
         self._body_left = 0
@@ -71,6 +77,8 @@ class Connection(HttpToolsProtocol):
         self._chunks: Chunks | None = None
         self._complete = True
         """Whether the last request has come in full, so that the next byte begins a head."""
+        self._keeps = True
+        """Whether the connection may stay after the request, if its body comes."""
         self._refused = False
         self._stalled: asyncio.TimerHandle | None = None
         self._waiting: asyncio.TimerHandle | None = self.loop.call_later(HEAD_S, self._waited)
@@ -87,20 +95,38 @@ class Connection(HttpToolsProtocol):
     # --- What comes in -----------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        self._unset_keepalive_if_required()
+        self._pending += data
+        self._take()
+
+    def _take(self) -> None:
+        """Take what has arrived, as far as it may be taken in this turn of the loop."""
+        data, self._pending = self._pending, b""
         while data and not self._refused and not self.transport.is_closing():
-            data = self._take_head(data) if self._complete else self._take_body(data)
+            if not self._complete:
+                data = self._take_body(data)
+                if data and not self._complete:
+                    self.loop.call_soon(self._take)
+                    break
+            elif self._in_flight:
+                # Without a wish to keep the connection, nothing after the last request is read.
+                data = data.lstrip(b"\r\n") if self.cycle.keep_alive else b""
+                break  # on_response_complete goes on
+            else:
+                data = self._take_head(data)
+        self._pending = b"" if self._refused else data
+        self._joining.hold_reading(bool(self._pending))
 
     def _take_head(self, data: bytes) -> bytes:
         """Feed a head to the parser once it is complete. Returns what follows it."""
-        if self.cycle is not None and not self.cycle.keep_alive:
-            return b""  # the connection ends with the reply to the last request
         held = (self._held + data).lstrip(b"\r\n")
+        if not held:
+            return b""  # empty lines are no request: the connection is as idle as before
+        self._unset_keepalive_if_required()
         try:
             end = end_of(held, len(self._held))
             if end is None:
                 self._held = held
-                if self._waiting is None and held:
+                if self._waiting is None:
                     self._waiting = self.loop.call_later(HEAD_S, self._waited)
                 return b""
             head = checked(held[:end])
@@ -113,7 +139,7 @@ class Connection(HttpToolsProtocol):
         return held[end:]
 
     def _take_body(self, data: bytes) -> bytes:
-        """Feed what belongs to the body to the parser. Returns what follows it."""
+        """Feed what belongs to the body to the parser. Returns what follows it, or chunks for the next turn."""
         try:
             size = self._body_left if self._chunks is None else self._chunks.take(data)
         except BadHead as bad:
@@ -137,13 +163,35 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        length = body_of(self.headers, self.parser.get_http_version())
+        version = self.parser.get_http_version()
+        length = body_of(self.headers, version)
+        check_target(self.url, self.headers)
         self._chunks, self._body_left = (Chunks(), 0) if length is None else (None, length)
+        self.expect_100_continue = self.expect_100_continue and version == "1.1"
         super().on_headers_complete()
+        self._keeps = self.cycle.keep_alive
+        if self.expect_100_continue:
+            # A client that is refused before it sends the body may never send it, and go on with its next request.
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        if self.expect_100_continue:
+            self._body_comes()
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._complete = True
+        if self.expect_100_continue:
+            self._body_comes()
+        if self.cycle.response_complete:
+            self._stop_waiting()
         super().on_message_complete()
+
+    def _body_comes(self) -> None:
+        """The client does send the body that it asked about, so the connection may stay."""
+        self.expect_100_continue = False
+        if not self.cycle.response_started:
+            self.cycle.keep_alive = self._keeps
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.cycle is None or self.cycle.scope is not self.scope:  # otherwise a trailer, which nobody reads
@@ -181,6 +229,12 @@ class Connection(HttpToolsProtocol):
             # The rest of a body that was refused. It may take its time, but not for ever.
             self._stop_waiting()
             self._waiting = self.loop.call_later(HEAD_S, self.transport.close)
+        elif self._pending:
+            self.loop.call_soon(self._take)
+
+    def shutdown(self) -> None:
+        self._keeps = False
+        super().shutdown()
 
     def _waited(self) -> None:
         self._waiting = None
@@ -208,13 +262,15 @@ class Connection(HttpToolsProtocol):
             self._stalled = None
 
     def _make_room(self) -> None:
-        idle = [each for each in self.connections if isinstance(each, Connection) and not each._in_flight]
-        idle.remove(self)
-        idle.sort(key=lambda connection: connection._idle_since)
-        for connection in idle[: max(1, int(len(self.connections) * MAKING_ROOM))]:
+        """Close idle connections, or without any the one that has been sending its body for the longest time."""
+        others = [each for each in self.connections if isinstance(each, Connection) and each is not self]
+        others.sort(key=lambda connection: connection._idle_since)
+        idle = [each for each in others if not each._in_flight][: max(1, int(len(self.connections) * MAKING_ROOM))]
+        closed = idle or [each for each in others if not each._complete][:1]
+        for connection in closed:
             connection.transport.close()
-            publish(ConnectionRefused("idle"))
-        if not idle:
+            publish(ConnectionRefused("idle" if idle else "slow"))
+        if not closed:
             self._refuse(
                 TooManyConnections("The server has too many connections. Try again in a second.", retry_after=1)
             )
@@ -238,19 +294,44 @@ class Connection(HttpToolsProtocol):
         length = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(content)
         self.transport.write(STATUS_LINE[error.status] + length + retry + b"connection: close\r\n\r\n" + content)
         self.flow.resume_reading()
+        self._joining.hold_reading(False)
         self.loop.call_later(LINGER_S, self.transport.close)
 
 
 class JoiningTransport:
-    """`transport`, except that it holds a write until this turn of `loop` ends, and sends it together with the next."""
+    """`transport`, except that it holds a write until this turn of `loop` ends, and sends it together with the next.
+
+    It reads while neither uvicorn's flow control nor its protocol (`hold_reading`) wants it to pause.
+    """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
         self._held = b""
+        self._paused = self._holds = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
+
+    def pause_reading(self) -> None:
+        self._read_or_pause(paused=True, holds=self._holds)
+
+    def resume_reading(self) -> None:
+        self._read_or_pause(paused=False, holds=self._holds)
+
+    def hold_reading(self, holds: bool) -> None:
+        if holds != self._holds:
+            self._read_or_pause(paused=self._paused, holds=holds)
+
+    def _read_or_pause(self, *, paused: bool, holds: bool) -> None:
+        before, after = self._paused or self._holds, paused or holds
+        self._paused, self._holds = paused, holds
+        if before == after or self._transport.is_closing():
+            return
+        if after:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
 
     def write(self, data: bytes) -> None:
         if self._held:

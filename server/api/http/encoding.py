@@ -8,7 +8,8 @@ from server.domain.errors import RequestTooLarge, UnsupportedEncoding
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 STEP = 256 * 1024
-"""Bytes of one step of decompression. Each gives up the interpreter's lock, so other requests go on."""
+"""Bytes that go into or come out of one step of decompression. Each gives up the interpreter's lock, so other requests
+go on."""
 
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _READ = ("gzip", "x-gzip", "deflate")
@@ -42,11 +43,13 @@ def unpacked(body: bytes | bytearray, limit: int) -> bytearray:
     Raises RequestTooLarge, and UnsupportedEncoding if the body is not compressed so, is cut off, or goes on after its
     end.
     """
-    unpacker, content, rest = zlib.decompressobj(_GZIP_OR_ZLIB), bytearray(), bytes(body)
+    unpacker, content, taken = zlib.decompressobj(_GZIP_OR_ZLIB), bytearray(), 0
     try:
-        while rest and not unpacker.eof:
-            content += unpacker.decompress(rest, STEP)
-            rest = unpacker.unconsumed_tail
+        while not unpacker.eof and (unpacker.unconsumed_tail or taken < len(body)):
+            # Not all of the body at once: each step copies what is left of what it got.
+            piece = unpacker.unconsumed_tail or body[taken : taken + STEP]
+            taken += 0 if unpacker.unconsumed_tail else len(piece)
+            content += unpacker.decompress(piece, STEP)
             if len(content) > limit:
                 raise RequestTooLarge(
                     f"The request body is larger than {limit} bytes when it is unpacked. Send a smaller one. The"
@@ -54,7 +57,7 @@ def unpacked(body: bytes | bytearray, limit: int) -> bytearray:
                 )
     except zlib.error:
         raise _not_packed() from None
-    if not unpacker.eof or unpacker.unused_data:
+    if not unpacker.eof or unpacker.unused_data or taken < len(body):
         raise _not_packed()
     return content
 

@@ -10,6 +10,7 @@ MAX_HEADERS = 100
 _END = b"\r\n\r\n"
 _UPGRADE = re.compile(rb"\r\nupgrade(?=[ \t]*:)", re.IGNORECASE)
 _VERSIONS = (b" HTTP/1.1", b" HTTP/1.0")
+_HOST = re.compile(rb"(\[[0-9A-Za-z:.%]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)?")
 
 
 class BadHead(Exception):
@@ -56,16 +57,35 @@ def body_of(headers: list[tuple[bytes, bytes]], version: str) -> int | None:
 
     The parser has refused several lengths, a length beside chunks, and lengths that are no number.
     """
-    length, chunked, hosts = 0, False, 0
+    length, chunked, host = 0, False, None
     for name, value in headers:
         if name == b"content-length":
             length = int(value)
         elif name == b"host":
-            hosts += 1
+            if host is not None:
+                raise BadHead(InvalidHttp("The request must have one Host header."))
+            host = value.strip()
         elif name == b"transfer-encoding":
             if value.strip().lower() != b"chunked" or version != "1.1":
                 raise BadHead(InvalidHttp("The only transfer encoding that this server reads is `chunked`."))
             chunked = True
-    if hosts > 1 or (hosts == 0 and version == "1.1"):
+    if host is None and version == "1.1":
         raise BadHead(InvalidHttp("The request must have one Host header."))
+    if host is not None and _HOST.fullmatch(host) is None:
+        raise BadHead(InvalidHttp("The Host header is not the name of a host."))
     return None if chunked else length
+
+
+def check_target(target: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    """Check what the request asks for. Raises BadHead.
+
+    A target with a host (`GET http://host/path`) goes before the Host header (RFC 9112, 3.2.2), which is what is
+    checked later, so the two must not differ.
+    """
+    if b"#" in target:
+        raise BadHead(InvalidHttp("The request's target has a fragment (`#`). Leave it out."))
+    if target.startswith(b"/") or target == b"*":
+        return
+    authority = re.split(rb"[/?]", target.partition(b"://")[2], maxsplit=1)[0].lower()
+    if any(name == b"host" and value.strip().lower() != authority for name, value in headers):
+        raise BadHead(InvalidHttp("The request's target and its Host header name two hosts."))

@@ -12,6 +12,9 @@ from server.domain.errors import CrossSite, ForeignHost
 
 ANY_HOST = "*"
 
+FOREIGN_SITES = frozenset({"cross-site", "same-site"})
+"""What browsers say of a page of another origin. A page of the same site may be that of another port."""
+
 _AUTHORITY = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:\[\]@/]+)(:(?P<port>\d*))?")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
@@ -27,21 +30,18 @@ class Hosts:
 
     def check(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Raises ForeignHost or CrossSite."""
-        host = origin = site = None
+        hosts, origins, sites = set[str](), set[str](), set[str]()
+        said = {b"host": hosts, b"origin": origins, b"sec-fetch-site": sites}
         for name, value in headers:
-            if name == b"host":
-                host = value.decode("latin-1").strip().lower()
-            elif name == b"origin":
-                origin = value.decode("latin-1").strip().lower()
-            elif name == b"sec-fetch-site":
-                site = value
-        if host is not None and not self._any and not self._serves(host):
+            if name in said:
+                said[name].add(value.decode("latin-1").strip().lower())
+        if not self._any and not all(map(self._serves, hosts)):
             raise ForeignHost(
                 "This server is not served under the host that the request names. Use 127.0.0.1 or localhost. To serve"
                 " it under other names, the operator lists them in GUARD_ALLOWED_HOSTS."
             )
-        foreign = origin is not None and not _same(origin, host or "")
-        if self._origins and (foreign or site in (b"cross-site", b"same-site")):
+        foreign = any(not _same(origin, host) for origin in origins for host in hosts or {""})
+        if self._origins and (foreign or sites & FOREIGN_SITES):
             raise CrossSite(
                 "This request came from a page of another origin. A server without API keys refuses such requests."
                 " To allow them, the operator turns keys on with GUARD_AUTH=required."

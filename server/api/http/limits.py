@@ -28,10 +28,18 @@ class Limits:
         """Count a request. Raises RequestLimitReached or TokenLimitReached."""
         self._by_key.take_request(caller)
 
-    def debit(self, caller: Caller, verdicts: Sequence[Verdict]) -> None:
-        """Count the tokens of an answered request, including those from a cache."""
+    def debit(self, caller: Caller, tokens: int) -> None:
+        """Count tokens that a request of `caller` spent. A negative number gives some back."""
+        self._by_key.debit_tokens(caller, tokens)
+
+    def debit_answer(self, caller: Caller, verdicts: Sequence[Verdict], spent: int) -> None:
+        """Count the rest of the tokens of an answered request, including those from a cache.
+
+        `spent` tokens were counted while it was judged.
+        """
         completions = [verdict.completion for verdict in verdicts]
-        self._by_key.debit_tokens(caller, sum(each.prompt_tokens + each.completion_tokens for each in completions))
+        tokens = sum(each.prompt_tokens + each.completion_tokens for each in completions)
+        self.debit(caller, max(0, tokens - spent))
 
     def headers(self, caller: Caller) -> Headers:
         """`x-ratelimit-{limit,remaining,reset}-{requests,tokens}`."""

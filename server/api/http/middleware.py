@@ -88,11 +88,11 @@ class RequestContext:
         self._served.limits.take_request(state.caller)
 
     def _add_headers(self, message: Message, scope: Scope, state: RequestState) -> None:
-        """Add this server's headers to the start of a response, and debit the tokens that it took."""
+        """Add this server's headers to the start of a response, and debit what is not yet debited of its tokens."""
         state.status = message["status"]
         limits, caller = self._served.limits, state.caller
         if caller is not None:
-            limits.debit(caller, state.verdicts)
+            limits.debit_answer(caller, state.verdicts, state.meter.tokens if state.meter is not None else 0)
         message["headers"] = [
             *message.get("headers", []),
             (b"x-request-id", state.request_id.encode()),
@@ -115,12 +115,12 @@ class RequestContext:
 
     def _account(self, scope: Scope, state: RequestState) -> None:
         """Give back the bytes of the body, and publish the end of the request."""
-        self._served.body_budget.give_back(state.holder, state.body_counted)
+        self._served.body_budget.give_back(state.holder, state.body_counted, state.connection)
         route: str = state.route or getattr(scope.get("route"), "path", None) or "unknown"
         method = scope["method"] if scope["method"] in METHODS else "other"
         # None without API keys, and for a request that was refused before its caller was known.
         caller = state.caller.id if state.caller is not None else None
-        publish(Answered(state.request_id, caller, route, method, state.status, state.seconds))
+        publish(Answered(state.request_id, caller, route, method, state.status, state.seconds, state.traceparent))
 
 
 def _judged_by(verdicts: Sequence[Verdict]) -> list[tuple[bytes, bytes]]:

@@ -1,8 +1,9 @@
 """The limits of each key: requests and tokens per minute, counted in this process.
 
 A limit of N per minute is a bucket that holds N and refills continuously at N per minute. A request is debited before
-its work. Tokens are known only after the work and are debited then. This may leave a debt, and the key is refused until
-it is paid off. In the long run a key gets exactly its limit, however large its requests are.
+its work. Tokens are debited while they are spent, whatever becomes of the request: an estimate when a prompt is begun,
+and the difference once its tokens are known. This may leave a debt, and the key is refused until it is paid off. In the
+long run a key gets exactly its limit, however large its requests are.
 """
 
 import math
@@ -62,7 +63,7 @@ class RateLimits:
         self._debit(caller, Unit.REQUESTS, 1)
 
     def debit_tokens(self, caller: Caller, tokens: int) -> None:
-        """Count the tokens that a request of `caller` took."""
+        """Count tokens of a request of `caller`."""
         self._debit(caller, Unit.TOKENS, tokens)
 
     def allowance(self, caller: Caller, unit: Unit) -> Allowance | None:

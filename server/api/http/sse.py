@@ -1,8 +1,8 @@
 """Server-sent events."""
 
-import json
 from collections.abc import AsyncIterator, Mapping
 
+import orjson
 from fastapi.responses import StreamingResponse
 
 DONE = "data: [DONE]\n\n"
@@ -10,7 +10,7 @@ DONE = "data: [DONE]\n\n"
 
 def event(document: Mapping[str, object], kind: str | None = None) -> str:
     """One event. `kind` is its name, in dialects that name their events."""
-    data = f"data: {json.dumps(document, separators=(',', ':'))}\n\n"
+    data = f"data: {orjson.dumps(document).decode()}\n\n"
     return data if kind is None else f"event: {kind}\n{data}"
 
 

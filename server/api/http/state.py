@@ -12,11 +12,11 @@ from starlette.types import Scope
 from server.api.http.access import Access
 from server.api.http.budget import BodyBudget
 from server.api.http.errors import ErrorShapes
-from server.api.http.ids import new_id
+from server.api.http.ids import new_id, traceparent_of
 from server.api.http.limits import Limits
 from server.api.service import Service
 from server.checkpoints.profile import Profile
-from server.domain.caller import Caller
+from server.domain.caller import Caller, Meter
 from server.domain.verdict import Verdict
 from server.moderation.judges import Judge
 from server.moderation.readiness import Readiness
@@ -91,8 +91,9 @@ class RequestState:
     """The state of one request so far.
 
     `connection_lost` is done once the client is gone. It is None behind a server that does not report this. `route` is
-    the path of a direct route, None for all others. The reply is made from `verdicts`. `body_counted` are the bytes of
-    the body that count in the budget. `client` is the address of the client.
+    the path of a direct route, None for all others. The reply is made from `verdicts`, and `meter` counts the tokens of
+    those that it did not get to as well. `body_counted` are the bytes of the body that count in the budget. `client`
+    and `port` are the address of the client, `traceparent` names the caller's span.
     """
 
     connection_lost: asyncio.Future[None] | None = None
@@ -101,10 +102,17 @@ class RequestState:
     route: str | None = None
     caller: Caller | None = None
     verdicts: Sequence[Verdict] = ()
+    meter: Meter | None = None
     body_bytes: int = 0
     body_counted: int = 0
     status: int = UNANSWERED
     client: str = ""
+    port: int = 0
+    traceparent: str | None = None
+
+    @property
+    def trace_id(self) -> str | None:
+        return None if self.traceparent is None else self.traceparent.split("-")[1]
 
     @property
     def seconds(self) -> float:
@@ -116,10 +124,17 @@ class RequestState:
         """Who holds what this request takes of shared room: the key, or the client's address without keys."""
         return self.caller.id if self.caller is not None and self.caller.id is not None else self.client
 
+    @property
+    def connection(self) -> str | None:
+        """Tells the connections of one address apart, which without keys may be those of many callers."""
+        return None if self.caller is not None and self.caller.id is not None else str(self.port)
+
     @classmethod
     def begin(cls, scope: Scope) -> "RequestState":
         """Make the state of a request and put it into its scope."""
-        state = scope[_KEY] = cls(scope.get("state", {}).get(CONNECTION_LOST), client=(scope.get("client") or [""])[0])
+        lost = scope.get("state", {}).get(CONNECTION_LOST)
+        client, port = scope.get("client") or ("", 0)
+        state = scope[_KEY] = cls(lost, client=client, port=port, traceparent=traceparent_of(scope["headers"]))
         return state
 
 

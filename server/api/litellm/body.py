@@ -2,16 +2,13 @@
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from server.api.policy import PolicyOptions, ScoresWanted
 from server.api.wire import WireModel
 
 METADATA_PREFIXES = ("litellm_", "request_", "user_api_key_")
 """Prefixes of the fields in which LiteLLM describes a call. Newer versions may add fields."""
-
-MAX_LEVELS = 100
-"""The deepest nesting of lists and objects."""
 
 
 class AdditionalParameters(WireModel):
@@ -35,13 +32,6 @@ class GuardrailRequest(WireModel):
     additional_provider_specific_params: AdditionalParameters | None = None
     model: str | None = Field(None, description="The name of the guarded model. Ignored.")
 
-    @field_validator("structured_messages", "tool_calls")
-    @classmethod
-    def _refuse_what_is_too_deep(cls, value: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
-        if extent(value)[0] > MAX_LEVELS:
-            raise ValueError(f"lists and objects may be nested at most {MAX_LEVELS} levels deep")
-        return value
-
     @model_validator(mode="before")
     @classmethod
     def _ignore_metadata(cls, body: dict[str, Any]) -> dict[str, Any]:
@@ -52,19 +42,3 @@ class GuardrailRequest(WireModel):
             if name in cls.model_fields
             or not (name.startswith(METADATA_PREFIXES) or value in (None, [], {}, "") or isinstance(value, int | float))
         }
-
-
-def extent(value: Any) -> tuple[int, int]:
-    """The depth of lists and objects in `value`, and the number of characters in its texts and keys."""
-    levels, characters, level = 0, 0, [value]
-    while level:
-        below = list[Any]()
-        for item in level:
-            if isinstance(item, str):
-                characters += len(item)
-            elif isinstance(item, list):
-                below += item
-            elif isinstance(item, dict):
-                below += [*item, *item.values()]
-        levels, level = levels + 1, below
-    return levels, characters

@@ -6,7 +6,6 @@ one request they are joined, never left out. A request that cannot be judged get
 unless its operator configured it to go on.
 """
 
-import asyncio
 from collections.abc import Sequence
 from typing import Literal, NotRequired
 
@@ -19,16 +18,14 @@ from server.api.http.dialect import Dialect
 from server.api.http.direct import DirectRoute, JSONReply
 from server.api.http.shapes import Closed
 from server.api.litellm import examples
-from server.api.litellm.body import AdditionalParameters, GuardrailRequest, extent
+from server.api.litellm.body import AdditionalParameters, GuardrailRequest
 from server.api.litellm.conversations import conversations_of
 from server.api.service import Reply, Service
+from server.domain.aio import done
 from server.domain.caller import Handling, Scope
 from server.domain.verdict import Verdict
 
 router = APIRouter(tags=["LiteLLM"], route_class=DirectRoute)
-
-LONG_BODY = 65_536
-"""Bodies of more characters are read beside the event loop."""
 
 
 class Guardrail(Closed):
@@ -41,11 +38,7 @@ class Guardrail(Closed):
 
 async def guard(service: Service, body: GuardrailRequest, handling: Handling) -> Reply[Guardrail]:
     most = service.settings.max_list
-    _, characters = extent([body.texts, body.images, body.structured_messages, body.tool_calls])
-    if characters > LONG_BODY:
-        conversations = await asyncio.to_thread(conversations_of, body, most)
-    else:
-        conversations = conversations_of(body, most)
+    conversations = await done(lambda: conversations_of(body, most), large=handling.large)
     own = body.additional_provider_specific_params or AdditionalParameters()
     verdicts = await service.judge(
         conversations, model=None, policy=own.policy, scores=own.category_scores, handling=handling

@@ -16,6 +16,7 @@ from server.api.messages import StringOrParts, to_parts
 from server.api.policy import PolicyOptions, ScoresWanted
 from server.api.service import Reply, Service
 from server.api.wire import Label, Object, Token, WireModel
+from server.domain.aio import done
 from server.domain.caller import Handling, Scope
 from server.domain.conversation import Part
 from server.domain.verdict import Verdict
@@ -67,7 +68,7 @@ class ShieldReply(Closed):
 
 async def run(service: Service, body: ShieldRequest, handling: Handling) -> Reply[ShieldReply]:
     verdicts = await service.judge(
-        [conversation(body.messages)],
+        [await done(lambda: conversation(body.messages), large=handling.large)],
         model=body.shield_id,
         policy=body.policy,
         scores=body.category_scores,

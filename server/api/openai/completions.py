@@ -33,7 +33,7 @@ from server.api.openai import examples
 from server.api.policy import PolicyOptions, ScoresWanted
 from server.api.service import Reply, Service
 from server.api.wire import Object, WireModel
-from server.domain.aio import together
+from server.domain.aio import done, together
 from server.domain.caller import Handling
 from server.domain.conversation import Conversation, TextPart
 from server.domain.errors import ContextLengthExceeded, InvalidRequest, NothingToJudge
@@ -190,7 +190,7 @@ async def complete(service: Service, body: CompletionRequest, handling: Handling
 
 async def _judge(prompt: str, param: str, service: Service, body: CompletionRequest, handling: Handling) -> Judged:
     try:
-        finished = service.family.finished_prompt(prompt)
+        finished = await done(lambda: service.family.finished_prompt(prompt), large=handling.large)
         if finished is not None:
             return await judge_prompt(finished, param, service, body, handling)
         conversation = Conversation.from_user(TextPart(prompt, param))

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
+import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response as HttpResponse
 from pydantic import Field, field_validator
@@ -33,6 +34,7 @@ from server.api.openai.usage import OutputTokensDetails
 from server.api.policy import PolicyOptions, ScoresWanted
 from server.api.service import Reply, Service
 from server.api.wire import Object, WireModel
+from server.domain.aio import done
 from server.domain.caller import Handling
 from server.domain.conversation import Conversation, Message, TextPart
 from server.domain.errors import ContextLengthExceeded, NothingToJudge
@@ -40,6 +42,9 @@ from server.domain.verdict import Verdict
 from server.families.base import Wording
 
 router = APIRouter(prefix="/v1", tags=["responses"], route_class=DirectRoute)
+
+MAX_METADATA_BYTES = 65_536
+"""OpenAI allows 16 texts of 512 characters."""
 
 LOGPROBS = "message.output_text.logprobs"
 """A request has this in `include` to get log-probabilities."""
@@ -106,6 +111,13 @@ class ResponsesRequest(IgnoredResponseOptions):
         format_ = (self.text or {}).get("format")
         wanted = wanted_format(format_, "text.format") if format_ else None
         return [] if wanted is None else [wanted]
+
+    @field_validator("metadata")
+    @classmethod
+    def _bound_what_is_repeated(cls, metadata: dict[str, Any] | None) -> dict[str, Any] | None:
+        if metadata and len(orjson.dumps(metadata)) > MAX_METADATA_BYTES:
+            raise ValueError(f"it may have at most {MAX_METADATA_BYTES} bytes of JSON")
+        return metadata
 
     def to_conversation(self) -> Conversation:
         """The instructions and the input. Raises NothingToJudge."""
@@ -206,10 +218,10 @@ async def respond(service: Service, body: ResponsesRequest, handling: Handling) 
     wants_logprobs = LOGPROBS in (body.include or ())
     if wants_logprobs:
         handling = replace(handling, top_logprobs=body.top_logprobs or 0)
-    layout = layout_for(body.wanted(), service, body.policy)
+    layout = await done(lambda: layout_for(body.wanted(), service, body.policy), large=handling.large)
     try:
         (verdict,) = await service.judge(
-            [body.to_conversation()],
+            [await done(body.to_conversation, large=handling.large)],
             model=body.model,
             policy=body.policy,
             scores=body.category_scores,

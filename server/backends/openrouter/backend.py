@@ -187,7 +187,7 @@ class OpenRouterBackend:
             raise fresh(refused)
         began = time.monotonic()
         asked = (case, self._settings, self._family.longest_answer)
-        if case.images:
+        if case.images or case.handling.large:
             body = await asyncio.get_running_loop().run_in_executor(None, body_of, *asked)
         else:
             body = body_of(*asked)

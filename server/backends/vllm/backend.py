@@ -46,6 +46,9 @@ LIVE, BACKGROUND = 0, 1
 LONG_TEXT = 16_384
 """Characters of a prompt that are encoded without leaving the event loop: a few milliseconds."""
 
+LABEL = 16
+"""Characters around each text of a prompt, rounded up."""
+
 EngineInput: TypeAlias = "list[int] | MultiModalInput"
 
 
@@ -133,7 +136,7 @@ class VllmBackend:
             # vLLM takes a slot without a picture for plain text, without a word.
             raise ValueError("a case needs one picture for each image of its conversation")
         steps = self._asker.steps(case.conversation, case.policy, case.handling.top_logprobs)
-        asks = next(steps)
+        asks = await self._begun(steps, case)
         work = _Work(case, self._images.tokens(case.images) if case.images and self._images is not None else 0)
         await self._encode_all(asks, work)  # what is too long is refused before its pictures are tiled
         if not case.images:
@@ -145,6 +148,13 @@ class VllmBackend:
 
     async def probe(self, case: Case) -> Completion:
         return await self.complete(case)
+
+    async def _begun(self, steps: Steps, case: Case) -> Sequence[Ask]:
+        """The first step. The prompt of a long conversation is written off the event loop."""
+        texts = [text for turn in case.conversation.turns for text in turn.texts]
+        if sum(map(len, texts)) + LABEL * len(texts) <= LONG_TEXT:
+            return next(steps)
+        return await asyncio.get_running_loop().run_in_executor(self._encoders, next, steps)
 
     async def _completed(self, steps: Steps, asks: Sequence[Ask], work: "_Work") -> Completion:
         """Do what the family asks for, step by step, until it has read its verdict."""
@@ -242,10 +252,10 @@ class VllmBackend:
 
     async def _encode(self, prompt: Prompt) -> list[int]:
         """Token ids of the prompt. A long one is encoded off the event loop, and not at all when it cannot fit."""
-        text = prompt.text
-        if len(text) <= LONG_TEXT:
+        if sum(len(piece.text) for piece in prompt.pieces) <= LONG_TEXT:
             return prompt.token_ids(self._tokenizer)
         loop = asyncio.get_running_loop()
+        text = await loop.run_in_executor(self._encoders, lambda: prompt.text)
         limit = 2 * self._profile.context_tokens
         if await loop.run_in_executor(self._encoders, self._tokenizer.exceeds, text, limit):
             raise self._context_exceeded(None)

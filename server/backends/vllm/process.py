@@ -5,7 +5,7 @@ the server's, for each engine            tapped_outputs (client.py)
 the engine's                             `of_the_engine`
 the engine's on CPUs                     `of_an_engine_on_cpus` too
 every one of vLLM's                      `of_every_process`
-every one that imports torch             torch_companions (pyproject.toml)
+every one that imports torch             torch_companions, early_words (pyproject.toml)
 """
 
 import os

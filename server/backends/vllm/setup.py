@@ -1,10 +1,10 @@
 """How vLLM is set up: its environment variables, and the arguments of the engine."""
 
-import logging
 import os
 from pathlib import Path
 from typing import Any
 
+from server.backends.vllm.mends import early_words
 from server.backends.vllm.process import ARGUMENTS, arguments_here, prepare_server
 from server.checkpoints.profile import Profile
 from server.checkpoints.verify import LONG_CONTEXT_VARIABLE
@@ -23,7 +23,7 @@ def prepare_environment(profile: Profile, sockets: Path) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # before vLLM reads the variable itself
+    early_words.install()
     if profile.context_beyond_checkpoint:
         os.environ[LONG_CONTEXT_VARIABLE] = "1"
 

@@ -27,7 +27,11 @@ SPEAKERS: dict[str, Role] = {
 }
 """Who may stand before a colon, and on whose side: the official words, and wire roles with a capital, as in OGX."""
 
+LONGEST_EDGE = 4096
+"""Characters of what stands before the task, or behind the conversation."""
+
 _SPEAKER = "|".join(SPEAKERS)
+_TASK = "Task: Check if there is unsafe content in '"
 _OPENING = re.compile(
     r"(?:\s|<s>|\[INST\]|<\|begin_of_text\|>|<\|(?:header_start|start_header_id)\|>user<\|(?:header_end|end_header_id)\|>)*"
     rf"Task: Check if there is unsafe content in '(?P<judged>{_SPEAKER})' messages in conversations"
@@ -67,14 +71,16 @@ class FinishedPrompt:
 
         Raises InvalidRequest when it is one that cannot be judged, NothingToJudge when one of its messages is empty.
         """
-        opening = _OPENING.match(text)
-        if opening is None:
+        # The common beginning is looked for first: the whole expression would take much memory for a long text.
+        if text.find(_TASK, 0, LONGEST_EDGE) < 0 or (opening := _OPENING.match(text)) is None:
             return None
         end_categories = text.find(_END_CATEGORIES, opening.end())
         # The first beginning and the last end: markers that somebody wrote between them are what somebody wrote.
         begin = _BEGIN_CONVERSATION.match(text, end_categories + len(_END_CATEGORIES)) if end_categories >= 0 else None
         end = text.rfind(_END_CONVERSATION, begin.end()) if begin is not None else -1
         if begin is None or end < 0:
+            return None
+        if len(text) - end > LONGEST_EDGE:
             return None
         closing = _CLOSING.fullmatch(text, end + len(_END_CONVERSATION))
         if closing is None or SPEAKERS[closing["judged"]] is not SPEAKERS[opening["judged"]]:
@@ -125,7 +131,8 @@ def _bare(name: str) -> str:
 
 
 def _categories(text: str) -> dict[str, str]:
-    before, *rest = _CATEGORY.split(text)
+    # One split more than categories is enough to see that there are too many.
+    before, *rest = _CATEGORY.split(text, maxsplit=MAX_CATEGORIES + 1)
     codes, words = rest[::2], [description.strip() for description in rest[1::2]]
     if before.strip() or not 1 <= len(codes) <= MAX_CATEGORIES or len(set(codes)) < len(codes) or "" in words:
         raise InvalidRequest(
@@ -165,12 +172,29 @@ _WIRE_ROLES = {Role.USER: "user", Role.AGENT: "assistant"}
 def _turns(text: str, judged: Role) -> Iterator[tuple[Role, str]]:
     """Speaker and raw text, label included, of all that the conversation holds. What has no label is the judged's."""
     start, speaker = 0, judged
-    for label in _TURN.finditer(text):
-        if start or text[: label.start()].strip():
-            yield speaker, text[start : label.start()]
-        start, speaker = label.start(), SPEAKERS[label[1]]
+    for begin, named in _labels(text):
+        if start or text[:begin].strip():
+            yield speaker, text[start:begin]
+        start, speaker = begin, named
     if start or text.strip():
         yield speaker, text[start:]
+
+
+def _labels(text: str) -> Iterator[tuple[int, Role]]:
+    """What `_TURN` finds: the beginning of each line with a label, and its speaker.
+
+    The expression would go through a long text in one call, which keeps other threads waiting.
+    """
+    line = 0
+    while (colon := text.find(":", line)) >= 0:
+        line = text.rfind("\n", line, colon) + 1 or line
+        speaker = SPEAKERS.get(text[line:colon].lstrip(" \t"))
+        if speaker is not None:
+            yield line, speaker
+        end = text.find("\n", colon)
+        if end < 0:
+            return
+        line = end + 1
 
 
 def _without_label(raw: str) -> str:

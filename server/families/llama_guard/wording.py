@@ -15,6 +15,9 @@ from server.families.base import Wording
 _CODE = r"[A-Z][0-9]+"
 _WORDS = ("safe", "unsafe")
 _LIST_BEGUN = rf"\n(?:{_CODE},)*(?:[A-Z][0-9]*)?"
+_LONGEST_ANSWER = 256
+"""Characters: more than `unsafe` and all codes, the model's or a caller's."""
+
 _SPLITTING_STOP = re.compile(
     # All that can stand in an answer from inside of a word, or from the digits of a code on.
     "|".join(
@@ -29,7 +32,8 @@ _SPLITTING_STOP = re.compile(
 
 def splits_an_answer(stop: str) -> bool:
     """Whether stopping at `stop` could leave half a word or half a code of some answer."""
-    return _SPLITTING_STOP.fullmatch(stop) is not None
+    # No answer is as long, and the expression would take much memory for a long text.
+    return len(stop) <= _LONGEST_ANSWER and _SPLITTING_STOP.fullmatch(stop) is not None
 
 
 def write(

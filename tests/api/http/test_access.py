@@ -715,7 +715,7 @@ def test_the_console_says_that_keys_are_missing_and_how_one_is_made(
     caplog.set_level(logging.INFO)
     server = start_server(host="0.0.0.0", **data)
     assert "API keys are on, but there are none" in caplog.text
-    assert "python -m server keys create NAME" in caplog.text
+    assert "llama-guard-server keys create NAME" in caplog.text
     assert '-H "Authorization: Bearer $GUARD_API_KEY"' in example_printed(server, capfd)
     assert "with your key in GUARD_API_KEY:" in caplog.text
 

@@ -124,7 +124,7 @@ SLOW: dict[str, tuple[bytes, float]] = {
     "texts": (b'{"input": ["x",' + b"1," * 49_000 + b"1]}", 0.05),
     "unknown parts": (b'{"input": [{"type": "a"}' + b',{"type": "a"}' * 49_000 + b"]}", 0.2),
     "keys": (b'{"input": "x",' + b",".join(b'"k%d": 1' % n for n in range(49_000)) + b"}", 0.1),
-    "keys in objects": (b'{"input": [' + b'{"type": "text", "text": "x", "k": 1},' * 16_000 + b"1]}", 0.2),
+    "keys in objects": (b'{"input": [' + b'{"type": "text", "text": "x", "k": 1},' * 16_000 + b"1]}", 0.5),
     "escapes": (b'{"input": "' + b'\\",' * 3_000_000, 1.0),
     "brackets": (b"[" * 8_000_000, 0.5),
     "lists": (b'{"input":' + b"[]," * 2_500_000, 0.5),
@@ -134,7 +134,7 @@ SLOW: dict[str, tuple[bytes, float]] = {
 @pytest.mark.parametrize("name", SLOW)
 @pytest.mark.usefixtures("no_garbage_collection")
 async def test_a_body_made_to_be_slow_is_refused_at_once(client: httpx.AsyncClient, name: str) -> None:
-    """Whoever parses holds the event loop: all other requests wait."""
+    """Large bodies are read beside the event loop, in small steps, but they take a core all the same."""
     body, seconds = SLOW[name]
     started = time.process_time()
     response = await client.post(f"/v1/{'chat/completions' if b'messages' in body else 'moderations'}", content=body)

@@ -46,3 +46,32 @@ def test_small_bodies_are_always_taken_and_large_ones_counted_from_there_on() ->
             assert budget.take(holder, 0, BodyBudget.SMALL) == 0
     budget.give_back("a", counted)
     assert budget.free == 4 * BodyBudget.SMALL
+
+
+def test_one_connection_of_an_address_leaves_room_for_its_others() -> None:
+    """Without keys an address may be that of many callers."""
+    size = 64 * 2**20
+    budget = BodyBudget(4 * size)
+    for connection in "1234":
+        held = 0
+        while held < size:
+            try:
+                budget.take("address", held, 65_536, connection)
+            except Overloaded:
+                break
+            held += 65_536
+        assert held == size or connection != "1", "one body of the largest size fits"
+    assert budget.take("address", 0, 2**20, "5"), "a picture of another connection"
+    assert budget.take("another address", 0, size // 2, "1")
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["1", "2", None]), st.integers(0, 100)), max_size=60))
+def test_what_parts_take_is_given_back(steps: list[tuple[str, str | None, int]]) -> None:
+    share = FairShare(1000)
+    taken = [step for step in steps if share.take(step[0], step[2], step[1])]
+    assert share.free == 1000 - sum(amount for _, _, amount in taken)
+    for holder, part, amount in taken:
+        share.give_back(holder, amount, part)
+    assert share.free == 1000
+    assert share.take("a", 500, "1") is False
+    assert share.take("a", 333, "1"), "nothing is left of what was held"

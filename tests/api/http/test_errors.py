@@ -217,24 +217,30 @@ async def test_every_kind_of_error_has_the_shape(
 async def test_bodies_in_memory_are_bounded_and_shared(app: FastAPI, backend: FakeBackend) -> None:
     """They are read before a request can be admitted, so the queue alone does not bound them."""
 
-    def of(address: str) -> httpx.AsyncClient:
-        return httpx.AsyncClient(transport=httpx.ASGITransport(app, client=(address, 1)), base_url="http://localhost")
+    def asked(address: str, port: int, text: str) -> asyncio.Task[httpx.Response]:
+        """Ask on a connection of its own, as clients do that ask several things at once."""
+
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(app, client=(address, port))
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as connection:
+                return await connection.post("/v1/moderations", json={"input": text})
+
+        return asyncio.create_task(ask())
 
     budget = app.state.served.body_budget
     gate = Gate()
     backend.script = held_at(gate)
-    async with of("10.0.0.1") as one, of("10.0.0.2") as another:
-        bodies = [{"input": str(number) + "x" * 79_000} for number in range(30)]
-        held = [asyncio.create_task(one.post("/v1/moderations", json=body)) for body in bodies[:11]]
-        await backend.busy_with(11)
-        refused = await one.post("/v1/moderations", json=bodies[-1])
-        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
-        small = asyncio.create_task(one.post("/v1/moderations", json={"input": "small"}))
-        other = asyncio.create_task(another.post("/v1/moderations", json=bodies[-2]))
-        await backend.busy_with(13)
-        gate.open()
-        assert {response.status_code for response in await asyncio.gather(*held, small, other)} == {200}
-        assert (await one.post("/v1/moderations", json=bodies[-1])).status_code == 200
+    large = [str(number) + "x" * 79_000 for number in range(13)]
+    held = [asked("10.0.0.1", port, text) for port, text in enumerate(large[:11], start=1)]
+    await backend.busy_with(11)
+    refused = await asked("10.0.0.1", 12, large[-1])
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    small = asked("10.0.0.1", 13, "small")
+    other = asked("10.0.0.2", 1, large[-2])
+    await backend.busy_with(13)
+    gate.open()
+    assert {response.status_code for response in await asyncio.gather(*held, small, other)} == {200}
+    assert (await asked("10.0.0.1", 12, large[-1])).status_code == 200
     assert budget.free == 320_000, "everything was given back"
 
 

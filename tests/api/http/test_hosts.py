@@ -95,10 +95,23 @@ def test_a_page_of_this_server_may_ask_it(host: str, origin: str) -> None:
     Hosts((), needs_keys=False).check(headers(host=host, origin=origin, sec_fetch_site="same-origin"))
 
 
-@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "Cross-Site", " same-site "])
 def test_what_a_browser_says_itself_is_believed(site: str) -> None:
     with pytest.raises(CrossSite):
         Hosts((), needs_keys=False).check(headers(host="localhost", sec_fetch_site=site))
+
+
+def test_a_header_that_comes_twice_hides_nothing() -> None:
+    hosts = Hosts((), needs_keys=False)
+    for name, good, bad in (
+        ("sec-fetch-site", "same-origin", "cross-site"),
+        ("origin", "http://localhost", "https://evil.example"),
+        ("host", "localhost", "evil.example"),
+    ):
+        for both in ((good, bad), (bad, good)):
+            told = [(name.encode(), value.encode()) for value in both]
+            with pytest.raises((CrossSite, ForeignHost)):
+                hosts.check([*told, *([] if name == "host" else headers(host="localhost"))])
 
 
 async def test_no_request_with_a_foreign_name_reads_or_writes(client: httpx.AsyncClient, backend: FakeBackend) -> None:

@@ -1,5 +1,6 @@
 """What reaches this server before a key does: heads, connections and their ends, byte by byte over a real socket."""
 
+import contextlib
 import gzip
 import json
 import re
@@ -7,12 +8,16 @@ import socket
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from server.api.http import connection, head
+from server.api.http import chunks, connection, encoding, head
 from server.api.http.chunks import Chunks
+from server.domain.errors import UnsupportedEncoding
 from tests.api.conftest import LiveServer, StartServer, wait_until
 from tests.api.shapes import error_of
 from tests.fakes import FakeBackend, Gate, held_at
@@ -28,18 +33,18 @@ def connected(live: LiveServer) -> socket.socket:
 
 
 def answer(live: LiveServer, *pieces: bytes, pause: float = 0.02, end: bool = False) -> bytes:
-    """Everything that the server sends until it closes the connection, or until it has been silent for a second."""
+    """Everything that the server sends until it closes the connection or falls silent after an answer."""
     with connected(live) as client:
         for piece in pieces:
             client.sendall(piece)
             time.sleep(pause)
         if end:
             client.shutdown(socket.SHUT_WR)
-        client.settimeout(1.0 if not end else 10)
         received = b""
         try:
             while piece := client.recv(65536):
                 received += piece
+                client.settimeout(10 if end else 0.4)
         except TimeoutError:
             pass
         return received
@@ -98,6 +103,12 @@ def test_a_request_may_come_in_pieces_of_any_size(live: LiveServer, step: int) -
         b"GET /health\r\n\r\n",
         b"GET /health HTTP/1.1\r\n\r\n",
         b"GET /health HTTP/1.1\r\n" + HOST + HOST + b"\r\n",
+        b"GET /health HTTP/1.1\r\nHost: local host\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: evil.example@localhost\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost/x\r\n\r\n",
+        b"GET http://evil.example/health HTTP/1.1\r\n" + HOST + b"\r\n",
+        b"GET http://evil.example:80?x HTTP/1.1\r\n" + HOST + b"\r\n",
+        b"GET /health#x HTTP/1.1\r\n" + HOST + b"\r\n",
         b"POST /v1/moderations HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"CONNECT localhost:80 HTTP/1.1\r\n" + HOST + b"\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
@@ -112,6 +123,65 @@ def test_what_two_servers_could_read_differently_is_refused(
     assert b'"code":"invalid_http"' in received
     assert b"connection: close" in received
     assert backend.cases == []
+
+
+def test_a_target_may_name_the_host_of_the_request(live: LiveServer) -> None:
+    assert statuses(answer(live, b"GET http://LocalHost/health HTTP/1.1\r\n" + HOST + b"\r\n")) == [200]
+    assert statuses(answer(live, b"GET http://[::1]:80/health HTTP/1.1\r\nHost: [::1]:80\r\n\r\n")) == [200]
+
+
+def test_requests_that_come_together_are_answered_in_order(live: LiveServer) -> None:
+    health, judged = b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n", POST + LENGTH + b"\r\n" + BODY
+    nothing = b"GET /nothing HTTP/1.1\r\n" + HOST + b"\r\n"
+    together = (health + judged + nothing) * 20
+    for end in (True, False):
+        assert statuses(answer(live, together, end=end)) == [200, 200, 404] * 20
+
+
+def test_of_requests_that_come_together_one_is_taken_at_a_time(live: LiveServer, backend: FakeBackend) -> None:
+    """Otherwise one connection makes as many tasks as fit into what the event loop reads at once."""
+    gate = Gate()
+    backend.script = held_at(gate)
+    with connected(live) as client:
+        client.sendall((POST + LENGTH + b"\r\n" + BODY) * 1000)
+        wait_until(lambda: backend.running == 1)
+        time.sleep(0.2)
+        assert len(live.server.server_state.tasks) == 1
+        (taken,) = live.server.server_state.connections
+        assert not taken.pipeline  # type: ignore[union-attr]
+        gate.open()
+
+
+# --- Expect: 100-continue --------------------------------------------------------------------------------
+
+EXPECT = b"Expect: 100-continue\r\n"
+
+
+def test_a_client_that_asks_first_sends_its_body_and_stays(live: LiveServer) -> None:
+    with connected(live) as client:
+        for _ in range(2):
+            client.sendall(POST + EXPECT + LENGTH + b"\r\n")
+            assert client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            client.sendall(BODY)
+            received = client.recv(65536)
+            assert statuses(received) == [200]
+            assert b"connection: close" not in received.lower()
+
+
+@pytest.mark.parametrize(
+    "head_", [b"POST /nothing HTTP/1.1\r\n" + HOST + LENGTH, POST + b"Content-Length: 999999999\r\n"]
+)
+def test_a_client_that_asks_first_and_is_refused_is_not_asked_for_the_body(live: LiveServer, head_: bytes) -> None:
+    """It may go on with its next request, which must not be taken for the body of this one."""
+    received = answer(live, head_ + EXPECT + b"\r\n", b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n", pause=0.2)
+    assert len(statuses(received)) == 1
+    assert statuses(received)[0] in (404, 413)
+    assert b"connection: close" in received
+
+
+def test_http_1_0_is_never_told_to_continue(live: LiveServer) -> None:
+    request = b"POST /v1/moderations HTTP/1.0\r\n" + HOST + EXPECT + LENGTH + b"\r\n"
+    assert statuses(answer(live, request, BODY, pause=0.1)) == [200]
 
 
 # --- Offers to upgrade -----------------------------------------------------------------------------------
@@ -160,7 +230,7 @@ def test_what_follows_a_chunked_body_is_a_request_of_its_own(
     second = b"GET /health HTTP/1.1\r\n" + HOST + OFFERS["TLS"] + b"\r\n"
     assert statuses(answer(live, *[chunked + second] if together else [chunked, second])) == [200, 200]
     too_large = b"GET /health HTTP/1.1\r\n" + HOST + b"X: y\r\n" * 200 + b"\r\n"
-    assert statuses(answer(live, chunked + too_large)) == [200], "the first is answered, then the connection ends"
+    assert statuses(answer(live, chunked + too_large)) == [200, 431], "each has its own answer, in order"
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 10_000])
@@ -179,6 +249,25 @@ def test_trailers_and_chunk_extensions_are_dropped_and_bounded(live: LiveServer,
     endless = POST + b"Transfer-Encoding: chunked\r\n\r\n1;" + b"a" * 200_000
     assert statuses(answer(live, endless)) == [400]
     assert len(backend.cases) == 1
+
+
+def test_a_body_of_endless_tiny_chunks_is_refused(live: LiveServer) -> None:
+    tiny = b"1\r\na\r\n" * (chunks.MOST_TINY + 1)
+    for path, expected in (("/v1/moderations", [400]), ("/nothing", [404, 400])):
+        start = b"POST %s HTTP/1.1\r\n" % path.encode() + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
+        assert statuses(answer(live, start + tiny)) == expected
+
+
+@given(st.integers(0, 3000), st.integers(1, 400))
+def test_chunks_are_taken_a_few_at_a_time_and_none_is_lost(number: int, size: int) -> None:
+    body = b"%x\r\n%s\r\n" % (size, b"a" * size) * number + b"0\r\n\r\n"
+    followed, taken, calls = Chunks(), 0, 0
+    while not followed.ended:
+        step = followed.take(body[taken:])
+        assert step <= chunks.MOST_LINES * (size + 8)
+        taken, calls = taken + step, calls + 1
+    assert taken == len(body)
+    assert calls >= number / chunks.MOST_LINES
 
 
 def test_tiny_chunks_are_no_overhead(live: LiveServer) -> None:
@@ -216,6 +305,34 @@ def test_silent_and_half_sent_connections_are_closed(
         assert closes_within(silent, 5) == b""
         assert statuses(closes_within(half, 5)) == [408]
         assert statuses(closes_within(again, 5)) == [200, 408]
+
+
+def test_empty_lines_do_not_keep_a_connection(start_server: StartServer) -> None:
+    live = start_server()
+    live.server.config.timeout_keep_alive = 1
+    with connected(live) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n")
+        assert statuses(client.recv(65536)) == [200]
+        started = time.monotonic()
+        with pytest.raises(OSError):  # noqa: PT012
+            while time.monotonic() - started < 20:
+                client.sendall(b"\r\n")
+                time.sleep(0.1)
+        assert time.monotonic() - started < 10
+
+
+def test_a_refused_body_that_ends_leaves_the_connection_open(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "HEAD_S", 0.5)
+    live = start_server()
+    with connected(live) as client:
+        client.sendall(b"POST /nothing HTTP/1.1\r\n" + HOST + b"Content-Length: 10\r\n\r\n")
+        assert statuses(client.recv(65536)) == [404]
+        client.sendall(b"0123456789")
+        time.sleep(1.0)
+        client.sendall(b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n")
+        assert statuses(client.recv(65536)) == [200]
 
 
 def test_the_rest_of_a_refused_body_may_not_drip_for_ever(
@@ -267,6 +384,25 @@ def test_with_every_connection_at_work_one_more_is_told_so(
         assert b"retry-after: 1" in received
         gate.open()
         assert [each.result().status_code for each in asked] == [200] * 3
+
+
+def test_connections_that_hold_back_their_bodies_make_room_if_none_is_idle(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(connection, "most_connections", lambda: 10)
+    live = start_server()
+    slow = [connected(live) for _ in range(30)]
+    try:
+        for each in slow:
+            with contextlib.suppress(OSError):
+                each.sendall(POST + LENGTH + b"\r\n")
+            time.sleep(0.01)
+        with live.client() as client:
+            assert client.get("/health").status_code == 200
+    finally:
+        for each in slow:
+            each.close()
+    assert [record.message for record in caplog.records if "too many connections" in record.message][1:] == []
 
 
 def test_a_client_that_ends_its_half_is_answered(live: LiveServer, backend: FakeBackend) -> None:
@@ -377,6 +513,36 @@ async def test_what_is_packed_otherwise_is_refused(
     if headers.get("content-encoding") in ("br", "zstd"):
         assert headers["content-encoding"] in message
     assert backend.cases == []
+
+
+@given(st.binary(max_size=3000), st.integers(1, 300), st.integers(0, 9), st.booleans())
+def test_what_was_packed_is_unpacked_in_steps_of_any_size(content: bytes, step: int, level: int, as_gzip: bool) -> None:
+    content = content * 5
+    packed = gzip.compress(content, level) if as_gzip else zlib.compress(content, level)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "STEP", step)
+        assert encoding.unpacked(packed, len(content)) == content
+        for bad in (packed[:-1], packed + b"x", packed + packed):
+            with pytest.raises(UnsupportedEncoding):
+                encoding.unpacked(bad, len(content))
+
+
+class Sliced(bytes):
+    """A body that adds up what is copied of it."""
+
+    copied = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        part = super().__getitem__(key)
+        type(self).copied += len(part)
+        return part
+
+
+def test_a_body_is_copied_once_while_it_is_unpacked() -> None:
+    content = bytes(range(256)) * 80_000
+    Sliced.copied, packed = 0, Sliced(zlib.compress(content, 0))
+    assert encoding.unpacked(packed, len(content)) == content
+    assert Sliced.copied == len(packed)
 
 
 @pytest.mark.parametrize("settings", [{"max_body_bytes": 10_000}], indirect=True)

@@ -21,7 +21,7 @@ from server.batches import runner as batch_runner
 from server.batches.endpoints import ENDPOINTS
 from server.batches.lines import MAX_FAULTS, MAX_LINES, Line, read_lines, request_of
 from server.checkpoints.profile import load_profile
-from server.domain.errors import DeadlineExceeded, EngineUnavailable
+from server.domain.errors import DeadlineExceeded, EngineUnavailable, InvalidRequest
 from server.moderation.moderator import PROBE
 from server.settings import Settings
 from server.store.batches import Batches
@@ -885,6 +885,43 @@ async def test_blank_lines_cost_no_call_each() -> None:
     assert calls < 1000
 
 
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 100])
+async def test_a_byte_order_mark_is_no_part_of_the_first_line(step: int) -> None:
+    mark, content = b"\xef\xbb\xbf", b'{"a":1}\n{"b":2}\n'
+
+    async def pieces(whole: bytes) -> AsyncIterator[bytes]:
+        for start in range(0, len(whole), step):
+            yield whole[start : start + step]
+
+    async def lines(whole: bytes) -> list[bytes | None]:
+        return [line.content async for found in read_lines(pieces(whole), 1000) for line in found]
+
+    assert await lines(mark + content) == [b'{"a":1}', b'{"b":2}']
+    assert await lines(mark + b'{"a":1}') == [b'{"a":1}']
+    assert await lines(b'{"a":1}\n' + mark + b"x") == [b'{"a":1}', mark + b"x"], "only at the start"
+
+
 def test_a_wait_stays_short_however_often_it_failed() -> None:
     assert batch_runner.wait_after(1) < batch_runner.wait_after(3) <= batch_runner.LONGEST_WAIT_S
     assert batch_runner.wait_after(10_000) == batch_runner.LONGEST_WAIT_S
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"",
+        b"[]",
+        b"{}",
+        b'{"custom_id": "a"}',
+        b'{"custom_id": 1, "body": {}}',
+        b'{"custom_id": "a", "body": []}',
+        b"\xff",
+    ]
+    + [b'{"custom_id": "a", "body": {"a": ' + b"[" * levels + b"]" * levels + b"}}" for levels in (101, 983, 100_000)],
+)
+def test_a_line_that_cannot_be_read_again_is_an_error_of_its_own(content: bytes | None) -> None:
+    """It was checked once, maybe by another version. The lines around it must not end with it."""
+    custom_id, error = request_of(Line(6, content))
+    assert custom_id == ""
+    assert isinstance(error, InvalidRequest)

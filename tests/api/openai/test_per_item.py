@@ -163,7 +163,7 @@ async def test_rows_that_were_judged_count_and_errors_are_measured(
     used = sum(result["guard"]["usage"]["prompt_tokens"] for result in response.json()["results"] if "guard" in result)
     left = int(response.headers["x-ratelimit-remaining-tokens"])
     assert used > 400
-    assert 0 <= 100_000 - left - used - 2 < 100  # the bucket refills meanwhile
+    assert abs(100_000 - left - used - 2) < 200  # the bucket refills meanwhile
     assert response.headers["x-guard-backend"] == "fake"
     assert errors_of((await client.get("/metrics")).text) == counted + 1
 

@@ -339,3 +339,27 @@ def test_a_response_can_be_sent_back(sdk: openai.OpenAI, backend: FakeBackend) -
     history: list[Any] = [{"role": "user", "content": BOMB}, *first.output, {"role": "user", "content": "thanks"}]
     sdk.responses.create(model="llama-guard-4-12b", input=history)
     assert backend.texts[-1] == f"User: {BOMB} / Agent: unsafe\nS1,S9 / User: thanks"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_metadata_is_returned_up_to_a_size(client: httpx.AsyncClient, stream: bool) -> None:
+    """It is returned three times in a stream, and has to be written down each time."""
+    most = {"a": "x" * (65_536 - len('{"a":""}'))}
+    taken = await client.post("/v1/responses", json={"input": "hi", "metadata": most, "stream": stream})
+    refused = await client.post("/v1/responses", json={"input": "hi", "metadata": most | {"b": 1}, "stream": stream})
+    assert taken.status_code == 200
+    assert most["a"] in taken.text
+    assert error_of(refused, 400)["param"] == "metadata"
+
+
+@pytest.mark.parametrize("number", [-(2**63) - 1, 2**64, int("9" * 30), 10**400])
+@pytest.mark.parametrize("field", ["max_output_tokens", "metadata"])
+async def test_a_number_that_no_reply_could_hold_is_refused(client: httpx.AsyncClient, number: int, field: str) -> None:
+    value: Any = {"a": number} if field == "metadata" else number
+    error_of(await client.post("/v1/responses", json={"input": "hi", field: value}), 400)
+
+
+@pytest.mark.parametrize("number", [-(2**63), 2**64 - 1])
+async def test_a_number_of_64_bits_is_returned(client: httpx.AsyncClient, number: int) -> None:
+    reply = await client.post("/v1/responses", json={"input": "hi", "metadata": {"a": number}})
+    assert reply.json()["metadata"] == {"a": number}

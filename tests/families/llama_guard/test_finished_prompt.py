@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from server.checkpoints.profile import load_profile
 from server.domain.conversation import Conversation, ImagePart, Message, Role, TextPart, says_something
 from server.domain.errors import InvalidRequest, NothingToJudge
-from server.families.llama_guard.finished_prompt import FinishedPrompt
+from server.families.llama_guard.finished_prompt import _TURN, SPEAKERS, FinishedPrompt, _labels
 from server.families.llama_guard.prompt import render
 from server.families.tokenizer import Literal
 from tests.finished_prompts import OFFICIAL, OWN, nemo, ogx
@@ -297,3 +297,13 @@ def test_images_without_a_user_are_shown_before_the_agents_answer() -> None:
 )
 def test_what_only_resembles_one_is_an_ordinary_text(text: str) -> None:
     assert FinishedPrompt.read(text) is None
+
+
+@given(
+    st.lists(st.sampled_from(["User:", "Agent:", "User", ":", "\n", " ", "\t", "x", "\r", "user:", "Human:"])).map(
+        "".join
+    )
+)
+def test_labels_are_found_as_the_expression_finds_them(text: str) -> None:
+    found = [(label.start(), SPEAKERS[label[1]]) for label in _TURN.finditer(text)]
+    assert list(_labels(text)) == found

@@ -17,4 +17,4 @@ def install() -> None:
     from vllm.utils import network_utils
 
     folder = os.environ.get("VLLM_RPC_BASE_PATH") or tempfile.gettempdir()
-    network_utils.tempfile = SimpleNamespace(gettempdir=lambda: folder)
+    network_utils.tempfile = SimpleNamespace(gettempdir=lambda: folder)  # ty: ignore[invalid-assignment]

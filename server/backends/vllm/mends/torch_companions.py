@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from server.backends.vllm.mends import early_words
+
 _KEPT: list[Any] = []
 
 
@@ -35,8 +37,10 @@ def install() -> None:
         sys.modules["torchaudio"] = None  # type: ignore[assignment]  # ty: ignore[invalid-assignment]
 
 
-mend = install
-"""The name that installed environments know it by (pyproject.toml)."""
+def mend() -> None:
+    """What runs wherever torch is imported, under the name that installed environments know it by (pyproject.toml)."""
+    early_words.install()  # nothing of this server's runs earlier in vLLM's own processes
+    install()
 
 
 def is_broken(package: str, *libraries: str) -> bool:
