@@ -7,6 +7,7 @@
 #   CUDA_PYTHON           the interpreter for `make check-cuda`; python3.12 is the container's
 #   UPGRADE               packages that `make lock` moves to their newest version, or "all"
 #   MODEL, LOADS, ...     what to measure, for `make bench` (benchmarks/README.md)
+#   MINUTES               how long `make soak` measures (60)
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -42,7 +43,7 @@ INSTALLED_DEV := $(VENV)/.installed-$(EXTRA)-dev
 INSTALLED_BENCH := $(VENV)/.installed-$(EXTRA)-bench
 NODE_CLIENTS := tests/clients/node/node_modules
 
-.PHONY: serve test test-all test-slow test-gpu test-clients bench bench-gateways bench-second lint format doctor clean \
+.PHONY: serve test test-all test-slow test-gpu test-clients bench bench-gateways bench-second soak lint format doctor clean \
 	lock sbom audit check-cuda
 
 serve: $(INSTALLED)
@@ -105,6 +106,11 @@ bench-second: $(CLIENTS)/guidellm/.installed
 
 # Gateways that can take part in it: make bench CONTENDERS=guard,vllm,litellm,nemo
 bench-gateways: $(foreach name,litellm nemo-server,$(CLIENTS)/$(name)/.installed)
+
+# An hour of mixed traffic on one server, memory, descriptors and answers watched (benchmarks/README.md).
+SOAK_FLAGS := MINUTES WARM_UP CALLERS
+soak: $(or $(wildcard $(INSTALLED_DEV)),$(INSTALLED_BENCH))
+	@$(BIN)/python -m benchmarks.soak $(foreach name,$(SOAK_FLAGS),$(call bench_flag,$(name))) $(if $(RECORD),--record)
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .

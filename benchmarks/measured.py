@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from benchmarks import goals, records
+from benchmarks import goals, records, soak_figures
 from benchmarks.contenders import BARE_ENGINE, BASELINE
 from benchmarks.goals import CACHED, SERVERS
 from benchmarks.markdown import bullets, table
@@ -335,6 +335,38 @@ def index() -> str:
     return table(titles, map(row, reversed(known())))
 
 
+# --- docs/reliability.md ---------------------------------------------------------------------------------
+
+
+def soaks() -> str:
+    """Every soak that was long enough to say something about growth, the newest first."""
+    found = [each for each in records.read_all(kind=records.SOAK) if each.run["seconds"] >= soak_figures.LEAST_S]
+    if not found:
+        return "No soak of half an hour or more is recorded yet."
+    titles = (
+        *("record", "minutes", "requests", "memory, % an hour", "descriptors", "5xx", "wrong answers"),
+        *("/health p99 ms", "targets met"),
+    )
+
+    def row(record: Record) -> tuple[str, ...]:
+        run = record.run
+        memory, descriptors, held = run["memory"]["all"], run["descriptors"], run["targets"]
+        errors = sum(n for seen in run["statuses"].values() for status, n in seen.items() if status[0] == "5")
+        return (
+            link(record, f"{record.date[:10]}, {machine(record)}"),
+            f"{run['seconds'] / 60:.0f}",
+            f"{run['requests']:,}",
+            f"{number(memory['percent_per_hour'])} ± {number(memory['standard_error'])}",
+            " to ".join(str(sum(descriptors[when].values())) for when in ("before", "after")),
+            str(errors),
+            str(sum(run["wrong"].values())),
+            number(run["health_ms"]["p99"]),
+            f"{sum(target['met'] is True for target in held)} of {len(held)}",
+        )
+
+    return table(titles, map(row, reversed(found)))
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    made.__name__: made for made in (headline, machines, servers, small_model, runs, gateways, open_loop, index)
+    made.__name__: made for made in (headline, machines, servers, small_model, runs, gateways, open_loop, index, soaks)
 }

@@ -1,4 +1,4 @@
-"""The tables of the pages on performance and capacity, made by the code that calculates or measures their figures.
+"""The tables of the pages on performance, capacity and reliability, made by the code that calculates or measures them.
 
     python -m benchmarks.pages    # writes them anew, between the marks in the pages
 
@@ -18,7 +18,7 @@ from benchmarks.roofline import DEVICES, LLAMA_GUARD_4, REACHED, VENDOR, Device,
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = (
-    *(DOCS / name for name in ("capacity.md", "performance.md", "performance-limits.md")),
+    *(DOCS / name for name in ("capacity.md", "performance.md", "performance-limits.md", "reliability.md")),
     RESULTS / "README.md",
 )
 

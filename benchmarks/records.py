@@ -1,5 +1,7 @@
 """Records of runs, each in a folder of its own: results/<date>-<machine>-<what>/run.json, with plots where it has any.
 
+Most runs are comparisons. A run of benchmarks.soak is a soak; its folder's name ends so.
+
 Records are never changed and never overwritten. A second run of the same kind on the same day gets `-2` at the end.
 """
 
@@ -12,6 +14,9 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 FILE = "run.json"
+
+KINDS = COMPARISON, SOAK = "comparison", "soak"
+"""Kinds of runs, as `benchmark` in run.json says it. A record without one is a comparison."""
 
 GATEWAYS = ("litellm", "nemo")
 SIZES = ("layers", "hidden", "heads", "kv_heads", "mlp")
@@ -59,10 +64,15 @@ class Record:
         return {}
 
 
-def read_all(results: Path = RESULTS) -> list[Record]:
-    """All records, the oldest first. Raises ValueError for a folder whose name does not fit its content."""
+def read_all(results: Path = RESULTS, kind: str = COMPARISON) -> list[Record]:
+    """All records of a kind, the oldest first. Raises ValueError for a folder whose name does not fit its content."""
     found = [read(folder) for folder in results.iterdir() if folder.is_dir()]
-    return sorted(found, key=lambda record: record.date)
+    return sorted((record for record in found if kind_of(record.run) == kind), key=lambda record: record.date)
+
+
+def kind_of(result: Mapping[str, Any]) -> str:
+    kind: str = result.get("benchmark", COMPARISON)
+    return kind
 
 
 def read(folder: Path) -> Record:
@@ -77,7 +87,7 @@ def read(folder: Path) -> Record:
 
 def _renamed(run: dict[str, Any]) -> dict[str, Any]:
     """With today's names in place of those that the records had before."""
-    for section in run["sections"]:
+    for section in run.get("sections", ()):
         section["contenders"] = {
             OLD_NAMES.get(name, name): {OLD_NAMES.get(key, key): value for key, value in figures.items()}
             for name, figures in section["contenders"].items()
@@ -109,6 +119,8 @@ def _new_folder(results: Path, stem: str) -> Path:
 
 def what_of(result: Mapping[str, Any]) -> str:
     """The model, and what makes the run a special one."""
+    if kind_of(result) == SOAK:
+        return f"{_slug(result['model']['name'])}-{SOAK}"
     options = result["options"]
     made_up = options["model"] == "small" and not any(options.get(size) for size in SIZES)
     name = "small" if made_up else result["model"]["name"]

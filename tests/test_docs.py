@@ -1,5 +1,6 @@
 """The documentation is held to the code: what can be set is documented, and what is documented exists."""
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -64,6 +65,24 @@ def unreadable(page: str) -> list[str]:
         *([f"{words:,} words"] if words > MOST_WORDS else []),
         *(line for line in prose if len(line) > LONGEST_LINE),
     ]
+
+
+def test_every_promise_names_tests_that_exist_and_says_which_are_slow():
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \|.*$", page, flags=re.MULTILINE)
+    assert sorted(map(int, rows)) == list(range(1, 40)), "one row for each promise"
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`( \(slow\))?", page)
+    assert len(named) >= len(rows)
+    for path, name, slow in named:
+        text = (ROOT / path).read_text(encoding="utf-8")
+        (found,) = [
+            node
+            for node in ast.parse(text).body
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name
+        ]
+        of_all = re.search(r"^pytestmark = .*", text, flags=re.MULTILINE)
+        marks = [ast.unparse(mark) for mark in found.decorator_list] + ([of_all[0]] if of_all else [])
+        assert bool(slow) == any("mark.slow" in mark for mark in marks), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=path_of)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.records import FILE, RESULTS, machine_of, read, read_all, what_of, write
+from benchmarks.records import FILE, KINDS, RESULTS, machine_of, read, read_all, what_of, write
 
+EVERY_RECORD = [record for kind in KINDS for record in read_all(kind=kind)]
 ZEN_4 = "AMD EPYC family 25 model 17 with avx2"
 
 
@@ -28,13 +29,15 @@ def result(contender: str = "vllm", rate: float | None = None, **options: Any) -
 
 
 def test_every_record_fits_its_name() -> None:
-    found = read_all()
+    found = EVERY_RECORD
     assert {record.folder for record in found} == {file for file in RESULTS.iterdir() if file.is_dir()}
-    assert [record.date for record in found] == sorted(record.date for record in found)
+    for kind in KINDS:
+        dates = [record.date for record in read_all(kind=kind)]
+        assert dates == sorted(dates)
 
 
 def test_records_hold_nothing_but_a_run_and_its_plots_and_are_indented() -> None:
-    for record in read_all():
+    for record in EVERY_RECORD:
         names = {file.name for file in record.folder.iterdir()}
         assert FILE in names
         assert all(name == FILE or re.fullmatch(r"loads\.png|\w+-arrivals\.png", name) for name in names)
