@@ -109,8 +109,8 @@ def test_every_field_of_handling_is_thought_of() -> None:
         *("tenant", "never_remote", "top_logprobs"),
         # They change which conversation is asked about, not what is answered about it.
         *("finished_prompts", "background", "request_id"),
-        # They change where a request is read, and who is told what it cost.
-        *("large", "meter"),
+        # They change where and when a request is read, and who is told what it cost.
+        *("reading", "meter"),
         # They are for the audit trail.
         *("endpoint", "trace_id"),
     }
