@@ -23,6 +23,7 @@ from server.audit.verify import Report, verify
 from server.checkpoints.profile import load_profile
 from server.settings import Settings
 from server.store.pepper import pepper_of
+from tests.api.test_every_type_everywhere import EXAMPLES
 from tests.fakes import FakeBackend
 
 CANARY = "CANARYWORDS"
@@ -95,6 +96,30 @@ async def test_every_item_of_a_list_has_its_record_and_a_refused_request_has_non
     found = records(settings, "verdict")
     assert [record["content"] == found[0]["content"] for record in found] == [True, False, True]
     assert [record["cache"] for record in found] == [None, None, "joined"]
+
+
+async def test_of_a_list_with_errors_in_their_places_each_verdict_has_its_record(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    async with server(settings) as client:
+        body = {"input": ["one", "", "two"], "on_error": "per_item"}
+        response = await client.post("moderations", json=body)
+    assert ["error" in result for result in response.json()["results"]] == [False, True, False]
+    assert len(records(settings, "verdict")) == 2
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.keys() - {"/v1/batches"}))
+async def test_no_endpoint_gives_a_verdict_without_a_record(tmp_path: Path, path: str) -> None:
+    settings = settings_of(tmp_path)
+    async with server(settings) as client:
+        for title, body in EXAMPLES[path].values():
+            before = len(records(settings, "verdict"))
+            # The model's name is a placeholder there.
+            named = {name: value for name, value in body.items() if name not in ("model", "models")}
+            response = await client.post(f"http://localhost{path}", json=named)
+            assert response.status_code == 200, title
+            last = records(settings, "verdict")[-1]
+            assert len(records(settings, "verdict")) > before, title
+            assert (last["endpoint"], last["request_id"]) == (path, response.headers["x-request-id"])
 
 
 async def test_a_policy_of_a_request_has_another_hash(tmp_path: Path) -> None:
