@@ -12,6 +12,7 @@ from typing import Any
 
 from server.backends.base import Case
 from server.domain.conversation import ImagePart, TextPart
+from server.domain.errors import GuardError
 from server.domain.verdict import Completion, Levels, ScoreMethod, Token, check_finished
 from server.moderation.moderator import PROBE
 from tests.readings import reading
@@ -108,8 +109,11 @@ async def until(condition: Callable[[], bool], within: float = 30.0) -> None:
 
 
 def parts_in_memory() -> set[int]:
-    """What somebody asked, by identity: all texts and images that are still there, garbage included."""
-    return {id(thing) for thing in gc.get_objects() if type(thing) in (TextPart, ImagePart)}
+    """What somebody asked, by identity: all texts and images that are still there, garbage included.
+
+    And errors: the frames that one has passed through hold the body of the request.
+    """
+    return {id(thing) for thing in gc.get_objects() if issubclass(type(thing), TextPart | ImagePart | GuardError)}
 
 
 # --- Completions -----------------------------------------------------------------------------------------

@@ -245,6 +245,18 @@ def test_no_cancellation_is_swallowed(module):
     assert "asyncio.wait_for" not in SERVER[module].read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("module", [name for name in SERVER if not within(name, "commands")])
+def test_no_frame_raises_an_error_that_it_holds(module):
+    """It would hold the error, and the error the frame with all of the request (server.domain.aio.fresh)."""
+    raised = [
+        node.exc.lineno
+        for node in ast.walk(ast.parse(SERVER[module].read_text(encoding="utf-8")))
+        # Not `raise Error`, which makes one.
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Name) and node.exc.id.islower()
+    ]
+    assert raised == []
+
+
 @pytest.mark.parametrize("module", BENCHMARKS or [pytest.param("", marks=pytest.mark.skip("no benchmark yet"))])
 def test_benchmarks_know_the_server_by_its_wire_only(module):
     # The bare engine is a server itself, made of this project's connection and client of vLLM's engine.

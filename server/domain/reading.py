@@ -47,12 +47,13 @@ class Reading:
         It still holds the interpreter's lock now and then, so none of its calls into C may take long. Raises
         DeadlineExceeded if it is not done in time. Work that has begun is finished then, and comes to nothing.
         """
-        job = _READERS.submit(work, quick=size <= QUICK, patience=size * SECONDS_PER_BYTE, holder=self.holder)
-        if math.isinf(self.deadline):
-            return await asyncio.wrap_future(job)
+        left = None if math.isinf(self.deadline) else max(0.0, self.deadline - time.monotonic())
         try:
-            async with asyncio.timeout(max(0.0, self.deadline - time.monotonic())):
-                return await asyncio.wrap_future(job)
+            async with asyncio.timeout(left):
+                # No name for the job: it would be held by the frames of the error that it ends with.
+                return await asyncio.wrap_future(
+                    _READERS.submit(work, quick=size <= QUICK, patience=size * SECONDS_PER_BYTE, holder=self.holder)
+                )
         except TimeoutError:
             raise DeadlineExceeded(
                 "The request could not be read by its deadline. Try again later, or send less text."

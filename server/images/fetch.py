@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 import httpx
 
 from server.domain.errors import ImageTooLarge, InvalidImage
+from server.images.url import too_many_bytes
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 """Maps a host name and port to IP addresses, in order of preference. Raises OSError."""
@@ -166,14 +167,13 @@ class ImageFetcher:
     async def _read(self, response: httpx.Response) -> bytes:
         if response.status_code != 200 or response.headers.get("content-encoding", "identity") != "identity":
             raise InvalidImage(NOT_FETCHED)
-        too_large = ImageTooLarge(f"An image may have at most {self._max_bytes} bytes.")
         if int(response.headers.get("content-length", 0)) > self._max_bytes:
-            raise too_large
+            raise too_many_bytes(self._max_bytes)
         body = bytearray()
         async for piece in response.aiter_raw():
             body += piece
             if len(body) > self._max_bytes:
-                raise too_large
+                raise too_many_bytes(self._max_bytes)
         return bytes(body)
 
 

@@ -270,5 +270,5 @@ def _verdicts(outcomes: Iterable[Verdict | GuardError]) -> Iterator[Verdict]:
     """The outcomes, which are all verdicts. Raises the first error among them."""
     for outcome in outcomes:
         if isinstance(outcome, GuardError):
-            raise outcome
+            raise fresh(outcome)
         yield outcome

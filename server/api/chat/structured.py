@@ -9,6 +9,7 @@ from typing import Any
 from server.api.chat.plans import Plan, Spellings, Told, plan_of
 from server.api.chat.schemas import Budget, Unfit
 from server.api.http.body import FIELD_NAME
+from server.domain.aio import fresh
 from server.domain.errors import InvalidRequest
 from server.domain.taxonomy import Taxonomy
 from server.domain.verdict import Verdict
@@ -82,7 +83,7 @@ def layout_of(wanted: Sequence[Wanted], taxonomy: Taxonomy, codes: Mapping[str, 
         except Unfit as fault:
             first = first or _refusal(fault, each.param)
     if first is not None:
-        raise first
+        raise fresh(first)
     return None
 
 

@@ -11,6 +11,7 @@ from server.api.http.ids import new_id
 from server.api.http.shapes import Closed
 from server.api.messages import StringOrStringsOrParts, to_parts
 from server.api.openai.categories import CATEGORIES, OpenAICategories
+from server.domain.aio import fresh
 from server.domain.conversation import Conversation, Part, TextPart
 from server.domain.errors import GuardError, InvalidRequest, NothingToJudge
 from server.domain.verdict import Verdict
@@ -71,7 +72,7 @@ def conversations(input_: Input, max_list: int) -> list[Conversation]:
     found = conversations_apart(input_, max_list)
     for one in found:
         if isinstance(one, GuardError):
-            raise one
+            raise fresh(one)
     return [one for one in found if isinstance(one, Conversation)]
 
 

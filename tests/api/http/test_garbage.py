@@ -13,6 +13,7 @@ import pytest
 
 from server.backends.base import Case
 from server.domain.errors import EngineFailure
+from server.domain.reading import LARGE
 from server.domain.verdict import Completion
 from tests.api.conftest import LiveServer, wait_until
 from tests.api.http.test_connections import hung_up, send
@@ -21,6 +22,7 @@ from tests.fakes import FakeBackend, Script, by_word, failing, hanging, parts_in
 
 pytestmark = pytest.mark.usefixtures("no_garbage_collection")
 
+LONG = "x" * (LARGE + 1)
 BROKEN = "data:image/png;base64,iVBORw0KGgo="
 
 
@@ -54,6 +56,12 @@ def failing_on_bad(case: Case) -> Completion | Awaitable[Completion]:
         ("/v1/chat/completions", chat([image(), image(BROKEN), image(BROKEN)]), by_word, 400),
         ("/v1/moderations", {"input": "x", "model": "gpt-4"}, by_word, 404),
         ("/v1/moderations", {"input": " "}, by_word, 400),
+        # Large ones are read in a thread.
+        ("/v1/moderations", {"input": LONG}, by_word, 200),
+        ("/v1/moderations", {"input": LONG, "n": 7}, by_word, 400),
+        ("/v1/chat/completions", chat(LONG, n=0), by_word, 400),
+        ("/v1/chat/completions", chat([image(BROKEN), {"type": "text", "text": LONG}]), by_word, 400),
+        ("/v1/moderations", {"input": LONG, "model": "gpt-4"}, by_word, 404),
     ],
 )
 @pytest.mark.parametrize("settings", [{"deadline": 1.0}], indirect=True)
