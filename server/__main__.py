@@ -219,7 +219,9 @@ def _parser() -> argparse.ArgumentParser:
     erase.add_argument("--json", action="store_true", help="print JSON")
     erase.set_defaults(run=_erase)
 
-    audit = commands.add_parser("audit", help="check the audit trail, or judge again what it has records of")
+    audit = commands.add_parser(
+        "audit", help="check the audit trail, judge again what it has records of, or drop old ones"
+    )
     audit.set_defaults(run=_audit)
     audit_commands = audit.add_subparsers(required=True, dest="audit_command", metavar="COMMAND")
     verify = audit_commands.add_parser(
@@ -234,6 +236,9 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--url", required=True, help="URL of the server that judges again")
     replay.add_argument("--api-key", metavar="KEY", help="key for that server (default: $GUARD_API_KEY)")
     replay.add_argument("--place", help="folder of the trail, or `database` (default: GUARD_AUDIT)")
+    drop = audit_commands.add_parser("drop", help="drop what is older, by whole files or groups of rows, and seal that")
+    drop.add_argument("--older-than", type=float, required=True, metavar="DAYS", help="age of the records to drop")
+    drop.add_argument("--place", help="folder of the trail, or `database` (default: GUARD_AUDIT)")
     for command in (verify, replay):
         command.add_argument("--json", action="store_true", help="print JSON")
     return parser

@@ -260,6 +260,9 @@ class Settings(BaseSettings):
         description="Time that audit records are kept, by whole files in a folder, to the record in a database; 0: for"
         " ever.",
     )
+    audit_max_bytes: int = Field(
+        0, ge=0, description="Size of all audit records beyond which the oldest are dropped; 0: no limit."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least level of the server's own log lines; other packages log warnings and errors."
     )

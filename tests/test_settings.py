@@ -201,6 +201,7 @@ BAD = [
     *(("audit_failure", bad) for bad in ("", "ignore", "Refuse")),
     *(("audit_rotate_bytes", bad) for bad in (0, 4095, "64M")),
     *(("audit_retention", bad) for bad in (-1, "never", "inf")),
+    *(("audit_max_bytes", bad) for bad in (-1, "never", "inf")),
     *(("log_level", bad) for bad in ("", "INFO", "trace")),
     *(("log_format", bad) for bad in ("", "JSON", "logfmt")),
     *(("otlp_endpoint", bad) for bad in ("collector:4318", "grpc://collector", "http://a b")),

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ from server.store.audit import AuditTable
 from server.store.database import database_of
 from server.store.pepper import pepper_of
 
-SERVER, KEYS = "serve", "keys"
+SERVER, KEYS, DROP = "serve", "keys", "audit drop"
 """The programs that write a trail."""
 
 
@@ -53,13 +54,8 @@ class Ledger:
             ) from error
 
     def _open(self) -> None:
-        settings, now = self._settings, time.time()
-        records, seals = places_of(settings)
-        # Chains are read in the order of their names.
-        name = f"{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%S%f}Z-{os.urandom(6).hex()}"
-        trail = Trail(self._secrets, records, seals, chain=name, keep_s=settings.audit_retention)
-        before = _settings_before(records, self._program)
-        trail.begin(start_record(self._secrets.facts, now, self._program, __version__, settings, before))
+        settings = self._settings
+        trail = begun_trail(settings, self._secrets, self._program, keep_s=settings.audit_retention or math.inf)
         writer = Writer(trail, seal_every_s=settings.audit_seal_interval, refuse=settings.audit_failure == "refuse")
         writer.start()
         self._writer = writer
@@ -113,6 +109,18 @@ class Ledger:
         if self._writer is None:
             raise RuntimeError("the audit trail is not open")
         await self._writer.write(bodies)
+
+
+def begun_trail(settings: Settings, secrets: Secrets, program: str, *, keep_s: float) -> Trail:
+    """A chain of this process, with its first record and its seal. Raises OSError."""
+    records, seals = places_of(settings)
+    now = time.time()
+    # Chains are read in the order of their names.
+    name = f"{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%S%f}Z-{os.urandom(6).hex()}"
+    keep_bytes = settings.audit_max_bytes or math.inf
+    trail = Trail(secrets, records, seals, chain=name, keep_s=keep_s, keep_bytes=keep_bytes)
+    trail.begin(start_record(secrets.facts, now, program, __version__, settings, _settings_before(records, program)))
+    return trail
 
 
 def ledger_of(settings: Settings, program: str, facts: Facts | None = None) -> Ledger | None:

@@ -33,6 +33,10 @@ class Part(Protocol):
     def last(self) -> bytes:
         """Its last whole line."""
 
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+
     def drop(self) -> None:
         """Delete it. Raises OSError."""
 
@@ -57,6 +61,9 @@ class Place(Protocol):
 
     def parts(self) -> Iterator[Part]:
         """What may be dropped as far as writers are concerned: nothing that a process still writes to."""
+
+    def size(self) -> int:
+        """The bytes of all lines."""
 
     def close(self) -> None: ...
 
@@ -138,7 +145,10 @@ class Folder:
     def parts(self) -> Iterator["_File"]:
         for file, found in self._files():
             if not _is_written(file):
-                yield _File(found["chain"], _last(file), file)
+                yield _File(found["chain"], _last(file), _size(file), file)
+
+    def size(self) -> int:
+        return sum(_size(file) for file, _ in self._files())
 
     def close(self) -> None:
         if self._file is not None:
@@ -160,6 +170,7 @@ class Folder:
 class _File:
     chain: str
     last: bytes
+    size: int
     file: Path
 
     def drop(self) -> None:
@@ -180,6 +191,13 @@ def _is_written(file: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:  # another process has dropped it
+        return 0
 
 
 def _first(file: Path) -> bytes:

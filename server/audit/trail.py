@@ -5,6 +5,7 @@ too, in a place that should be out of his reach. Not for use by two threads at o
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -33,17 +34,18 @@ class Trail:
         seals: Place,
         *,
         chain: str,
-        keep_s: float = 0.0,
+        keep_s: float = math.inf,
+        keep_bytes: float = math.inf,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """Records older than `keep_s` are dropped; 0: never."""
+        """Records older than `keep_s` are dropped, and the oldest ones if all have more than `keep_bytes`."""
         self.chain = chain
         self._secrets = secrets
         self._records, self._seals = records, seals
         self._head = before_all(secrets.records, chain)
         self._sealed = before_all(secrets.seals, chain)
         self._sealed_n = -1
-        self._keep_s = keep_s
+        self._keep_s, self._keep_bytes = keep_s, keep_bytes
         self._now = now
 
     def begin(self, body: Body) -> None:
@@ -70,26 +72,32 @@ class Trail:
         self._records.close()
         self._seals.close()
 
-    def drop_expired(self) -> int:
-        """Drop the parts whose last record is too old. A seal says so first. Returns how many were dropped."""
-        if not self._keep_s:
+    def drop_old(self) -> int:
+        """Drop the parts whose last record is too old, and the oldest if there are too many bytes.
+
+        A seal says so first. Returns how many parts were dropped.
+        """
+        if math.isinf(self._keep_s) and math.isinf(self._keep_bytes):
             return 0
-        before = timestamp(self._now() - self._keep_s)
+        before = "" if math.isinf(self._keep_s) else timestamp(self._now() - self._keep_s)
+        excess = self._records.size() - self._keep_bytes
         dropped, kept = 0, set[str]()
         for part in self._records.parts():
+            size = part.size
             # Only from the beginning of a chain: a hole in its middle would look like tampering.
-            if part.chain in kept or not self._drop(part, before):
+            if part.chain in kept or not self._drop(part, before, anyway=excess > 0):
                 kept.add(part.chain)
             else:
-                dropped += 1
+                dropped, excess = dropped + 1, excess - size
         return dropped
 
-    def _drop(self, part: Part, before: str) -> bool:
+    def _drop(self, part: Part, before: str, *, anyway: bool) -> bool:
+        """Drop the part if it ends before that time, or `anyway`."""
         try:
             body, mac = parsed(part.last)
         except BadLine:
             return False
-        if not str(body.get("time", "~")) < before:
+        if not (anyway or str(body.get("time", "~")) < before):
             return False
         self._seal({"event": "dropped", "chain": part.chain, "through": body["n"], "head": mac})
         part.drop()

@@ -168,7 +168,7 @@ class Writer:
                 self._trail.seal()
             if now - self._dropped_at >= DROP_EVERY_S:
                 self._dropped_at = now
-                if dropped := self._trail.drop_expired():
+                if dropped := self._trail.drop_old():
                     log.info("audit: dropped %d old parts of the trail", dropped)
         except Exception as error:
             self._complain("the audit trail could not be sealed or shortened", error)

@@ -1,4 +1,4 @@
-"""`llama-guard-server audit verify | replay`: check the trail, and judge again what was judged."""
+"""`llama-guard-server audit verify | replay | drop`: check the trail, judge again what was judged, drop old records."""
 
 import argparse
 import asyncio
@@ -17,10 +17,11 @@ from server.api.names import ModelNames
 from server.api.service import Service
 from server.audit.chain import BadLine, Secrets, parsed
 from server.audit.content import content_hash
-from server.audit.ledger import check_places, places_of
+from server.audit.ledger import DROP, begun_trail, check_places, places_of
 from server.audit.verify import ChainReport, Report, verify
 from server.batches.endpoints import ENDPOINTS
 from server.checkpoints.profile import load_profile
+from server.commands.days import seconds_of
 from server.domain.caller import Handling
 from server.domain.conversation import Conversation
 from server.domain.errors import GuardError, OperatorError
@@ -49,6 +50,8 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
         secrets = Secrets.of(pepper_of(settings))
         if options.audit_command == "verify":
             return _verify(settings, secrets, options)
+        if options.audit_command == "drop":
+            return _drop(settings, secrets, options)
         return asyncio.run(_replay(settings, secrets, options))
     except DatabaseError as error:
         raise OperatorError(str(error)) from error
@@ -119,6 +122,20 @@ def _in_words(chain: ChainReport) -> str:
     if chain.fault:
         words.append(f"FAULT: {chain.fault}")
     return "; ".join(words)
+
+
+# --- drop ------------------------------------------------------------------------------------------------
+
+
+def _drop(settings: Settings, secrets: Secrets, options: argparse.Namespace) -> int:
+    trail = begun_trail(settings, secrets, DROP, keep_s=seconds_of(options.older_than, "--older-than"))
+    try:
+        dropped = trail.drop_old()
+        trail.end()
+    finally:
+        trail.close()
+    _print(f"dropped: {dropped} parts of the trail (files, or groups of rows)")
+    return 0
 
 
 # --- replay ----------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from server.audit.ledger import KEYS, Ledger, ledger_of
+from server.commands.days import seconds_of
 from server.domain.caller import Scope
 from server.domain.errors import GuardError, OperatorError, StoreUnavailable
 from server.observation import lines
@@ -22,7 +23,6 @@ from server.store.pepper import pepper_of
 
 log = logging.getLogger(__name__)
 
-DAY_S = 24 * 60 * 60
 LARGEST_LIMIT = 2**31 - 1
 """The largest number that the column can hold."""
 
@@ -61,8 +61,7 @@ async def _create(database: Database, settings: Settings, options: argparse.Name
     limits = (options.requests_per_minute, options.tokens_per_minute)
     if not all(0 < limit <= LARGEST_LIMIT for limit in limits if limit is not None):
         raise OperatorError(f"A limit must be a whole number from 1 to {LARGEST_LIMIT}.")
-    if options.expires is not None and not 0 < options.expires <= 36500:
-        raise OperatorError("--expires takes 1 to 36500 days.")
+    lasts = None if options.expires is None else seconds_of(options.expires, "--expires", least=1)
     ledger = await _ledger(settings)  # before the key is made: a trail that cannot be written begins no key
     key, made = await create(
         database,
@@ -73,7 +72,7 @@ async def _create(database: Database, settings: Settings, options: argparse.Name
         finished_prompts=options.finished_prompts,
         requests_per_minute=options.requests_per_minute,
         tokens_per_minute=options.tokens_per_minute,
-        expires_at=None if options.expires is None else int(time.time()) + options.expires * DAY_S,
+        expires_at=None if lasts is None else int(time.time() + lasts),
     )
     try:
         await _record(ledger, "created", made)

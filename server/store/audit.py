@@ -64,9 +64,15 @@ class AuditTable:
             # The last row stays: the next record of a process that is still there needs something to follow.
             while len(rows := self._read(chain, audit_lines.c.number >= 0, limit=READ_AT_ONCE)) > 1:
                 before = rows[0][0]
-                yield TablePart(chain, rows[-2][1].encode(), rows[-2][0], self._engine, self._kind)
+                size = sum(len(line) for _, line in rows[:-1])
+                yield TablePart(chain, rows[-2][1].encode(), size, rows[-2][0], self._engine, self._kind)
                 if self._first_number(chain) == before:
                     break
+
+    def size(self) -> int:
+        wanted = select(func.sum(func.length(audit_lines.c.line))).where(audit_lines.c.kind == self._kind)
+        with _failures(), self._engine.connect() as connection:
+            return int(connection.execute(wanted).scalar() or 0)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -107,6 +113,7 @@ class TablePart:
 
     chain: str
     last: bytes
+    size: int
     through: int
     engine: Engine
     kind: str

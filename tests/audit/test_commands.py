@@ -101,6 +101,22 @@ def test_a_key_that_cannot_be_recorded_is_not_made(place: Path, capsys: pytest.C
     assert json.loads(capsys.readouterr().out) == []
 
 
+def test_old_records_are_dropped_by_command_and_the_rest_is_whole(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        assert main(["keys", "create", name]) == 0
+    assert main(["audit", "drop", "--older-than", "1"]) == 0
+    assert "dropped: 0 parts" in capsys.readouterr().out
+    assert len(list(place.iterdir())) == 3, "with the chain of the command itself"
+    assert main(["audit", "drop", "--older-than", "0"]) == 0
+    assert "dropped: 3 parts" in capsys.readouterr().out
+    (left,) = place.iterdir()
+    assert '"program":"audit drop"' in left.read_text()
+    assert verified(capsys)[0] == 0
+    assert main(["audit", "drop", "--older-than", "-1"]) == 2
+
+
 def test_verify_tells_whole_from_tampered_from_error(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["audit", "verify"]) == 2
     assert main(["keys", "create", "one"]) == 0

@@ -194,7 +194,7 @@ def test_old_files_go_and_the_rest_is_whole(tmp_path: Path) -> None:
     before = len(files(tmp_path))
     clock[0] = 1200.0
     fill(made, 5, at=1200)
-    assert made.drop_expired() > 0
+    assert made.drop_old() > 0
     fill(made, 5, at=1200)
     made.end()
     made.close()
@@ -205,11 +205,28 @@ def test_old_files_go_and_the_rest_is_whole(tmp_path: Path) -> None:
     assert chain.dropped + chain.records == chain.sealed == 42
 
 
+def test_the_oldest_records_go_when_there_are_too_many_bytes(tmp_path: Path) -> None:
+    finished(tmp_path, 1, records=20)
+    made = trail(tmp_path, 2, keep_bytes=9000)
+    fill(made, 40)
+    before = sum(file.stat().st_size for file in files(tmp_path))
+    assert before > 12_000
+    assert made.drop_old() > 1
+    left = sum(file.stat().st_size for file in files(tmp_path))
+    assert 4000 < left <= 9000
+    assert made.drop_old() == 0
+    made.end()
+    made.close()
+    report = checked(tmp_path)
+    assert report.whole
+    assert NAME.format(1) not in {file.name.partition(".")[0] for file in files(tmp_path)}, "the oldest chain first"
+
+
 def test_the_file_that_another_process_writes_to_stays(tmp_path: Path) -> None:
     idle = trail(tmp_path, 1)
     finished(tmp_path, 2, records=1)
     made = trail(tmp_path, 3, keep_s=100, now=lambda: time.time() + 1000)
-    assert made.drop_expired() == 1
+    assert made.drop_old() == 1
     assert {file.name.partition(".")[0] for file in files(tmp_path)} == {NAME.format(1), NAME.format(3)}
     assert checked(tmp_path).whole
     idle.close()
@@ -219,7 +236,7 @@ def test_the_file_that_another_process_writes_to_stays(tmp_path: Path) -> None:
 def test_files_that_somebody_else_deleted_are_missing_whatever_their_age(tmp_path: Path) -> None:
     made = trail(tmp_path, keep_s=100)
     fill(made, 60, at=1)
-    assert made.drop_expired() > 1
+    assert made.drop_old() > 1
     fill(made, 60, at=2)
     made.end()
     made.close()
