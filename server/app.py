@@ -41,6 +41,7 @@ from server.backends.base import Backend
 from server.backends.fallback import parts
 from server.batches.runner import BatchRunner
 from server.checkpoints.profile import Profile
+from server.domain.aio import ended
 from server.domain.errors import OperatorError
 from server.domain.policy import Policy
 from server.families.base import family_named
@@ -130,9 +131,7 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
             try:
                 yield
             finally:
-                for task in background:
-                    task.cancel()
-                await asyncio.gather(*background, return_exceptions=True)
+                await ended(*background)
         finally:
             # Also if the start failed: a half-started engine holds memory too.
             moderator.close()

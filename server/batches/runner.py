@@ -26,7 +26,7 @@ from server.batches.endpoints import ENDPOINTS
 from server.batches.lines import Line, LineCheck, answered_line, expired_line, read_lines, request_of
 from server.batches.places import Places
 from server.batches.turns import Turns, Work
-from server.domain.aio import fresh
+from server.domain.aio import fresh, obey_cancellation
 from server.domain.caller import Handling
 from server.domain.errors import (
     SERVERS_CONDITION,
@@ -119,6 +119,7 @@ class BatchRunner:
                 except Exception as error:
                     # A defect must not end the work on all batches to come.
                     log.error("batches: defect %s at\n%s", type(error).__name__, _place(error))
+                obey_cancellation()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(POLL_S):
                         await self._changed.wait()

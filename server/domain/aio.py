@@ -21,11 +21,31 @@ def fresh(error: E) -> E:
     return copy.copy(error)
 
 
+AGAIN_S = 1.5
+"""Time after which a task that was cancelled and still runs is cancelled again."""
+
+
+def obey_cancellation() -> None:
+    """Raise the cancellation that this task was sent, if any.
+
+    Libraries lose one now and then: what they do to clean up fails, and that error takes its place. So whoever goes on
+    after any error asks here first, or a server that stops would wait for ever.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 async def ended(*tasks: asyncio.Future[Any]) -> None:
     """Cancel `tasks` and wait until they have ended, with or without an error."""
+    waiting = set(tasks)
+    while waiting:
+        for task in waiting:
+            task.cancel()
+        _, waiting = await asyncio.wait(waiting, timeout=AGAIN_S)
     for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+        if not task.cancelled():
+            task.exception()  # which nobody else asks for
 
 
 async def together(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:

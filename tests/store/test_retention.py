@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from server.domain.aio import ended
 from server.domain.errors import NotFound
 from server.store.batches import Batch, Batches, LeaseLost, Status
 from server.store.database import Database
@@ -221,3 +222,12 @@ async def test_a_file_of_an_earlier_release_is_written_anew_by_command(tmp_path:
     async with database.begin() as connection:
         assert await connection.scalar(select(func.count()).select_from(files)) == 0
     await database.close()
+
+
+async def test_the_schedule_ends_at_whatever_moment_it_is_cancelled(database: Database) -> None:
+    """SQLAlchemy and its drivers lose some of these cancellations, and a server that is told to stop must not wait."""
+    for moment in range(50):
+        task = asyncio.create_task(Retention(database, KEEP_S).run())
+        await asyncio.sleep(moment * 0.0004)
+        async with asyncio.timeout(10):
+            await ended(task)
