@@ -26,7 +26,7 @@ from server.batches.endpoints import ENDPOINTS
 from server.batches.lines import Line, LineCheck, answered_line, expired_line, read_lines, request_of
 from server.batches.places import Places
 from server.batches.turns import Turns, Work
-from server.domain.aio import fresh, obey_cancellation
+from server.domain.aio import ended, fresh
 from server.domain.caller import Handling
 from server.domain.errors import (
     SERVERS_CONDITION,
@@ -119,15 +119,11 @@ class BatchRunner:
                 except Exception as error:
                     # A defect must not end the work on all batches to come.
                     log.error("batches: defect %s at\n%s", type(error).__name__, _place(error))
-                obey_cancellation()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(POLL_S):
                         await self._changed.wait()
         finally:
-            tasks = [work.task for work in self._turns.at_work.values()]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await ended(*(work.task for work in self._turns.at_work.values()))
 
     async def _look_around(self) -> None:
         while not self._service.draining and (chosen := await self._next()) is not None:
@@ -175,7 +171,7 @@ class BatchRunner:
         async with asyncio.TaskGroup() as group:
             heart = group.create_task(self._beat(batch, stop))
             status, faults = await self._advance(batch, stop)
-            heart.cancel()  # the end of the batch gives the lease back
+            await ended(heart)  # the end of the batch gives the lease back
         if status is Status.FAILED:
             batch = await self._batches.fail(batch.id, self._worker, faults)
             if batch.status is Status.CANCELLING:
@@ -494,9 +490,7 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
             return True
         return False
     finally:
-        stopped.cancel()
-        task.cancel()
-        await asyncio.gather(task, stopped, return_exceptions=True)
+        await ended(task, stopped)
 
 
 def _cause(error: BaseException) -> BaseException:

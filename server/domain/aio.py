@@ -25,19 +25,12 @@ AGAIN_S = 1.5
 """Time after which a task that was cancelled and still runs is cancelled again."""
 
 
-def obey_cancellation() -> None:
-    """Raise the cancellation that this task was sent, if any.
-
-    Libraries lose one now and then: what they do to clean up fails, and that error takes its place. So whoever goes on
-    after any error asks here first, or a server that stops would wait for ever.
-    """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
-
-
 async def ended(*tasks: asyncio.Future[Any]) -> None:
-    """Cancel `tasks` and wait until they have ended, with or without an error."""
+    """Cancel `tasks` and wait until they have ended, with or without an error.
+
+    Libraries lose a cancellation now and then: with SQLAlchemy and aiosqlite a task may then wait for a connection that
+    is closed. So what still runs is cancelled again, or a server that stops would wait for ever.
+    """
     waiting = set(tasks)
     while waiting:
         for task in waiting:

@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from server.domain.aio import obey_cancellation
 from server.domain.errors import GuardError
 from server.moderation.moderator import Moderator
 
@@ -76,7 +75,6 @@ class Readiness:
                 except Exception as error:
                     # A defect must not end the watch: an idle server would never be ready again.
                     log.error("the readiness probe failed: defect %s", type(error).__name__)
-                obey_cancellation()
                 if self._age() >= self._probe_interval_s:
                     await asyncio.sleep(self._probe_interval_s)
 

@@ -16,7 +16,6 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from server.domain.aio import obey_cancellation
 from server.domain.errors import StoreUnavailable
 from server.scratch import Scratch
 from server.settings import Settings
@@ -129,11 +128,9 @@ class Database:
             async with self._engine.begin() as connection:
                 yield connection
         except (DataError, OverflowError) as error:
-            obey_cancellation()
             log.error("the database refused a value: %s", type(getattr(error, "orig", None) or error).__name__)
             raise Unstorable("The server's database cannot hold this, and nothing was changed.") from None
         except SQLAlchemyError as error:
-            obey_cancellation()
             if self.dialect == "sqlite" and not isinstance(error, OperationalError | IntegrityError):
                 # A file that was damaged may have been restored: the connections still hold what they read of it.
                 await self._engine.dispose()
@@ -172,7 +169,6 @@ class Database:
             async with self._engine.connect() as connection:
                 yield await connection.execution_options(isolation_level="AUTOCOMMIT")
         except SQLAlchemyError as error:
-            obey_cancellation()
             log.error("the database did not give space back: %s", type(getattr(error, "orig", None) or error).__name__)
             raise StoreUnavailable("The server's database failed. Try again later.") from None
 

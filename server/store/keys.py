@@ -20,7 +20,6 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Row, RowMapping, or_, select, update
 
-from server.domain.aio import obey_cancellation
 from server.domain.caller import Caller, Scope
 from server.domain.errors import KeysUnavailable
 from server.store.database import Database
@@ -220,7 +219,6 @@ class Keyring:
             try:
                 await self._read_in_time()
             except Exception as error:  # even a defect must not end the watch
-                obey_cancellation()
                 if not failed_before:
                     reason = type(error).__name__
                     log.error("API keys cannot be read (%s): known keys stay valid for %d s", reason, TRUSTED_S)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from server.domain.aio import obey_cancellation
 from server.domain.errors import StoreUnavailable
 from server.store.database import Database
 from server.store.files import ENDED
@@ -130,7 +129,6 @@ class Retention:
             except Exception as error:
                 # A defect must not end the schedule.
                 log.error("retention: defect %s", type(error).__name__)
-            obey_cancellation()
             await asyncio.sleep(EVERY_S)
 
     async def erase(self, owner: str | None = None, older_than_s: float | None = None) -> dict[str, int]:

@@ -5,12 +5,12 @@ includes paths that do not exist, and paths that somebody adds tomorrow.
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 from server.api.http.hosts import Hosts
 from server.api.http.paths import most_specific
+from server.domain.aio import ended
 from server.domain.caller import ANYONE, Caller, Scope
 from server.domain.errors import InvalidApiKey, MissingScope
 from server.store.keys import Keyring
@@ -52,9 +52,7 @@ class Access:
 
     async def close(self) -> None:
         if self._watch is not None:
-            self._watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watch
+            await ended(self._watch)
 
     def scope_of(self, path: str) -> Scope:
         return most_specific(path, self._scopes) or Scope.ADMIN
