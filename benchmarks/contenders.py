@@ -91,6 +91,24 @@ class Service:
             self.process.wait()
 
 
+def start_service(
+    folder: Path, name: str, role: str, command: list[str], port: int, ready: str, environment: Mapping[str, str]
+) -> Service:
+    """Run `command`, with its log in `folder`, until the path `ready` answers 200. Raises LeftOut if it does not."""
+    log = folder / f"{name}.log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, env={**os.environ, **environment}
+        )
+    service = Service(name, role, process, f"http://127.0.0.1:{port}", log)
+    try:
+        service.wait(ready)
+    except BaseException:
+        service.stop()
+        raise
+    return service
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """What starting a service needs: the model, a folder for its files, and the services that run already."""
@@ -102,18 +120,7 @@ class Stage:
     def start(
         self, name: str, role: str, command: list[str], port: int, ready: str, environment: Mapping[str, str]
     ) -> Service:
-        log = self.folder / f"{name}.log"
-        with log.open("wb") as stream:
-            process = subprocess.Popen(
-                command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, env={**os.environ, **environment}
-            )
-        service = Service(name, role, process, f"http://127.0.0.1:{port}", log)
-        try:
-            service.wait(ready)
-        except BaseException:
-            service.stop()
-            raise
-        return service
+        return start_service(self.folder, name, role, command, port, ready, environment)
 
     @property
     def raw_url(self) -> str:

@@ -10,15 +10,13 @@ The exit status is 0 if every target is met, 1 if not. benchmarks/README.md says
 import argparse
 import asyncio
 import contextlib
-import os
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ import aiohttp
 import psutil
 
 from benchmarks import records, soak_figures, soak_traffic
+from benchmarks.contenders import Service, free_port, start_service
 from benchmarks.model import ROOT
 from benchmarks.processes import tree
 from benchmarks.soak_figures import Sample, Soaked
@@ -33,8 +32,8 @@ from benchmarks.soak_traffic import Tally
 from benchmarks.stamp import stamp
 
 OUT = ROOT / "build" / "soak"
-POCKET = [sys.executable, "-m", "server", "serve", "--profile", "pocket", "--port", "0"]
-START_TIMEOUT_S, END_TIMEOUT_S = 600, 60
+POCKET = [sys.executable, "-m", "server", "serve", "--profile", "pocket"]
+END_TIMEOUT_S = 60
 SAMPLE_EVERY_S, HEALTH_EVERY_S = 5.0, 0.25
 SETTLE_S = 10.0
 """Time without traffic before descriptors are counted: connections and pictures in work are gone by then."""
@@ -47,35 +46,9 @@ DEFECT = re.compile(r"Traceback|\bdefect\b|leaked")
 """What no line of the server's log may say."""
 
 
-@dataclass(slots=True)
-class Server:
-    """A server in a process of its own, where it listens, and its log."""
-
-    process: subprocess.Popen[bytes]
-    url: str
-    log: Path
-
-    def sample(self, at_s: float) -> Sample:
-        """Resident memory in MiB, open descriptors and threads of its processes, by role."""
-        found = Sample(at_s)
-        for pid, role in tree({self.process.pid: "server"}).items():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process = psutil.Process(pid)
-                with process.oneshot():
-                    found.add(role, process.memory_info().rss / 2**20, process.num_fds(), process.num_threads())
-        return found
-
-    def stop(self) -> tuple[int, float]:
-        """Ask it to end. Returns its exit status and the seconds that it took. Raises TimeoutExpired."""
-        began = time.monotonic()
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(END_TIMEOUT_S), time.monotonic() - began
-
-
 @contextlib.contextmanager
-def started(command: Sequence[str], folder: Path) -> Iterator[Server]:
-    """Run `command`, which serves and says where it is "ready at". Raises RuntimeError with its log if it does not."""
-    log = folder / "server.log"
+def started(folder: Path) -> Iterator[Service]:
+    """The pocket model, served with everything that may leak. Raises LeftOut with the end of its log."""
     environment = {
         "GUARD_DATABASE_URL": f"sqlite:///{folder / 'guard.db'}",
         "GUARD_DATA_DIR": str(folder),
@@ -83,28 +56,29 @@ def started(command: Sequence[str], folder: Path) -> Iterator[Server]:
         # Pocket does not see what is on pictures, but they are read, decoded and bounded as ever.
         "GUARD_UNSEEN_IMAGES": "judge_text",
     }
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, **environment}, stdout=stream, stderr=subprocess.STDOUT
-        )
+    port = free_port()
+    command = [*POCKET, "--port", str(port)]
+    service = start_service(folder, "server", "server", command, port, "/ready", environment)
     try:
-        yield Server(process, _url(process, log), log)
+        yield service
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        if service.process.poll() is None:
+            service.process.kill()
+            service.process.wait()
 
 
-def _url(process: subprocess.Popen[bytes], log: Path) -> str:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        if found := re.search(r"ready at (http://\S+)", log.read_text(errors="replace")):
-            return found[1].rstrip("/")
-        time.sleep(0.1)
-    raise RuntimeError(f"the server did not start:\n{log.read_text(errors='replace')[-3000:]}")
+def sample(server: Service, at_s: float) -> Sample:
+    """Resident memory in MiB, open descriptors and threads of its processes, by role."""
+    found = Sample(at_s)
+    for pid, role in tree({server.process.pid: "server"}).items():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            with process.oneshot():
+                found.add(role, process.memory_info().rss / 2**20, process.num_fds(), process.num_threads())
+    return found
 
 
-async def watch(server: Server, began: float, found: Soaked) -> None:
+async def watch(server: Service, began: float, found: Soaked) -> None:
     """Sample the server's processes and the time that /health takes, until cancelled.
 
     Raises RuntimeError if the server ends.
@@ -124,12 +98,12 @@ async def watch(server: Server, began: float, found: Soaked) -> None:
                 # The rest of the hour would prove nothing.
                 raise RuntimeError(f"the server ended:\n{server.log.read_text(errors='replace')[-3000:]}")
             if time.monotonic() >= due:
-                found.samples.append(server.sample(time.monotonic() - began))
+                found.samples.append(sample(server, time.monotonic() - began))
                 due += SAMPLE_EVERY_S
             await asyncio.sleep(HEALTH_EVERY_S)
 
 
-async def soak(server: Server, warm_up_s: float, seconds: float, callers: int, seed: int = 1) -> Soaked:
+async def soak(server: Service, warm_up_s: float, seconds: float, callers: int, seed: int = 1) -> Soaked:
     """Warm up, count what is open, let `callers` ask for `seconds`, and count again.
 
     Raises RuntimeError if the model does not judge the known texts as they are known: nothing could be proven then.
@@ -138,25 +112,27 @@ async def soak(server: Server, warm_up_s: float, seconds: float, callers: int, s
     warming = Tally()
     await soak_traffic.ask(server.url, warming, callers, warm_up_s, seed)
     await asyncio.sleep(SETTLE_S)
-    found = Soaked(tally=Tally(), before=server.sample(0.0), seconds=seconds)
+    found = Soaked(tally=Tally(), before=sample(server, 0.0), seconds=seconds)
     began = time.monotonic()
     async with asyncio.TaskGroup() as group:
         watching = group.create_task(watch(server, began, found))
         await soak_traffic.ask(server.url, found.tally, callers, seconds, seed + 1)
         watching.cancel()
     await asyncio.sleep(SETTLE_S)
-    found.after = server.sample(time.monotonic() - began)
+    found.after = sample(server, time.monotonic() - began)
     # An error counts whenever it happened.
     found.tally.add(warming)
     return found
 
 
-def run(command: Sequence[str], folder: Path, warm_up_s: float, seconds: float, callers: int) -> Soaked:
-    """Start the server, soak it, and end it."""
-    with started(command, folder) as server:
+def run(folder: Path, warm_up_s: float, seconds: float, callers: int) -> Soaked:
+    """Start the server, soak it, and end it. Raises LeftOut and TimeoutExpired."""
+    with started(folder) as server:
         found = asyncio.run(soak(server, warm_up_s, seconds, callers))
         processes = [psutil.Process(pid) for pid in tree({server.process.pid: "server"})]
-        found.exit_status, found.ended_s = server.stop()
+        told = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        found.exit_status, found.ended_s = server.process.wait(END_TIMEOUT_S), time.monotonic() - told
         found.left_running = len(psutil.wait_procs(processes, timeout=ORPHANS_END_S)[1])
         found.defects = [line for line in server.log.read_text(errors="replace").splitlines() if DEFECT.search(line)]
     return found
@@ -192,7 +168,7 @@ def main() -> int:
     warm_up_s = min(seconds / 6, MOST_WARM_UP_S) if options.warm_up is None else 60 * options.warm_up
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        found = run(POCKET, Path(folder), warm_up_s, seconds, options.callers)
+        found = run(Path(folder), warm_up_s, seconds, options.callers)
     said = {"minutes": options.minutes, "warm_up_minutes": warm_up_s / 60, "callers": options.callers}
     result = result_of(found, said, "pocket")
     print(soak_figures.report(found))

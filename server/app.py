@@ -170,9 +170,9 @@ def create_app(settings: Settings, profile: Profile, backend: Backend) -> FastAP
 def _routes_of(dialect: Dialect) -> Sequence[BaseRoute]:
     """Its routes, with the errors of their paths. Applications of one process share them: FastAPI takes a quarter of a
     second for those of all dialects."""
-    complete = APIRouter()
+    complete, shapes = APIRouter(), _error_shapes()
     for router in dialect.routers:
-        complete.include_router(router, responses=_error_shapes().at(router.prefix).responses)
+        complete.include_router(router, responses=shapes.at(router.prefix).responses)
     return complete.routes
 
 
@@ -262,14 +262,17 @@ def _fingerprint(profile: Profile, policy: Policy, settings: Settings) -> str:
 def _audited_facts(settings: Settings, profile: Profile) -> Facts | None:
     if not settings.audit:
         return None  # to hash the code takes milliseconds
-    model = (profile.name, profile.family, profile.model, profile.revision, dict(profile.engine))
-    remote = (settings.backend, settings.fallback, settings.openrouter_model) if settings.is_remote else None
-    return Facts.of(repr((model, remote)), profile.chat_template)
+    return Facts.of(repr(_who_judges(profile, settings)), profile.chat_template)
 
 
 def _facts(profile: Profile, policy: Policy, settings: Settings) -> str:
     """Everything except the request that decides its verdict."""
-    model = (profile.name, profile.family, profile.model, profile.revision, dict(profile.engine))
+    model, remote = _who_judges(profile, settings)
     choices = (policy, settings.image_limits, settings.finished_prompts, settings.unseen_images)
-    remote = (settings.backend, settings.fallback, settings.openrouter_model) if settings.is_remote else None
     return repr((__version__, model, choices, remote))
+
+
+def _who_judges(profile: Profile, settings: Settings) -> tuple[tuple[object, ...], tuple[str, ...] | None]:
+    """What identifies the local model, and the remote one if there is one."""
+    model = (profile.name, profile.family, profile.model, profile.revision, dict(profile.engine))
+    return model, (settings.backend, settings.fallback, settings.openrouter_model) if settings.is_remote else None

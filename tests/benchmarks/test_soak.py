@@ -92,7 +92,7 @@ def test_an_error_of_the_warm_up_counts_and_its_other_answers_do_not() -> None:
 
 @pytest.mark.slow
 def test_a_short_soak_of_a_real_server(tmp_path: Path) -> None:
-    found = soak.run(soak.POCKET, tmp_path, warm_up_s=5, seconds=15, callers=4)
+    found = soak.run(tmp_path, warm_up_s=5, seconds=15, callers=4)
     held: dict[str, Target] = {target.name: target for target in soak_figures.targets(found)}
     # Connections to the database are opened as they are needed, and a warm-up of seconds does not need all of them.
     held.pop("descriptors leaked")
